@@ -1,0 +1,17 @@
+.PHONY: setup demo test check slow
+
+setup:            ## build .venv, with the demo's model and data, when it is missing or out of date
+	@scripts/setup
+
+demo: setup       ## fine-tune a real model over ten clients, in a few minutes on two cores
+	@.venv/bin/fedlora run demo
+
+test: setup       ## the fast suite
+	@scripts/test
+
+check: setup      ## lint, types, import directions, documentation
+	@scripts/check
+
+slow: setup       ## the tests that take minutes
+	@scripts/test -m slow
+

@@ -1,0 +1,1 @@
+"""Low-rank algebra on plain tensors. Imports nothing of fedlora."""

@@ -1,0 +1,230 @@
+"""The configuration of a run: six tables, every key with its default, checked whole before anything starts.
+
+A recipe is TOML with these tables. `--set table.key=value` reaches every key; the short flags of the command line are names
+for some of them. An unknown key is an error that gives the nearest names.
+"""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AllowInfNan,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from fedlora.errors import BadInput, unknown
+
+
+class Head(Enum):
+    """Who trains the classification head."""
+
+    FROZEN = "frozen"  # nobody: one random draw, the same on every client (the papers' choice)
+    SHARED = "shared"  # every client, averaged by number of examples
+    PERSONAL = "personal"  # every client its own
+
+
+class Partition(Enum):
+    """How training and test examples are dealt to clients."""
+
+    DIRICHLET = "dirichlet"  # for each class, shares drawn from Dirichlet(alpha)
+    IID = "iid"
+    PATHOLOGICAL = "pathological"  # pairs of clients share pairs of classes
+    COLUMN = "column"  # the natural owners that a column names
+
+
+class RankPlan(Enum):
+    """Named ways to give clients different ranks of 2, 4, 8, 16 and 32."""
+
+    TIERS = "tiers"  # client k has 2^((k mod 5) + 1)
+    HEAVY_TAIL = "heavy-tail"  # most clients small: 20, 6, 2, 1, 1 of 30
+    NORMAL = "normal"  # a bell around 4: 7, 13, 8, 2, 0 of 30
+
+
+RANK_SHARES = {RankPlan.HEAVY_TAIL: (20, 6, 2, 1, 1), RankPlan.NORMAL: (7, 13, 8, 2, 0)}
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MethodConfig(BaseModel):
+    """The method's name; its own fields stand beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = "lora-a2"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class ModelConfig(Table):
+    """The pre-trained model: a packaged name (minilm), a local folder or a Hub id, and where its adapter goes."""
+
+    source: str = "minilm"
+    head: Head = Head.FROZEN
+    target_modules: str | list[str] = "all-linear"
+    lora_alpha: PositiveFloat = 16.0
+    rslora: bool = False
+
+
+class DataConfig(Table):
+    """The data set: a catalogue name, a file, a folder or a Hub id; its columns; and how clients come by it."""
+
+    source: str = "20newsgroups"
+    text: str = "text"
+    label: str = "label"
+    limit: PositiveInt | None = None
+    max_length: PositiveInt = 128
+    partition: Partition = Partition.DIRICHLET
+    alpha: Annotated[PositiveFloat, AllowInfNan(False)] = 0.5
+    column: str | None = None
+    min_size: PositiveInt = 1
+
+
+class ClientsConfig(Table):
+    """How many clients, their ranks, and how many (an integer) or what share (up to 1.0) take part in a round."""
+
+    count: PositiveInt | None = None
+    rank: PositiveInt | list[PositiveInt] | RankPlan = 8
+    sample: PositiveInt | float = 1.0
+
+
+class TrainConfig(Table):
+    """The length of the run, the local optimiser, and how often the test set is scored (always after the last round)."""
+
+    rounds: PositiveInt = 10
+    epochs: PositiveInt = 1
+    batch_size: PositiveInt = 32
+    lr: PositiveFloat = 5e-4
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: NonNegativeFloat = 0.01
+    clip: PositiveFloat | None = None
+    evaluate_every: PositiveInt = 1
+
+
+class Config(Table):
+    """A whole run."""
+
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    method: MethodConfig = Field(default_factory=MethodConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    clients: ClientsConfig = Field(default_factory=ClientsConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Config":
+        if self.data.partition is Partition.COLUMN and self.data.column is None:
+            raise ValueError('data.partition = "column" needs data.column, the column that names the owner')
+        if self.data.column is not None and self.data.partition is not Partition.COLUMN:
+            raise ValueError(f'data.column is set, so data.partition must be "column", not "{self.data.partition.value}"')
+        share = self.clients.sample
+        if isinstance(share, float) and not 0 < share <= 1:
+            raise ValueError(f"clients.sample = {share}: a share lies in (0, 1], a number of clients is an integer")
+        return self
+
+
+def resolve(*layers: Mapping[str, Any]) -> Config:
+    """The configuration of several layers of nested tables, the later ones winning.
+
+    Raises:
+        BadInput: names the key, its value, and what is possible.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        _merge(merged, layer)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise _explain(error) from error
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """The tables of a recipe: a TOML file, or the name of a packaged recipe."""
+    file = Path(path)
+    if not file.suffix and not file.exists():
+        packaged = {f.name.removesuffix(".toml"): f for f in files("fedlora.recipes").iterdir() if f.name.endswith(".toml")}
+        if path not in packaged:
+            raise unknown("recipe", path, packaged)
+        return tomllib.loads(packaged[path].read_text())
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not valid TOML: {error}") from error
+
+
+def setting(assignment: str) -> dict[str, Any]:
+    """The nested tables of one `key=value`: the value is TOML, or a plain string where it is not."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not key:
+        raise BadInput(f"--set {assignment}: expected table.key=value, as in --set train.lr=1e-3")
+    try:
+        parsed: Any = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = text
+    for part in reversed(key.strip().split(".")):
+        parsed = {part: parsed}
+    return dict(parsed)
+
+
+def to_toml(config: Config) -> str:
+    """The whole resolved configuration; reading it back gives the same one."""
+    import tomli_w
+
+    return tomli_w.dumps(as_tables(config))
+
+
+def as_tables(config: Config) -> dict[str, Any]:
+    """Plain nested tables, without the keys that are not set."""
+    return config.model_dump(mode="json", exclude_none=True)
+
+
+def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, new in layer.items():
+        if isinstance(new, Mapping):
+            kept = into.get(key)
+            table: dict[str, Any] = dict(kept) if isinstance(kept, Mapping) else {}
+            if key == "method" and "name" in new and new["name"] != table.get("name"):
+                table = {}  # another method's own fields do not carry over
+            _merge(table, new)
+            into[key] = table
+        else:
+            into[key] = new
+
+
+def _explain(error: ValidationError) -> BadInput:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    key = ".".join(place)
+    if first["type"] == "extra_forbidden":
+        return unknown("config key", key, _keys_beside(place))
+    message = first["msg"].removeprefix("Value error, ")
+    if not place:
+        return BadInput(message)
+    table_key = ".".join(place[:2])  # past it stand pydantic's names for the members of a union
+    return BadInput(f"{table_key} = {first['input']!r}: {message}")
+
+
+def _keys_beside(place: Iterable[str]) -> list[str]:
+    keys = []
+    for name, info in Config.model_fields.items():
+        keys.append(name)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys.extend(f"{name}.{inner}" for inner in info.annotation.model_fields)
+    return keys

@@ -1,0 +1,113 @@
+"""From the columns of a table to texts, owners and class indices, with an error that names file, column and row."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fedlora.data.dataset import Integers
+from fedlora.data.source import Part
+from fedlora.errors import BadInput, unknown
+
+Labels = tuple[int, ...] | tuple[str, ...]
+
+
+def texts(part: Part, name: str) -> tuple[str, ...]:
+    """The texts of a column; a missing value is an empty text. Raises BadInput when the column is missing or is no text."""
+    column = _column(part, name)
+    _require_text(part, name, column)
+    return tuple(text or "" for text in _values(part, name, column))
+
+
+def owners(part: Part, name: str) -> tuple[str, ...]:
+    """Who each row belongs to. Raises BadInput when the column, or a value of it, is missing."""
+    from pyarrow import types
+
+    column = _column(part, name)
+    if not types.is_integer(column.type):
+        _require_text(part, name, column)
+    values = _values(part, name, column)
+    _require_all(part, name, values)
+    return tuple(map(str, values))
+
+
+def labels(part: Part, name: str) -> Labels:
+    """The labels of a column, all integers or all text.
+
+    Raises:
+        BadInput: the column is missing, holds neither integers nor text, or lacks a value (the row is named, from 1).
+    """
+    from pyarrow import types
+
+    column = _column(part, name)
+    if types.is_floating(column.type) or types.is_decimal(column.type):
+        raise BadInput(f"{part.where}: column '{name}' holds fractional numbers ({column.type}); labels are integers or text")
+    if types.is_boolean(column.type) or types.is_date(column.type):
+        column = column.cast("string")  # a csv reader's guess about texts such as true and 2020-01-01
+    if not types.is_integer(column.type):
+        _require_text(part, name, column)
+    values: Labels = _values(part, name, column)
+    _require_all(part, name, values)
+    return values
+
+
+def class_names(values: Labels) -> tuple[str, ...]:
+    """The different labels: integers in order of size, texts sorted."""
+    integers = {value for value in values if isinstance(value, int)}
+    return tuple(map(str, sorted(integers))) if integers else tuple(sorted(set(map(str, values))))
+
+
+def encode(part: Part, column: str, values: Labels, names: Sequence[str], named: bool) -> Integers:
+    """The class indices (n,) of labels.
+
+    `named` says that the names were given beside the data, where an integer label is an index of `names`; otherwise an integer
+    label is looked up by its name like any other.
+
+    Raises:
+        BadInput: a label that is not among the classes, and its row, from 1.
+    """
+
+    def place(row: int) -> str:
+        return f"{part.where}: column '{column}', row {row + 1}"
+
+    index = {name: position for position, name in enumerate(names)}
+    encoded = np.empty(len(values), dtype=np.int64)
+    for row, value in enumerate(values):
+        if named and isinstance(value, int):
+            if not 0 <= value < len(names):
+                raise BadInput(f"{place(row)}: label {value} has no name; the {len(names)} names are for 0 to {len(names) - 1}")
+            encoded[row] = value
+        elif str(value) in index:
+            encoded[row] = index[str(value)]
+        else:
+            raise BadInput(f"{place(row)}: {unknown('label', str(value), names)}")
+    return encoded
+
+
+def _column(part: Part, name: str) -> Any:
+    have = part.table.column_names
+    if have.count(name) != 1:
+        fault = "no column" if name not in have else "more than one column"
+        raise BadInput(f"{part.where}: {fault} '{name}'; it has {', '.join(have) or 'no columns'}")
+    return part.table.column(name)
+
+
+def _require_text(part: Part, name: str, column: Any) -> None:
+    from pyarrow import types
+
+    kind = column.type.value_type if types.is_dictionary(column.type) else column.type
+    if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind)):
+        raise BadInput(f"{part.where}: column '{name}' holds {column.type}, not text")
+
+
+def _values(part: Part, name: str, column: Any) -> Any:
+    try:
+        return tuple(column.to_pylist())
+    except UnicodeDecodeError as error:  # JSON is not checked when it is read
+        raise BadInput(f"{part.where}: column '{name}' is not UTF-8: {error.reason}") from error
+
+
+def _require_all(part: Part, name: str, values: Sequence[int | str | None]) -> None:
+    for row, value in enumerate(values):
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise BadInput(f"{part.where}: column '{name}' has no value in row {row + 1}")

@@ -1,0 +1,213 @@
+"""Dealing a data set's examples to clients.
+
+Notation: K clients, C classes, n examples. Every function here is pure: the same data, configuration and seed give the same
+parts, and each example belongs to exactly one client (with one exception, which `by_column` states).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora.config import DataConfig, Partition
+from fedlora.data.dataset import Dataset, Integers, Split
+from fedlora.errors import BadInput
+from fedlora.seeds import generator
+
+DEFAULT_COUNT = 10
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Who has what: for each of K clients the rows of the training and of the test part, in order, and the client's name.
+    `rule` says how they were dealt, in the words of a title, e.g. "Dirichlet(0.5)"."""
+
+    train: tuple[Integers, ...]
+    test: tuple[Integers, ...]
+    names: tuple[str, ...]
+    rule: str = ""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The largest and smallest number of examples |D_k|, and of different classes |C_k|, that a client has."""
+
+    max_examples: int
+    min_examples: int
+    max_classes: int
+    min_classes: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """How unequal the clients are: what the LoRA-A² paper (2410.22815) gives in its Tables 4 and 5."""
+
+    train: Spread
+    test: Spread
+
+
+def split(dataset: Dataset, config: DataConfig, count: int | None, seed: int) -> Parts:
+    """The parts of `count` clients (10 when None; with a column of owners, as many as there are owners), by `config.partition`.
+
+    Raises:
+        BadInput: more clients than the data has room for, given `config.min_size`, or than the rule can serve.
+    """
+    if config.partition is Partition.COLUMN:
+        parts = by_column(dataset, count, config.column or "")
+    else:
+        clients = DEFAULT_COUNT if count is None else count
+        if clients * config.min_size > len(dataset.train):
+            raise BadInput(
+                f"clients.count = {clients}: {clients} clients with data.min_size = {config.min_size} need "
+                f"{clients * config.min_size:,} training examples, but there are {len(dataset.train):,}"
+            )
+        match config.partition:
+            case Partition.IID:
+                parts = iid(dataset, clients, seed)
+            case Partition.DIRICHLET:
+                parts = dirichlet(dataset, clients, config.alpha, config.min_size, seed)
+            case Partition.PATHOLOGICAL:
+                parts = pathological(dataset, clients, seed)
+    smallest = min(range(len(parts.names)), key=lambda k: len(parts.train[k]))
+    if len(parts.train[smallest]) < config.min_size:
+        raise BadInput(
+            f"data.min_size = {config.min_size}: with data.partition = {config.partition.value}, {parts.names[smallest]} has "
+            f"{len(parts.train[smallest])} training examples"
+        )
+    return parts
+
+
+def iid(dataset: Dataset, count: int, seed: int) -> Parts:
+    """Shuffle and deal evenly: sizes differ by at most one."""
+
+    def deal(part: str, examples: Split) -> tuple[Integers, ...]:
+        order = generator(seed, "partition", "iid", part).permutation(len(examples))
+        return tuple(np.sort(rows) for rows in np.array_split(order, count))
+
+    return Parts(deal("train", dataset.train), deal("test", dataset.test), _numbered(count), "IID")
+
+
+def dirichlet(dataset: Dataset, count: int, alpha: float, min_size: int, seed: int) -> Parts:
+    """Label skew (1909.06335): each class is shared out by one draw p ~ Dirichlet(alpha) over the clients, for training and test.
+
+    A client's count is rounded to the nearest example. A client below `min_size` examples then takes random ones from the
+    largest client; so does one of the test part, as far as that has enough for everybody.
+    """
+    shares = [dirichlet_shares(generator(seed, "partition", "shares", c), alpha, count) for c in range(len(dataset.label_names))]
+
+    def deal(part: str, examples: Split) -> tuple[Integers, ...]:
+        pieces: list[list[Integers]] = [[] for _ in range(count)]
+        for c, p in enumerate(shares):
+            rows = _shuffled_class(examples, c, seed, part)
+            # Rounding the running total, not each count, so that the counts add up.
+            cuts = np.rint(np.cumsum(p[:-1]) * len(rows)).astype(np.int64)
+            for piece, share in zip(pieces, np.split(rows, cuts), strict=True):
+                piece.append(share)
+        dealt = [np.concatenate(piece) for piece in pieces]
+        return _fill(dealt, min(min_size, len(examples) // count), generator(seed, "partition", "fill", part))
+
+    return Parts(deal("train", dataset.train), deal("test", dataset.test), _numbered(count), f"Dirichlet({alpha:g})")
+
+
+def dirichlet_shares(rng: np.random.Generator, alpha: float, count: int) -> NDArray[np.float64]:
+    """A draw (count,) from the symmetric Dirichlet(alpha), for every alpha > 0.
+
+    It is Gamma(alpha) variates over their sum, but below alpha = 0.01 most of those underflow. So their logarithms are drawn:
+    Gamma(alpha) is Gamma(alpha + 1) U^(1/alpha), and -log U is a standard exponential.
+    """
+    logs = np.log(rng.standard_gamma(alpha + 1, count)) - rng.standard_exponential(count) / alpha
+    weights = np.exp(logs - logs.max())
+    shares: NDArray[np.float64] = weights / weights.sum()
+    return shares
+
+
+def pathological(dataset: Dataset, count: int, seed: int) -> Parts:
+    """Pairs of clients share pairs of classes: clients 2j and 2j+1 get half each of the classes c with (c // 2) mod pairs = j.
+
+    With as many clients as classes, every client has two classes: the LoRA-A² paper's pathological setting.
+
+    Raises:
+        BadInput: an odd number of clients, or more pairs of clients than of classes.
+    """
+    classes = len(dataset.label_names)
+    most = 2 * ((classes + 1) // 2)
+    if count % 2 or count > most:
+        raise BadInput(f"clients.count = {count}: a pathological split of {classes} classes needs an even number, at most {most}")
+
+    def deal(part: str, examples: Split) -> tuple[Integers, ...]:
+        pieces: list[list[Integers]] = [[] for _ in range(count)]
+        for c in range(classes):
+            rows = _shuffled_class(examples, c, seed, part)
+            first = 2 * ((c // 2) % (count // 2))
+            middle = (len(rows) + c % 2) // 2  # of an odd number, the client who gets one more alternates
+            pieces[first].append(rows[:middle])
+            pieces[first + 1].append(rows[middle:])
+        return tuple(np.sort(np.concatenate(piece)) for piece in pieces)
+
+    return Parts(deal("train", dataset.train), deal("test", dataset.test), _numbered(count), "Pathological")
+
+
+def by_column(dataset: Dataset, count: int | None, column: str) -> Parts:
+    """One client for each owner of a training example, by name.
+
+    Test examples of other owners belong to nobody. A test part without owners belongs to every client as a whole.
+
+    Raises:
+        BadInput: `count` is given and is not the number of owners.
+    """
+    names = tuple(sorted(set(dataset.train.owners)))
+    if count is not None and count != len(names):
+        raise BadInput(f"clients.count = {count}: column '{column}' has {len(names)} owners")
+    train = _rows_of(names, dataset.train.owners)
+    if dataset.test.owners:
+        test = _rows_of(names, dataset.test.owners)
+    else:
+        test = (np.arange(len(dataset.test), dtype=np.int64),) * len(names)
+    return Parts(train, test, names, f"By column '{column}'")
+
+
+def statistics(parts: Parts, dataset: Dataset) -> Statistics:
+    """The extremes over clients of examples and classes, in both parts."""
+    return Statistics(_spread(parts.train, dataset.train), _spread(parts.test, dataset.test))
+
+
+def counts(rows: Sequence[Integers], labels: Integers, num_classes: int) -> Integers:
+    """How many examples of each class each client has: (K, C)."""
+    return np.stack([np.bincount(labels[mine], minlength=num_classes) for mine in rows]).astype(np.int64)
+
+
+def _spread(rows: Sequence[Integers], examples: Split) -> Spread:
+    sizes = [len(mine) for mine in rows]
+    classes = [len(np.unique(examples.labels[mine])) for mine in rows]
+    return Spread(max(sizes), min(sizes), max(classes), min(classes))
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(f"client {k}" for k in range(count))
+
+
+def _shuffled_class(examples: Split, c: int, seed: int, part: str) -> Integers:
+    return generator(seed, "partition", "shuffle", part, c).permutation(np.flatnonzero(examples.labels == c))
+
+
+def _rows_of(names: Sequence[str], owners: Sequence[str]) -> tuple[Integers, ...]:
+    rows: dict[str, list[int]] = {name: [] for name in names}
+    for row, owner in enumerate(owners):
+        if owner in rows:
+            rows[owner].append(row)
+    return tuple(np.array(mine, dtype=np.int64) for mine in rows.values())
+
+
+def _fill(dealt: Sequence[Integers], least: int, rng: np.random.Generator) -> tuple[Integers, ...]:
+    """The same examples with at least `least` for each client, which K * least <= n allows. The largest client gives, the first
+    of equals, one example at a time: so it is never left below `least` itself."""
+    rows = [mine.tolist() for mine in dealt]
+    sizes = np.array([len(mine) for mine in rows])
+    for poor in np.flatnonzero(sizes < least):
+        while sizes[poor] < least:
+            rich = int(sizes.argmax())
+            rows[poor].append(rows[rich].pop(int(rng.integers(sizes[rich]))))
+            sizes[poor] += 1
+            sizes[rich] -= 1
+    return tuple(np.sort(np.array(mine, dtype=np.int64)) for mine in rows)

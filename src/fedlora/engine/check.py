@@ -1,0 +1,92 @@
+"""What a reply must look like before the server uses it: the fields that the method's file declares, and nothing else."""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedlora.engine.wire import message_classes
+from fedlora.types import Client, Method, Setup
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def refuse(up: Any, method: Method, setup: Setup, client: Client) -> str | None:
+    """Why this Up must not be used, in one line, or None. Never raises, whatever the client sent."""
+    name = type(up).__name__
+    if not is_dataclass(up) or type(up) not in message_classes(method):
+        return f"it is a {name}, which is no message of {method.FACTS.title}"
+    parts = {f.name: getattr(up, f.name, None) for f in fields(up)}
+    declared = {f.name: (f.metadata["kind"], f.metadata["dims"]) for f in fields(up) if "kind" in f.metadata}
+    if not declared:
+        return f"it is a {name}, which is not what {method.FACTS.title} uploads"
+    for field, part in parts.items():
+        if field not in declared and not _plain(part):
+            return f"field '{field}' holds more than plain finite values"
+    sizes: Mapping[str, int | range] = {"rank": client.rank, **method.FACTS.dims(method, setup, client)}
+    seen: dict[tuple[str, str], int] = {}
+    for field, (kind, dims) in declared.items():
+        part = parts[field]
+        known: Mapping[str, tuple[int, ...]] = setup.params if dims == ("*",) else setup.shapes
+        if not isinstance(part, Mapping):
+            return f"field '{field}' is a {type(part).__name__}, not a mapping"
+        if part and (why := _unlike(part, known)):
+            return f"field '{field}' {why}"
+        for module, t in part.items():
+            if why := _kind(t, kind, len(known[module]) if dims == ("*",) else len(dims)):
+                return f"field '{field}', '{module}': {why}"
+            if dims == ("*",):
+                if tuple(t.shape) != tuple(known[module]):
+                    return f"field '{field}', '{module}': its shape is {tuple(t.shape)}, expected {tuple(known[module])}"
+                continue
+            lengths = (int(t.sum()), len(t)) if kind == "index" else tuple(t.shape)
+            here = {**sizes, "out": known[module][0], "in": known[module][1]}
+            for axis, length in zip(dims, lengths, strict=True):
+                agreed = here.get(axis, seen.get((module, axis), length))
+                fits = length in agreed if isinstance(agreed, range) else length == agreed
+                if not fits:
+                    return f"field '{field}', '{module}': '{axis}' is {length}, expected {_said(agreed)}"
+                if seen.setdefault((module, axis), length) != length:
+                    return f"field '{field}', '{module}': '{axis}' is {length}, but {seen[module, axis]} in another field"
+    if not any(parts[field] for field, (kind, _) in declared.items() if kind != "index"):
+        return "it is empty"
+    return None
+
+
+def _unlike(part: Mapping[Any, Any], known: Mapping[str, Any]) -> str | None:
+    """The first name that is missing from a mapping, or that it should not have."""
+    for name in known:
+        if name not in part:
+            return f"lacks '{name}'"
+    for name in part:
+        if name not in known:
+            return f"has an unexpected entry {name!a:.80}"
+    return None
+
+
+def _kind(t: Any, kind: str, ndim: int) -> str | None:
+    """What is wrong with an entry before its sizes are looked at."""
+    if not isinstance(t, Tensor):
+        return f"it is a {type(t).__name__}, not a tensor"
+    if t.layout != torch.strided or t.is_meta:
+        return "it is no dense tensor"
+    if kind == "index":
+        return None if t.dtype == torch.bool and t.ndim == 1 else f"it is {t.dtype} with {t.ndim} axes, expected torch.bool with 1"
+    if t.dtype not in FLOATS:
+        return f"it is {t.dtype}, expected a floating-point number"
+    if t.ndim != ndim:
+        return f"it has {t.ndim} axes, expected {ndim}"
+    return None if bool(torch.isfinite(t).all()) else "not all of its numbers are finite"
+
+
+def _plain(part: Any) -> bool:
+    """Whether an undeclared field may pass: a plain value, or a tuple of them."""
+    if isinstance(part, tuple):
+        return all(isinstance(x, bool | int | str) or x is None for x in part)
+    return part is None or isinstance(part, bool | int | str) or (isinstance(part, float) and abs(part) < float("inf"))
+
+
+def _said(size: int | range) -> str:
+    return f"{size.start} to {size.stop - 1}" if isinstance(size, range) else str(size)

@@ -1,0 +1,99 @@
+"""The result of a run, in the formats that others read: a PEFT adapter, or the whole model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedlora.config import Config, Head, read_recipe, resolve
+from fedlora.engine import checkpoint
+from fedlora.engine.federation import Roster, load_pretrained, make_method, make_trainer, read_roster
+from fedlora.errors import BadInput
+from fedlora.models import peft
+from fedlora.models.load import Pretrained
+from fedlora.training.encode import encode
+from fedlora.types import Model, Tensors
+
+
+def write_result(config: Config, roster: Roster, result: Model, head: Tensors, out: Path) -> str:
+    """Write `adapter/` under `out`, or `model/` where the result is no fixed low-rank change; returns which."""
+    name = "adapter" if peft.is_adapter(result) else "model"
+    _write_folder(config, roster, result, head, out / name, merged=name == "model")
+    return name
+
+
+def export(run: Path, to: Path, client_id: int | None, merged: bool) -> str:
+    """Export what a run has learned so far; with a client, that client's own model. Returns "adapter" or "model".
+
+    Raises:
+        BadInput: `run` is no run folder or has no checkpoint yet, `to` exists, there is no such client, or the method has no
+            personal models.
+    """
+    if to.exists():
+        raise BadInput(f"{to} exists already; give another --to")
+    config, roster, result, head = read_result(run, client_id)
+    merged = merged or not peft.is_adapter(result)
+    _write_folder(config, roster, result, head, to, merged)
+    return "model" if merged else "adapter"
+
+
+def read_result(run: Path, client_id: int | None = None) -> tuple[Config, Roster, Model, Tensors]:
+    """The configuration, the clients, the learned model and the trained head (or nothing) of a run folder."""
+    file = run / "config.toml"
+    if not file.exists():
+        raise BadInput(f"{run} is no run folder: it has no config.toml")
+    config, roster = resolve(read_recipe(str(file))), read_roster(run / "federation.json")
+    method = make_method(config)
+    saved = checkpoint.load(run / "checkpoint", method)
+    if saved is None:
+        raise BadInput(f"{run} has no checkpoint yet: no round is complete")
+    if client_id is None:
+        return config, roster, method.deploy(saved.server.state), saved.server.head
+    if client_id not in range(len(roster.clients)):
+        raise BadInput(f"--client {client_id}: the run has clients 0 to {len(roster.clients) - 1}")
+    if not (method.FACTS.personal or config.model.head is Head.PERSONAL):
+        raise BadInput(
+            f"--client {client_id}: {method.FACTS.title} with a {config.model.head.value} head trains one model for all; "
+            "leave --client out"
+        )
+    if client_id not in saved.kept:
+        raise BadInput(f"--client {client_id}: this client has not taken part in any round yet")
+    kept = saved.kept[client_id]
+    model = method.deploy(saved.server.state, roster.clients[client_id], kept.held)
+    return config, roster, model, kept.head or saved.server.head
+
+
+def predict(run: Path, texts: list[str]) -> list[tuple[str, float]]:
+    """The trained model's label for each text, and its probability."""
+    config, roster, result, head = read_result(run)
+    pretrained = load_pretrained(config, roster)
+    limit = min(config.data.max_length, pretrained.tokenizer.model_max_length)
+    data = encode(pretrained.tokenizer, texts, np.zeros(len(texts), dtype=np.int64), limit)
+    logits = torch.from_numpy(make_trainer(config, pretrained).logits(result, head, data))
+    best = logits.softmax(dim=1).max(dim=1)
+    return [(roster.label_names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+
+def _write_folder(config: Config, roster: Roster, result: Model, head: Tensors, to: Path, merged: bool) -> None:
+    """Built beside its place and renamed, so that it is never half there."""
+    part = to.with_name(f".{to.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    pretrained = _with_head(load_pretrained(config, roster), head)
+    if merged:
+        peft.save_model(pretrained, result, part)
+    else:
+        peft.save_adapter(pretrained, result, part)
+    (part / "labels.json").write_text(json.dumps(roster.label_names))
+    shutil.rmtree(to, ignore_errors=True)
+    part.rename(to)
+
+
+def _with_head(pretrained: Pretrained, head: Tensors) -> Pretrained:
+    parameters = dict(pretrained.model.named_parameters())
+    with torch.no_grad():
+        for name, value in head.items():
+            parameters[name].copy_(value)
+    return pretrained

@@ -1,0 +1,134 @@
+"""From a configuration to everything a run needs: method, clients, data, model. Also the parts that a finished run needs again."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedlora import methods, seeds
+from fedlora.config import RANK_SHARES, ClientsConfig, Config, RankPlan
+from fedlora.errors import BadInput
+from fedlora.models.load import Pretrained
+from fedlora.models.load import load as load_model
+from fedlora.models.slots import find_targets
+from fedlora.training.precision import pick_device, pick_dtype
+from fedlora.training.trainer import Trainer
+from fedlora.types import Client, Factors, Method, Setup
+
+
+@dataclass(frozen=True)
+class Roster:
+    """Who takes part: written to federation.json, so that a finished run can be read without its data.
+
+    Attributes:
+        names: of the clients, by id.
+        num_test: test examples of each client.
+    """
+
+    label_names: tuple[str, ...]
+    clients: tuple[Client, ...]
+    names: tuple[str, ...]
+    num_test: tuple[int, ...]
+
+    def to_json(self) -> str:
+        rows = [
+            {"id": c.id, "name": name, "rank": c.rank, "num_examples": c.num_examples, "num_test": n}
+            for c, name, n in zip(self.clients, self.names, self.num_test, strict=True)
+        ]
+        return json.dumps({"label_names": self.label_names, "clients": rows}, indent=1)
+
+
+def read_roster(path: Path) -> Roster:
+    """The roster of a run folder. BadInput when the file is missing or damaged."""
+    try:
+        found = json.loads(path.read_text())
+        rows = found["clients"]
+        return Roster(
+            tuple(found["label_names"]),
+            tuple(Client(r["id"], r["rank"], r["num_examples"]) for r in rows),
+            tuple(r["name"] for r in rows),
+            tuple(r["num_test"] for r in rows),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: missing or damaged, so this is no run folder ({error})") from error
+
+
+def client_ranks(config: ClientsConfig, count: int) -> list[int]:
+    """The rank of every client: one number for all, a list by client, or a named plan."""
+    rank = config.rank
+    if isinstance(rank, int):
+        return [rank] * count
+    if isinstance(rank, list):
+        if len(rank) != count:
+            raise BadInput(f"clients.rank lists {len(rank)} ranks for {count} clients")
+        return list(rank)
+    if rank is RankPlan.TIERS:
+        return [2 ** (k % 5 + 1) for k in range(count)]
+    edges = np.cumsum(RANK_SHARES[rank]) * count / 30
+    return [2 ** (1 + int(np.searchsorted(edges, k + 0.5))) for k in range(count)]
+
+
+def fresh_adapter(shapes: Mapping[str, tuple[int, int]], seed: int, scaling: Mapping[int, float], rank: int) -> Factors:
+    """The starting adapter (Hu et al. 2021): A uniform in +-1/sqrt(d_in), which is Kaiming's with a = sqrt(5); B zero."""
+    A = {
+        m: seeds.generator(seed, "fresh", m).uniform(-(d**-0.5), d**-0.5, (rank, d)).astype(np.float32)
+        for m, (_, d) in shapes.items()
+    }
+    return Factors(
+        {m: torch.from_numpy(a) for m, a in A.items()}, {m: torch.zeros(o, rank) for m, (o, _) in shapes.items()}, scaling[rank]
+    )
+
+
+def make_setup(config: Config, trainer: Trainer, clients: Sequence[Client]) -> Setup:
+    """What the seed and the run give everybody."""
+
+    @cache
+    def fresh(rank: int) -> Factors:
+        return fresh_adapter(trainer.shapes, config.seed, {rank: setup.scaling(rank)}, rank)
+
+    smallest, module = min((min(shape), m) for m, shape in trainer.shapes.items())
+    largest = max(clients, key=lambda c: c.rank)
+    if largest.rank > smallest:
+        raise BadInput(f"clients.rank: {largest.rank} is above {smallest}, the smaller side of {module} {trainer.shapes[module]}")
+    setup = Setup(
+        shapes=trainer.shapes,
+        params=trainer.params,
+        clients=tuple(clients),
+        rounds=config.train.rounds,
+        epochs=config.train.epochs,
+        seed=config.seed,
+        lora_alpha=config.model.lora_alpha,
+        rslora=config.model.rslora,
+        fresh=fresh,
+        base=trainer.base_weight,
+    )
+    return setup
+
+
+def make_method(config: Config) -> Method:
+    """The configured method."""
+    return methods.make(config.method.name, config.method.settings)
+
+
+def load_pretrained(config: Config, roster: Roster) -> Pretrained:
+    """The configured model with the data's classes."""
+    return load_model(config.model, roster.label_names, config.seed)
+
+
+def make_trainer(config: Config, pretrained: Pretrained) -> Trainer:
+    """The trainer on the configured device and in the configured precision."""
+    device = pick_device(config.device)
+    targets = find_targets(pretrained.model, config.model.target_modules)
+    return Trainer(pretrained, targets, config.train, device, pick_dtype(config.precision, device))
+
+
+def versions() -> dict[str, Any]:
+    """The versions that numbers depend on."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("fedlora", "torch", "transformers", "peft", "numpy")}

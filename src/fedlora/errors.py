@@ -1,0 +1,16 @@
+"""The one exception for what a person can mend: bad input, said in one line."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class BadInput(ValueError):
+    """What was wrong, where, and what is possible, in one line. The command line prints it and exits with status 2."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> BadInput:
+    """The error for a name that is not in a list: with the nearest names, or the whole list when none is near."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"possible: {', '.join(names)}"
+    return BadInput(f"unknown {kind} '{name}'; {hint}")

@@ -1,0 +1,54 @@
+"""Every method: one file each, and the folder is the list.
+
+A file `lora_a2.py` holds the method `lora-a2`: the one class in it that has FACTS. A method from elsewhere is named
+"package.module:Class".
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+from fedlora.errors import BadInput, unknown
+from fedlora.types import Method
+
+
+def names() -> list[str]:
+    """The methods of the package, in alphabetical order."""
+    return sorted(module.name.replace("_", "-") for module in iter_modules(__path__))
+
+
+def find(name: str) -> type[Any]:
+    """The class of a method, by its name here or by "package.module:Class". BadInput when there is none."""
+    if ":" in name:
+        module_name, _, class_name = name.partition(":")
+        try:
+            found: type[Any] = getattr(import_module(module_name), class_name)
+        except (ImportError, AttributeError) as error:
+            raise BadInput(f"method.name = '{name}': {error}") from error
+        return found
+    if name not in names():
+        raise unknown("method", name, names())
+    module = import_module(f"{__name__}.{name.replace('-', '_')}")
+    return next(c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__ and "FACTS" in vars(c))
+
+
+def make(name: str, settings: Mapping[str, Any]) -> Method:
+    """The method with these hyper-parameters. BadInput names a field it does not have or a value it cannot take."""
+    from pydantic import TypeAdapter, ValidationError
+
+    kind = find(name)
+    known = [f.name for f in fields(kind)]
+    for key in settings:
+        if key not in known:
+            if not known:
+                raise BadInput(f"unknown config key 'method.{key}'; the method {name} has no settings")
+            raise unknown("config key", f"method.{key}", [f"method.{k}" for k in known])
+    try:
+        method: Method = TypeAdapter(kind).validate_python(dict(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["method", *map(str, first["loc"])])
+        raise BadInput(f"{where} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}") from error
+    return method

@@ -1,0 +1,111 @@
+"""HetLoRA (Cho et al., EMNLP 2024, arXiv 2401.06432): every client its own rank, zero-padded averages, self-pruning.
+
+    client k:  loss + lambda sum_m ||B[:, q:]||_F ||A[q:, :]||_F,   q = floor(gamma r_k): pushes the tail to zero
+               the tail product shrank during training:  r_k <- max(r_min, q), and the tail is dropped for good
+    server:    B <- sum_k p_k pad(B_k),  A <- sum_k p_k pad(A_k),  p_k proportional to ||B_k A_k||_F over the whole model
+
+Not exact: factors are averaged apart. One scale, alpha / r_max, for everybody: with alpha / r_k a truncation would change the
+function. The norms come from traces, O(r^2 (d_out + d_in)), without forming B_k A_k. Where all norms are zero (nothing was
+learned) the weights are n_k. What crosses the wire: r_k (d_out + d_in) a module, both ways.
+Ours: gamma r is rounded down as the paper writes it (public code rounds to nearest, and then gamma = 0.99 prunes nothing).
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from fedlora.algebra.lowrank import pad_rank, product_norm
+from fedlora.algebra.tensors import each, weighted_mean
+from fedlora.errors import BadInput
+from fedlora.types import SHARED, Client, Diagnostics, Factors, Facts, Local, Model, Reply, Setup, TailNorm, Tensors, Train, value
+
+
+@dataclass(frozen=True)
+class State:
+    shared: Factors  # at the largest rank
+    ranks: Mapping[int, int]  # client -> its rank now; never grows
+
+
+@dataclass(frozen=True)
+class Up:
+    A: Tensors = value("kept", "in")
+    B: Tensors = value("out", "kept")
+
+
+def truncate(factors: Factors, rank: int) -> Factors:
+    """The first `rank` ranks, at the same scale."""
+    return replace(factors, A=each(lambda A: A[:rank], factors.A), B=each(lambda B: B[:, :rank], factors.B))
+
+
+def joint_norm(factors: Factors | Up, first: int = 0) -> float:
+    """The Frobenius norm over the whole model of B[:, first:] A[first:, :]."""
+    norms = [product_norm(factors.B[m][:, first:], factors.A[m][first:]).double().square() for m in factors.A]
+    return float(torch.stack(norms).sum().sqrt())
+
+
+@dataclass(frozen=True)
+class HetLoRA:
+    """gamma: the share of the ranks that are kept when a client prunes. penalty: lambda above. min_rank: r_min."""
+
+    gamma: float = 0.99
+    penalty: float = 0.01
+    min_rank: int = 1
+
+    FACTS: ClassVar = Facts(
+        title="HetLoRA",
+        paper="2401.06432",
+        year=2024,
+        exact=False,
+        mixed_ranks=True,
+        personal=False,
+        upload="r_k (d_out + d_in)",
+        download="r_k (d_out + d_in)",
+        server="O(K r^2 d)",
+        dims=lambda method, setup, client: {"kept": range(1, client.rank + 1)},
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gamma <= 1:
+            raise BadInput("gamma must lie in (0, 1]")
+        if self.min_rank < 1:
+            raise BadInput("min_rank must be at least 1")
+
+    def init(self, setup: Setup) -> State:
+        return State(setup.fresh(max(setup.ranks.values())), setup.ranks)
+
+    def hold(self, setup: Setup, client: Client) -> None:
+        return None
+
+    def send(self, state: State, client: Client) -> Factors:
+        return truncate(state.shared, state.ranks[client.id])
+
+    def local(self, down: Factors, held: None, client: Client) -> Local:
+        rank = next(iter(down.A.values())).shape[0]
+        tail = math.floor(self.gamma * rank)
+        done = (
+            yield Train({SHARED: down}, frozenset({(SHARED, "A"), (SHARED, "B")}), penalty=TailNorm(SHARED, tail, self.penalty))
+        ).slots[SHARED]
+        if joint_norm(done, tail) < joint_norm(down, tail):
+            done = truncate(done, max(tail, min(self.min_rank, rank)))
+        return Up(done.A, done.B), held
+
+    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+        largest = next(iter(state.shared.A.values())).shape[0]
+        ranks = dict(state.ranks)
+
+        def padded(reply: Reply) -> tuple[float, tuple[Tensors, Tensors]]:
+            up = reply.up
+            ranks[reply.client.id] = next(iter(up.A.values())).shape[0]
+            both = {m: pad_rank(up.B[m], up.A[m], largest) for m in up.A}
+            # The second term decides only where every norm is zero: next to any real norm it is below rounding.
+            weight = joint_norm(up) + 1e-60 * reply.client.num_examples
+            return weight, ({m: A for m, (_, A) in both.items()}, {m: B for m, (B, _) in both.items()})
+
+        A, B = weighted_mean(map(padded, replies))
+        return State(replace(state.shared, A=A, B=B), ranks), {"ranks": {str(k): r for k, r in sorted(ranks.items())}}
+
+    def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
+        return Model({SHARED: state.shared})

@@ -1,0 +1,1 @@
+"""Pre-trained models: loading them, putting adapter slots on them, PEFT adapters in and out."""

@@ -1,0 +1,54 @@
+"""A split of a data set as tables on the terminal."""
+
+from fedlora.data.dataset import Dataset
+from fedlora.data.partition import Parts, Spread, statistics
+
+MOST_CLIENTS = 40  # longer tables are cut in the middle
+
+
+def print_split(parts: Parts, dataset: Dataset) -> None:
+    """Every client with its number of examples and classes, then the statistics of the split."""
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    for note in dataset.notes:
+        console.print(f"note: {note}", markup=False)
+    total = f"{len(dataset.train):,} training and {len(dataset.test):,} test examples of {len(dataset.label_names)} classes"
+    console.print(f"{dataset.name}: {total}, {parts.rule}, {len(parts.names)} clients\n", markup=False)
+    table = Table("client", "most frequent class", box=None, pad_edge=False)
+    for column in ("train", "classes", "test", "test classes"):
+        table.add_column(column, justify="right")
+    count = len(parts.names)
+    shown = range(count) if count <= MOST_CLIENTS else [*range(MOST_CLIENTS // 2), *range(count - MOST_CLIENTS // 2, count)]
+    for k in shown:
+        if count > MOST_CLIENTS and k == count - MOST_CLIENTS // 2:
+            table.add_row("...")
+        own, test = dataset.train.labels[parts.train[k]], dataset.test.labels[parts.test[k]]
+        if len(own):
+            often = np.bincount(own)
+            top = f"{dataset.label_names[often.argmax()]} ({often.max() / len(own):.0%})"
+        else:
+            top = "-"
+        table.add_row(parts.names[k], top, f"{len(own):,}", str(len(np.unique(own))), f"{len(test):,}", str(len(np.unique(test))))
+    console.print(table)
+    spread = statistics(parts, dataset)
+    summary = Table("over clients", box=None, pad_edge=False)
+    for column in ("train", "test"):
+        summary.add_column(column, justify="right")
+    rows = {
+        "most examples": "max_examples",
+        "fewest examples": "min_examples",
+        "most classes": "max_classes",
+        "fewest classes": "min_classes",
+    }
+    for title, field in rows.items():
+        summary.add_row(title, *(f"{_get(part, field):,}" for part in (spread.train, spread.test)))
+    console.print()
+    console.print(summary)
+
+
+def _get(spread: Spread, field: str) -> int:
+    value: int = getattr(spread, field)
+    return value

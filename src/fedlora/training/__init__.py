@@ -1,0 +1,1 @@
+"""The local trainer: clients' training requests over one resident frozen base."""

@@ -1,0 +1,58 @@
+"""Texts as token ids, made once, and batches of them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Examples of one client or one test set: token ids of each text, (length,) int32, and labels, (n,) int64."""
+
+    ids: tuple[np.ndarray, ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, where: np.ndarray) -> "Encoded":
+        """The examples at these positions."""
+        return Encoded(tuple(self.ids[i] for i in where), self.labels[where])
+
+
+def encode(tokenizer: Any, texts: Sequence[str], labels: np.ndarray, max_length: int) -> Encoded:
+    """Token ids of every text, cut at `max_length` tokens."""
+    rows: list[np.ndarray] = []
+    for start in range(0, len(texts), 1024):  # by pieces: the tokenizer's own objects are much larger than the ids
+        part = tokenizer(list(texts[start : start + 1024]), truncation=True, max_length=max_length, return_attention_mask=False)
+        rows.extend(np.asarray(ids, dtype=np.int32) for ids in part["input_ids"])
+    return Encoded(tuple(rows), np.asarray(labels, dtype=np.int64))
+
+
+def collate(data: Encoded, where: np.ndarray, pad: int, device: torch.device) -> dict[str, Tensor]:
+    """One batch for a model: input_ids and attention_mask, (batch, longest), padded at the end; and labels, (batch,)."""
+    rows = [data.ids[i] for i in where]
+    width = max(1, max(len(row) for row in rows))
+    ids = np.full((len(rows), width), pad, dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": data.labels[where]}
+    return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
+
+
+def by_length(data: Encoded, tokens: int) -> Iterator[np.ndarray]:
+    """Positions of all examples in batches of similar length, at most `tokens` padded tokens each: the order for evaluation."""
+    order = np.argsort([len(row) for row in data.ids], kind="stable")
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and (end + 1 - start) * len(data.ids[order[end]]) <= tokens:
+            end += 1
+        yield order[start:end]
+        start = end

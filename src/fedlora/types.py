@@ -1,0 +1,299 @@
+"""The words that methods and the engine share. Frozen values only: nothing here trains, sends or stores.
+
+Shapes: r is a rank, d_in and d_out a module's sizes. ``Tensors`` maps a module's path in the model to a tensor, and a role that
+is not in a message is an empty mapping. Every adapted module m computes
+
+    y = W x + b + sum over slots s of  g_s * scale_s * D_s * (B_s C_s A_s x)
+
+with A (r, d_in), B (d_out, r), and, where a method has them, C (r, r) or its diagonal (r,), and D (d_out,) or (1,).
+"""
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from fedlora.errors import BadInput
+
+Tensors = Mapping[str, Tensor]
+Role = tuple[str, str]  # (slot, role): ("shared", "B"), ("personal", "A"), (BASE, "W")
+Masks = Mapping[Role, Tensors]  # what may move: True or 1; broadcasts, so a mask of ranks is one row or column
+
+SHARED = "shared"  # the slot of every method that has one slot
+BASE = "base"  # the reserved slot whose role "W" is the model's own parameters
+FULL: frozenset[Role] = frozenset({(BASE, "W")})
+
+
+# ---- what a model holds -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One slot of every module: dW[m] = scale * D[m] * B[m] C[m] A[m]. An absent C or D counts as 1."""
+
+    A: Tensors = field(default_factory=dict)
+    B: Tensors = field(default_factory=dict)
+    scale: float = 1.0
+    C: Tensors = field(default_factory=dict)
+    D: Tensors = field(default_factory=dict)
+
+    def role(self, name: str) -> Tensors:
+        """The tensors of role "A", "B", "C" or "D"."""
+        tensors: Tensors = getattr(self, name)
+        return tensors
+
+    def with_role(self, name: str, tensors: Tensors) -> "Factors":
+        """The same slot with one role replaced."""
+        changes: dict[str, Any] = {name: tensors}
+        return replace(self, **changes)
+
+
+ROLES = ("A", "B", "C", "D")
+Slots = Mapping[str, Factors]
+
+
+@dataclass(frozen=True)
+class BaseUpdate:
+    """What takes W from version `since` to `version`.
+
+    `pairs` holds one Factors a version; `dense`, when not empty, is instead the whole change since version 0, which is what
+    a log becomes once its pairs outweigh it. A base that is not at `since` is topped up by the server, never guessed.
+    """
+
+    since: int = 0
+    version: int = 0
+    pairs: tuple[Factors, ...] = ()
+    dense: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to evaluate or export: slots on a base, whose parameters changed by `base` (merged pairs) and `full`
+    (parameter name -> change from the pre-trained value)."""
+
+    slots: Slots = field(default_factory=dict)
+    base: BaseUpdate = BaseUpdate()
+    full: Tensors = field(default_factory=dict)
+
+
+# ---- what everybody knows ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Client:
+    """What the server may know of a client. `num_examples` counts its training examples."""
+
+    id: int
+    rank: int
+    num_examples: int
+    tasks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the seed and the run give everybody, so it never travels.
+
+    Attributes:
+        shapes: module -> (d_out, d_in).
+        params: parameter name -> shape, of everything that full fine-tuning trains (not the head).
+        clients: every client of the run, by id.
+        rounds, epochs: the length of the run, and of a client's training in a round.
+        seed: the run's seed; derive every draw from it by purpose.
+        lora_alpha, rslora: LoRA's own alpha, and whether to scale by alpha/sqrt(r).
+        fresh: rank -> the starting adapter: A Kaiming-uniform, B zero. Ranks are nested: fresh(2).A is fresh(4).A[:2].
+        base: module -> its pre-trained weight, (d_out, d_in) in fp32, read when asked for.
+    """
+
+    shapes: Mapping[str, tuple[int, int]]
+    params: Mapping[str, tuple[int, ...]]
+    clients: tuple[Client, ...]
+    rounds: int
+    epochs: int
+    seed: int
+    lora_alpha: float
+    rslora: bool
+    fresh: Callable[[int], Factors]
+    base: Callable[[str], Tensor]
+
+    def scaling(self, rank: int) -> float:
+        """s in W + s*BA: alpha/r, or alpha/sqrt(r) with rsLoRA (2312.03732). The one scale rule of the package."""
+        return self.lora_alpha / (rank**0.5 if self.rslora else rank)
+
+    @property
+    def ranks(self) -> dict[int, int]:
+        """Client id -> its rank budget."""
+        return {client.id: client.rank for client in self.clients}
+
+
+# ---- what a client is asked to do --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TailNorm:
+    """HetLoRA's penalty: weight * sum over modules of ||B[:, first:]||_F * ||A[first:, :]||_F of the slot."""
+
+    slot: str
+    first: int
+    weight: float
+
+
+Penalty = TailNorm
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train these roles of these slots from here, with a fresh optimiser.
+
+    Attributes:
+        slots: every slot of the forward pass, trained or not.
+        roles: the (slot, role) pairs that move.
+        epochs, max_steps: how long; None is the run's own number of epochs, and no limit of steps.
+        mask: (slot, role) -> module -> what may move; the rest stays bit-identical, weight decay included. A masked
+            gradient is zero before clipping sees it.
+        lr_scale: role -> factor on the run's learning rate.
+        penalty: added to the loss of every step.
+        base: the base updates that this client needs before it trains.
+        full: parameter name -> change from the pre-trained value, to start from; absent counts as zero.
+        probe: a rehearsal whose result is read but not kept: a head that trains along goes back to where it was.
+        want_grad: also return the mean gradient over the steps.
+    """
+
+    slots: Slots
+    roles: frozenset[Role]
+    epochs: int | None = None
+    max_steps: int | None = None
+    mask: Masks = field(default_factory=dict)
+    lr_scale: Mapping[str, float] = field(default_factory=dict)
+    penalty: Penalty | None = None
+    base: BaseUpdate = BaseUpdate()
+    full: Tensors = field(default_factory=dict)
+    probe: bool = False
+    want_grad: bool = False
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The answer to a Train: the slots with their trained roles replaced, the mean training loss by example, the number of
+    optimiser steps, `full` as in the request, and the mean gradient where it was wanted."""
+
+    slots: Slots
+    loss: float
+    num_steps: int
+    full: Tensors = field(default_factory=dict)
+    grad: Masks = field(default_factory=dict)
+
+
+Local = Generator[Train, Trained, tuple[Any, Any]]
+
+
+# ---- messages ----------------------------------------------------------------------------------------------------------
+
+
+def _declared(kind: str, dims: tuple[str, ...]) -> Any:
+    return field(default_factory=dict, metadata={"kind": kind, "dims": dims})
+
+
+def value(*dims: str) -> Any:
+    """A field of an Up that carries weights as they are. Transforms that act on changes refuse it.
+
+    `dims` names each axis, and replies are checked against it: "out" and "in" are the module's sizes, "rank" the client's
+    budget, "*" the whole shape of a parameter; other names come from `Facts.dims`, or must only agree within a module.
+    """
+    return _declared("value", dims)
+
+
+def change(*dims: str) -> Any:
+    """A field of an Up that carries what local training changed: what clipping, noise and compression may act on."""
+    return _declared("change", dims)
+
+
+def index(size: str, length: str) -> Any:
+    """A field of an Up that says which entries of an axis of `length` the other fields hold: a bool mask with `size` True."""
+    return _declared("index", (size, length))
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a client is asked in one round. `head` is empty unless the head is shared."""
+
+    round: int
+    client: Client
+    down: Any
+    head: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What it answers. `loss` is the mean training loss by example of its last training request that is no probe."""
+
+    client: Client
+    up: Any
+    head: Tensors = field(default_factory=dict)
+    loss: float = 0.0
+    num_steps: int = 0
+
+
+# ---- methods -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a method claims; `tests/methods/cases.py` holds it to each of them.
+
+    Attributes:
+        title, paper, year: the method's name, its arXiv id, the year of the first version.
+        exact: the server's update equals sum_k p_k s_k B_k A_k in every round.
+        mixed_ranks: clients may have different ranks.
+        personal: clients end with different models.
+        upload, download: what one client sends and receives in a round, in parameters, as a formula.
+        server: the cost of one aggregation for one module.
+        dims: (method, setup, client) -> axis name -> its size, or the range that it may lie in (see `value`).
+    """
+
+    title: str
+    paper: str
+    year: int
+    exact: bool
+    mixed_ranks: bool
+    personal: bool
+    upload: str
+    download: str
+    server: str
+    dims: Callable[[Any, Setup, Client], Mapping[str, int | range]] = lambda method, setup, client: {}
+
+
+Diagnostics = Mapping[str, Any]
+
+
+class Method(Protocol):
+    """A federated LoRA method: a frozen dataclass whose fields are its hyper-parameters, with these six functions of
+    values. State, Down, Up and held are frozen dataclasses (or mappings, or None) of tensors and plain values."""
+
+    FACTS: ClassVar[Facts]
+
+    def init(self, setup: Setup) -> Any:
+        """What the server knows before round 1. Raises BadInput when the run asks for what the method cannot do."""
+
+    def hold(self, setup: Setup, client: Client) -> Any:
+        """What a client keeps from the start: made on the client, never sent."""
+
+    def send(self, state: Any, client: Client) -> Any:
+        """What this client receives this round."""
+
+    def local(self, down: Any, held: Any, client: Client) -> Local:
+        """What the client does: yields Train requests, returns (Up, held)."""
+
+    def aggregate(self, state: Any, replies: Iterator[Reply]) -> tuple[Any, Diagnostics]:
+        """How the server combines. `replies` is one pass over at least one reply, in order of client id."""
+
+    def deploy(self, state: Any, client: Client | None = None, held: Any = None) -> Model:
+        """The model to evaluate and export; with a client and what it holds, that client's own."""
+
+
+def one_rank(setup: Setup, method: Method) -> int:
+    """The rank that all clients share; BadInput naming the method when they differ."""
+    ranks = sorted(set(setup.ranks.values()))
+    if len(ranks) > 1:
+        raise BadInput(f"{method.FACTS.title} needs one rank for all clients, but clients.rank gives {', '.join(map(str, ranks))}")
+    return ranks[0]

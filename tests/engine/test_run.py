@@ -1,0 +1,351 @@
+"""Whole runs on a tiny model: what they leave, how they resume, what they refuse."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from fedlora import methods
+from fedlora.config import Config, resolve
+from fedlora.engine import checkpoint, run
+from fedlora.engine.export import export, predict, read_result
+from fedlora.engine.record import read_rows
+from fedlora.errors import BadInput
+
+TIMES = {"wall_s", "train_s", "aggregate_s", "evaluate_s"}
+
+
+class Silent:
+    """A listener that keeps what it hears, and can stop a run."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.notes: list[str] = []
+        self.stop_after = stop_after
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def stage(self, text: str) -> None: ...
+
+    def begin(self, first: int, last: int, clients: int) -> None: ...
+
+    def examples(self, count: int) -> None: ...
+
+    def round(self, row: dict) -> None:
+        if row["round"] == self.stop_after:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def base(bert_folder: Path, csv_folder: Path) -> dict:
+    return {
+        "precision": "fp32",
+        "model": {"source": str(bert_folder)},
+        "data": {"source": str(csv_folder), "alpha": 1.0},
+        "clients": {"count": 4, "rank": 2},
+        "train": {"rounds": 4, "batch_size": 8, "lr": 5e-3},
+    }
+
+
+def configure(base: dict, **tables: dict) -> Config:
+    return resolve(base, tables)
+
+
+def rows_of(out: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_rows(out / "metrics.jsonl")]
+
+
+def result_of(out: Path) -> dict[str, torch.Tensor]:
+    (file,) = [*out.glob("adapter/adapter_model.safetensors"), *out.glob("model/model.safetensors")]
+    return load_file(file)
+
+
+def same(one: Path, two: Path) -> None:
+    assert rows_of(one) == rows_of(two)
+    a, b = result_of(one), result_of(two)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("head", ["frozen", "shared", "personal"])
+@pytest.mark.parametrize("name", methods.names())
+def test_stopped_and_resumed_equals_uninterrupted(name: str, head: str, base: dict, tmp_path: Path) -> None:
+    config = configure(
+        base, method={"name": name}, model=base["model"] | {"head": head}, clients={"count": 4, "rank": 2, "sample": 3}
+    )
+    run.execute(config, tmp_path / "whole", False, Silent())
+    for stop in (1, 3):
+        with pytest.raises(KeyboardInterrupt):
+            run.execute(config, tmp_path / "parts", stop > 1, Silent(stop))
+    run.execute(config, tmp_path / "parts", True, Silent())
+    same(tmp_path / "whole", tmp_path / "parts")
+    assert [row["round"] for row in rows_of(tmp_path / "whole")] == [1, 2, 3, 4]
+
+
+def test_more_rounds_continue_a_finished_run(base: dict, tmp_path: Path) -> None:
+    run.execute(configure(base), tmp_path / "long", False, Silent())
+    short = configure(base, train=base["train"] | {"rounds": 2})
+    run.execute(short, tmp_path / "short", False, Silent())
+    silent = Silent()
+    run.execute(short, tmp_path / "short", True, silent)
+    assert "nothing to do" in silent.notes[-1]
+    run.execute(configure(base), tmp_path / "short", True, Silent())
+    assert rows_of(tmp_path / "long") == rows_of(tmp_path / "short")
+
+
+def test_a_run_learns_and_leaves_what_it_promises(base: dict, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = configure(
+        base, model=base["model"] | {"head": "shared"}, train=base["train"] | {"rounds": 12, "epochs": 3, "lr": 2e-2}
+    )
+    summary = run.execute(config, out, False, Silent())
+    rows = read_rows(out / "metrics.jsonl")
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"] and summary["final"]["accuracy"] > 0.6
+    assert {"config.toml", "metrics.jsonl", "summary.json", "checkpoint", "adapter", "split.png", "accuracy.png"} <= set(
+        os.listdir(out)
+    )
+    promised = (
+        "round wall_s train_s loss accuracy macro_f1 upload_params upload_bytes download_params download_bytes clients failed"
+    )
+    assert set(promised.split()) <= rows[0].keys()
+    assert summary["totals"]["upload_bytes"] == sum(row["upload_bytes"] for row in rows)
+    # The configuration that a run leaves repeats it.
+    import tomllib
+
+    again = resolve(tomllib.loads((out / "config.toml").read_text()))
+    assert again == config
+    # The run's predictions are those of its adapter.
+    texts, labels = tiny.examples(30, 9)
+    found = [name for name, _ in predict(out, texts)]
+    assert np.mean([a == b for a, b in zip(found, labels, strict=True)]) > 0.6
+
+
+def test_the_adapter_of_a_run_gives_its_accuracy_under_peft(
+    base: dict, csv_folder: Path, bert_folder: Path, tmp_path: Path
+) -> None:
+    import csv
+
+    import peft
+    import transformers
+
+    out = tmp_path / "run"
+    config = configure(base, model=base["model"] | {"head": "shared"}, train=base["train"] | {"rounds": 4, "epochs": 3, "lr": 2e-2})
+    summary = run.execute(config, out, False, Silent())
+    rows = list(csv.DictReader((csv_folder / "test.csv").read_text().splitlines()))
+    words = transformers.AutoTokenizer.from_pretrained(bert_folder)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(bert_folder, num_labels=3)
+    model = peft.PeftModel.from_pretrained(model, out / "adapter").eval()
+    hits = 0
+    for row in rows:
+        with torch.no_grad():
+            hits += int(model(**words(row["text"], return_tensors="pt")).logits.argmax()) == sorted(tiny.CLASSES).index(
+                row["label"]
+            )
+    assert hits / len(rows) == pytest.approx(summary["final"]["accuracy"])
+
+
+def test_personal_heads_are_scored_and_exported_by_client(base: dict, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = configure(base, model=base["model"] | {"head": "personal"}, method={"name": "fedit"})
+    summary = run.execute(config, out, False, Silent())
+    row = read_rows(out / "metrics.jsonl")[-1]
+    sizes = {str(c["id"]): c["num_test"] for c in json.loads((out / "federation.json").read_text())["clients"]}
+    mean = sum(row["client_accuracy"][k] * sizes[k] for k in row["client_accuracy"]) / sum(sizes.values())
+    assert row["accuracy"] == pytest.approx(mean)
+    assert summary["clients"]["worst_tenth"] == min(row["client_accuracy"].values())
+    heads = []
+    for client in (0, 1):
+        assert export(out, tmp_path / f"client{client}", client, False) == "adapter"
+        stored = load_file(tmp_path / f"client{client}" / "adapter_model.safetensors")
+        heads.append(next(v for k, v in stored.items() if k.endswith("classifier.weight")))
+    assert not torch.equal(*heads)
+
+
+def test_full_fine_tuning_leaves_a_model(base: dict, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    summary = run.execute(configure(base, method={"name": "fedavg"}), out, False, Silent())
+    assert summary["result"] == "model" and not (out / "adapter").exists()
+    _, roster, result, _ = read_result(out)
+    assert (out / "model" / "config.json").exists() and result.full and roster.label_names == tuple(sorted(tiny.CLASSES))
+
+
+def test_a_client_that_fails_is_dropped_and_counted(base: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Client 1's training goes to NaN in round 2; the run goes on with the others, and client 1 keeps what it held."""
+    from fedlora.engine.inprocess import InProcess
+
+    train_job = InProcess._job
+
+    def poisoned(self, running):
+        job = train_job(self, running)
+        if running.order.round == 2 and running.order.client.id == 1:
+            from dataclasses import replace
+
+            ask = job.ask
+            slots = {s: replace(f, B={m: b * float("nan") for m, b in f.B.items()}) for s, f in ask.slots.items()}
+            job = replace(job, ask=replace(ask, slots=slots))
+        return job
+
+    monkeypatch.setattr(InProcess, "_job", poisoned)
+    out = tmp_path / "run"
+    run.execute(configure(base), out, False, Silent())
+    rows = read_rows(out / "metrics.jsonl")
+    assert [row["failed"] for row in rows] == [0, 1, 0, 0] and [row["clients"] for row in rows] == [4, 3, 4, 4]
+    assert "finite" in rows[1]["failures"]["1"]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+
+
+def test_when_every_client_fails_the_state_stays(base: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedlora.engine import loop
+
+    monkeypatch.setattr(loop, "refuse", lambda *args: "no")
+    out = tmp_path / "run"
+    summary = run.execute(configure(base), out, False, Silent())
+    rows = rows_of(out)
+    assert all(row["clients"] == 0 and row["failed"] == 4 and row["loss"] is None for row in rows)
+    assert summary["totals"]["upload_bytes"] == 0
+
+
+@pytest.mark.parametrize("what", ["server", "kept", "round"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(what: str, base: dict, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run.execute(configure(base), tmp_path / "whole", False, Silent())
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(configure(base), out, False, Silent(3))
+    (file,) = (out / "checkpoint").glob(f"{what}-00003.*")
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    file.write_bytes(damaged if what != "round" else b"{")
+    silent = Silent()
+    run.execute(configure(base), out, True, silent)
+    assert any(file.name in note and "round 2" in note for note in silent.notes)
+    same(tmp_path / "whole", out)
+
+
+def test_when_every_checkpoint_is_damaged_it_says_so(base: dict, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(configure(base), out, False, Silent(3))
+    before = {}
+    for file in (out / "checkpoint").glob("server-*"):
+        file.write_bytes(b"")
+        before[file] = b""
+    with pytest.raises(BadInput, match="every checkpoint"):
+        run.execute(configure(base), out, True, Silent())
+
+
+def test_an_existing_folder_is_never_overwritten(base: dict, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    with pytest.raises(BadInput, match="--resume"):
+        run.execute(configure(base), out, False, Silent())
+    (out / "thesis.txt").write_text("precious")
+    with pytest.raises(BadInput, match="no run folder"):
+        run.execute(configure(base), out, True, Silent())
+    assert os.listdir(out) == ["thesis.txt"]
+
+
+def test_resume_with_another_configuration_is_refused(base: dict, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(configure(base), out, False, Silent(1))
+    with pytest.raises(BadInput, match=r"train.lr was 0.005, now 0.1"):
+        run.execute(configure(base, train=base["train"] | {"lr": 0.1}), out, True, Silent())
+    with pytest.raises(BadInput, match="not lowered"):
+        run.execute(configure(base, train=base["train"] | {"rounds": 1}), out, True, Silent())
+
+
+def test_resume_with_other_data_is_refused(base: dict, tmp_path: Path) -> None:
+    tiny.save_data(tmp_path)
+    config = configure(base, data={"source": str(tmp_path / "train.csv")})
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(config, tmp_path / "run", False, Silent(1))
+    with open(tmp_path / "train.csv", "a") as file:
+        file.write("one more,apple\n")
+    with pytest.raises(BadInput, match="other data"):
+        run.execute(config, tmp_path / "run", True, Silent())
+
+
+def test_a_folder_without_checkpoint_starts_afresh(base: dict, tmp_path: Path) -> None:
+    run.execute(configure(base), tmp_path / "whole", False, Silent())
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(configure(base), out, False, Silent(1))
+    shutil.rmtree(out / "checkpoint")
+    run.execute(configure(base), out, True, Silent())
+    same(tmp_path / "whole", out)
+
+
+def test_refused_before_anything_is_written(base: dict, tmp_path: Path) -> None:
+    for tables, says in (
+        ({"method": {"name": "fedit"}, "clients": {"count": 4, "rank": [1, 2, 4, 8]}}, "FedIT"),
+        ({"clients": {"count": 4, "rank": 17}}, "17 is above 16"),
+        ({"clients": {"count": 4, "rank": [1, 2]}}, "lists 2 ranks for 4 clients"),
+        ({"clients": {"count": 400}}, "400"),
+        ({"method": {"name": "lora-a2", "probe_counts": True}}, "probe_counts"),
+        ({"model": base["model"] | {"target_modules": ["q_proj"]}}, "q_proj"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            run.execute(configure(base, **tables), tmp_path / "run", False, Silent())
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_a_resumable_run(base: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.execute(configure(base), tmp_path / "whole", False, Silent())
+    out = tmp_path / "run"
+    write, calls = checkpoint.write_whole, []
+
+    def full(path: Path, data: bytes) -> str:
+        if path.name == "server-00003.fed":
+            calls.append(path)
+            path.with_name(path.name + ".part").write_bytes(data[:100])
+            raise OSError(28, "No space left on device", str(path))
+        return write(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_whole", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.execute(configure(base), out, False, Silent())
+    assert calls
+    monkeypatch.setattr(checkpoint, "write_whole", write)
+    run.execute(configure(base), out, True, Silent())
+    same(tmp_path / "whole", out)
+
+
+def test_kill_at_any_moment_and_resume(base: dict, tmp_path: Path) -> None:
+    """A process is killed five times at random moments, then left to finish: nothing differs from a run in peace."""
+    from fedlora.config import to_toml
+
+    config = configure(base, train=base["train"] | {"rounds": 30})
+    (tmp_path / "recipe.toml").write_text(to_toml(config))
+    run.execute(config, tmp_path / "whole", False, Silent())
+    command = [
+        sys.executable,
+        "-c",
+        "from fedlora.cli import main; main()",
+        "run",
+        str(tmp_path / "recipe.toml"),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    rng = np.random.default_rng(int(time.time()))
+    for _ in range(5):
+        resume = ["--resume"] if (tmp_path / "run").exists() else []
+        process = subprocess.Popen([*command, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        seen = len(read_rows(tmp_path / "run" / "metrics.jsonl"))
+        deadline = time.monotonic() + 60
+        while len(read_rows(tmp_path / "run" / "metrics.jsonl")) <= seen and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    same(tmp_path / "whole", tmp_path / "run")

@@ -1,0 +1,413 @@
+"""The laws that every method obeys, over every row of `cases.py`, in float64 unless said otherwise."""
+
+import copy
+import re
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from cases import ROWS, Row
+from toy import SHAPES, Trainer, dense, distance, federate, make_clients, make_setup, play, same, tensors, weighted
+
+from fedlora.engine import wire
+from fedlora.engine.check import refuse
+from fedlora.methods import names
+from fedlora.types import Client, Factors, Model, Reply
+
+every_row = pytest.mark.parametrize("row", ROWS, ids=str)
+
+
+def world(row: Row, ranks=None, **options):
+    setup = make_setup(make_clients(ranks or row.ranks), **options)
+    return row.make(), setup
+
+
+def some(setup):
+    """Everybody, but two clients sit out every third round, and the first one every second round."""
+
+    def sample(t: int) -> list[Client]:
+        return [c for c in setup.clients if not (t % 3 == 0 and c.id >= 2) and not (t % 2 == 0 and c.id == 0)]
+
+    return sample
+
+
+@cache
+def standard(row: Row):
+    """Five rounds of a row with `some` clients: (method, setup, run)."""
+    method, setup = world(row)
+    return method, setup, federate(method, setup, 5, some(setup))
+
+
+@cache
+def third_round(row: Row):
+    """A method, its setup, two rounds with everybody, the replies of a third, and what each client had trained in it."""
+    method, setup = world(row)
+    trainer = Trainer(setup)
+    run = federate(method, setup, 3, trainer=trainer)
+    trained = {c.id: trained_change(trainer, c) for c in setup.clients}
+    return method, setup, run, [reply for _, reply in run.rounds[3]], trained
+
+
+def through_the_wire(x, method):
+    return wire.decode(wire.encode(x), wire.message_classes(method))
+
+
+def trained_change(trainer: Trainer, client: Client) -> dict[str, np.ndarray]:
+    """How far a client's whole model was from the pre-trained one when its last training ended: its base, slots and parameters."""
+    trained = [done for c, ask, done in trainer.log if c.id == client.id and not ask.probe][-1]
+    change = dense(Model(trained.slots, full=trained.full), trainer.setup)
+    for m, W in trainer.base[client.id][1].items():
+        change[f"{m}.weight"] = change[f"{m}.weight"] + (W - trainer.pretrained[m]).numpy()
+    return change
+
+
+def truncated(change: dict[str, np.ndarray], rank: int) -> dict[str, np.ndarray]:
+    """The best approximation of every weight at a rank, by numpy."""
+    out = dict(change)
+    for name, W in change.items():
+        if W.ndim == 2:
+            U, S, Vt = np.linalg.svd(W, full_matrices=False)
+            out[name] = (U[:, :rank] * S[:rank]) @ Vt[:rank]
+    return out
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_method_has_a_row():
+    assert {row.method for row in ROWS} == set(names())
+
+
+@every_row
+def test_facts_say_what_the_row_says(row):
+    facts = row.make().FACTS
+    assert (facts.exact, facts.mixed_ranks, facts.personal) == (row.exact, row.mixed_ranks, row.personal)
+    assert facts.title and facts.upload and facts.download and facts.server
+    if re.fullmatch(r"\d{4}\.\d{5}", facts.paper):
+        assert facts.year == 2000 + int(facts.paper[:2])
+
+
+@every_row
+def test_personal_methods_deploy_different_models_and_others_one(row):
+    method, setup, run = standard(row)
+    common = method.deploy(run.states[-1])
+    same_for_all = all(same(method.deploy(run.states[-1], c, run.held[-1][c.id]), common) for c in setup.clients)
+    assert same_for_all != row.personal
+
+
+# ---- 1. the dense oracle ----------------------------------------------------------------------------------------------------
+
+
+@every_row
+def test_the_update_is_the_mean_of_the_clients_updates_where_exact(row):
+    method, setup = world(row)
+    trainer, largest = Trainer(setup), 0.0
+    run = federate(method, setup, 0)
+    for t in range(1, 6):
+        run = federate(method, setup, t, some(setup), trainer, resume=(t - 1, run.states[-1], run.held[-1]))
+        replies = [reply for _, reply in run.rounds[-1]]
+        ideal = weighted(row.weights(replies), [trained_change(trainer, r.client) for r in replies])
+        got = dense(method.deploy(run.states[-1]), setup)
+        if row.truncated:
+            rank = max(row.ranks)
+            largest = max(largest, distance(ideal, got))
+            for name in (f"{m}.weight" for m in SHAPES):
+                tail = np.linalg.svd(ideal[name], compute_uv=False)[rank:]
+                np.testing.assert_allclose(((ideal[name] - got[name]) ** 2).sum(), (tail**2).sum(), atol=1e-12)
+            ideal = truncated(ideal, rank)
+        if row.exact:
+            assert distance(ideal, got) < 1e-12
+        else:
+            largest = max(largest, distance(ideal, got))
+    if row.truncated or not row.exact:
+        assert largest > 1e-3
+
+
+# ---- 2. aggregation ---------------------------------------------------------------------------------------------------------
+
+
+def after(method, setup, state, replies) -> dict[str, np.ndarray]:
+    return dense(method.deploy(method.aggregate(state, iter(replies))[0]), setup)
+
+
+@every_row
+def test_the_order_of_clients_does_not_matter(row):
+    method, setup, run, replies, _ = third_round(row)
+    state = run.states[2]
+    expected = after(method, setup, state, replies)
+    for ids in ([3, 2, 1, 0], [1, 3, 0, 2]):
+        permuted = sorted(
+            (Reply(replace(r.client, id=i), r.up) for i, r in zip(ids, replies, strict=True)), key=lambda r: r.client.id
+        )
+        assert distance(after(method, setup, state, permuted), expected) < 1e-12
+
+
+@every_row
+def test_scaling_all_numbers_of_examples_does_not_matter(row):
+    method, setup, run, replies, _ = third_round(row)
+    state = run.states[2]
+    scaled = [Reply(replace(r.client, num_examples=7 * r.client.num_examples), r.up) for r in replies]
+    assert distance(after(method, setup, state, scaled), after(method, setup, state, replies)) < 1e-12
+
+
+@every_row
+def test_identical_ups_give_that_up(row):
+    method, setup, run, replies, _ = third_round(row)
+    state = run.states[2]
+    for reply in replies:
+        copies = [Reply(replace(reply.client, id=i, num_examples=5 + i), reply.up) for i in range(3)]
+        assert distance(after(method, setup, state, copies), after(method, setup, state, [reply])) < 1e-12
+
+
+@every_row
+def test_one_client_alone_gives_its_own_update(row):
+    method, setup, run, replies, trained = third_round(row)
+    state = run.states[2]
+    for reply in replies:
+        assert distance(after(method, setup, state, [reply]), trained[reply.client.id]) < 1e-12
+
+
+# ---- 3. purity --------------------------------------------------------------------------------------------------------------
+
+
+@every_row
+def test_no_function_changes_its_inputs(row):
+    method, setup, run = standard(row)
+    for t in range(1, 5):
+        state, held, exchanged = run.states[t - 1], run.held[t - 1], run.rounds[t]
+        inputs = state, held, exchanged
+        before = copy.deepcopy(inputs)
+        for order, reply in exchanged:
+            method.send(state, order.client)
+            play(method, Trainer(setup), order.down, held[order.client.id], order.client)
+            method.deploy(state, reply.client, held[reply.client.id])
+        method.aggregate(state, iter([reply for _, reply in exchanged]))
+        assert same(inputs, before)
+
+
+@every_row
+def test_calls_repeat_bit_for_bit(row):
+    _, setup, one = standard(row)
+    two = federate(row.make(), setup, 5, some(setup))
+    assert same((one.states, one.held, one.rounds), (two.states, two.held, two.rounds))
+
+
+@every_row
+def test_everything_survives_the_wire_bit_for_bit(row):
+    method, _, run = standard(row)
+    downs = [order.down for exchanged in run.rounds for order, _ in exchanged]
+    ups = [reply.up for exchanged in run.rounds for _, reply in exchanged]
+    for x in [*run.states, *run.held, *downs, *ups]:
+        assert same(through_the_wire(x, method), x)
+
+
+@every_row
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_run_over_the_wire_equals_one_in_memory_bit_for_bit(row, dtype):
+    method, setup = world(row, dtype=dtype)
+    one = federate(method, setup, 4, some(setup))
+    two = federate(method, setup, 4, some(setup), carry=lambda message: through_the_wire(message, method))
+    assert same((two.states, two.held), (one.states, one.held))
+
+
+@every_row
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_run_stopped_at_any_round_and_resumed_equals_the_uninterrupted_one(row, optimizer):
+    method, setup = world(row)
+    whole = federate(method, setup, 4, some(setup), Trainer(setup, optimizer=optimizer))
+    for t in range(4):
+        saved = through_the_wire((whole.states[t], whole.held[t]), method)
+        rest = federate(method, setup, 4, some(setup), Trainer(setup, optimizer=optimizer), resume=(t, *saved))
+        assert same((rest.states[-1], rest.held[-1]), (whole.states[-1], whole.held[-1]))
+
+
+# ---- 4. what crosses the wire -------------------------------------------------------------------------------------------------
+
+
+@every_row
+def test_only_declared_roles_go_up_and_counts_equal_the_formulas(row):
+    _, setup, run = standard(row)
+    last = dict.fromkeys(setup.ranks, 0)
+    for t, exchanged in enumerate(run.rounds):
+        for order, reply in exchanged:
+            client, up = order.client, reply.up
+            kinds = {f.name: f.metadata.get("kind") for f in fields(up) if tensors(getattr(up, f.name))}
+            sent = {name for name, kind in kinds.items() if kind != "index"}
+            assert None not in kinds.values()
+            assert sent == ({"full"} if row.slot == "base" else row.roles(t))
+            assert wire.count_values(up) == row.upload(setup, client, t, up)
+            assert wire.count_values(order.down) == row.download(setup, client, t, last[client.id])
+            assert wire.measure(up).values == 8 * wire.count_values(up)
+            assert wire.measure(up).indices == row.index_bytes(setup)
+            for message in (up, order.down):
+                assert wire.measure(message).total == len(wire.encode(message))
+            last[client.id] = t
+    assert all(last.values())
+
+
+# ---- 5. what moves ----------------------------------------------------------------------------------------------------------
+
+
+@every_row
+def test_only_trained_roles_change(row):
+    method, setup = world(row)
+    trainer = Trainer(setup)
+    run = federate(method, setup, 0)
+    for t in range(1, 5):
+        asked = len(trainer.log)
+        run = federate(method, setup, t, some(setup), trainer, resume=(t - 1, run.states[-1], run.held[-1]))
+        for _, ask, _ in trainer.log[asked:]:
+            assert ask.roles == row.trained(t)
+        before, now = (method.deploy(state).slots for state in run.states)
+        assert before.keys() == now.keys()
+        for slot, role in ((s, r) for s in now for r in "ABCD" if (s, r) not in row.trained(t)):
+            assert same(getattr(now[slot], role), getattr(before[slot], role))
+
+
+@every_row
+def test_round_one_is_alive_in_every_module(row):
+    method, setup, run = standard(row)
+    change = dense(method.deploy(run.states[1]), setup)
+    assert distance(dense(method.deploy(run.states[0]), setup), dict.fromkeys(change, 0.0)) == 0.0
+    for m in SHAPES:
+        assert np.abs(change[f"{m}.weight"]).max() > 1e-3
+
+
+@every_row
+def test_zero_local_steps_leave_the_deployed_function_unchanged(row):
+    """With one rank for all: with mixed ranks FlexLoRA truncates and HetLoRA dilutes, see their own files."""
+    method, setup = world(row, ranks=[max(row.ranks)] * 4)
+    run = federate(method, setup, 3)
+    expected = dense(method.deploy(run.states[-1]), setup)
+    idle = federate(method, setup, 5, some(setup), Trainer(setup, steps_per_epoch=0), resume=(3, run.states[-1], run.held[-1]))
+    for state in idle.states:
+        assert distance(dense(method.deploy(state), setup), expected) < 1e-12
+    assert distance(expected, dict.fromkeys(expected, 0.0)) > 0.1
+
+
+# ---- 6. robustness ------------------------------------------------------------------------------------------------------------
+
+
+@every_row
+def test_mixed_ranks_work_or_are_refused_by_the_methods_name(row):
+    method, setup = world(row, ranks=[1, 3, 2, 4])
+    if row.mixed_ranks:
+        run = federate(method, setup, 3, some(setup))
+        assert all(torch.isfinite(t).all() for t in tensors(run.states))
+    else:
+        with pytest.raises(ValueError, match=re.escape(method.FACTS.title)):
+            method.init(setup)
+
+
+@every_row
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_dtype_is_kept(row, dtype):
+    method, setup = world(row, dtype=dtype)
+    run = federate(method, setup, 4, some(setup))
+    model = method.deploy(run.states[-1], setup.clients[0], run.held[-1][0])
+    floats = [t.dtype for t in tensors([run.states, run.held, run.rounds, model]) if t.is_floating_point()]
+    assert set(floats) == {dtype}
+
+
+@every_row
+@pytest.mark.parametrize(
+    "ranks, examples",
+    [((1, 1), (10, 10)), ((8, 8), (10, 40)), ((14, 14), (10, 40)), ((2,), (10,)), ((2, 2), (1, 40))],
+    ids=["rank one", "rank min(d)", "rank above min(d)", "one client", "one example"],
+)
+def test_extreme_sizes(row, ranks, examples):
+    method, setup = row.make(), make_setup(make_clients(ranks, examples))
+    run = federate(method, setup, 4)
+    assert not any(run.refused)
+    change = dense(method.deploy(run.states[-1]), setup)
+    assert all(np.isfinite(x).all() and np.abs(x).max() > 1e-3 for n, x in change.items() if n.endswith("weight"))
+
+
+def first_tensor(up):
+    """(field, module) of the first tensor of numbers in an Up that is not empty."""
+    return next(
+        (f.name, m) for f in fields(up) if f.metadata["kind"] != "index" for m, t in getattr(up, f.name).items() if t.numel()
+    )
+
+
+def with_tensor(up, change):
+    name, m = first_tensor(up)
+    return replace(up, **{name: {**getattr(up, name), m: change(getattr(up, name)[m])}})
+
+
+def without_module(up):
+    name, m = first_tensor(up)
+    return replace(up, **{name: {k: v for k, v in getattr(up, name).items() if k != m}})
+
+
+BAD = {
+    "finite": lambda up: with_tensor(up, lambda t: torch.full_like(t, torch.nan)),
+    "expected": lambda up: with_tensor(up, lambda t: torch.cat([t, t])),
+    "axes": lambda up: with_tensor(up, lambda t: t[None]),
+    "floating-point": lambda up: with_tensor(up, lambda t: t.long()),
+    "not a tensor": lambda up: with_tensor(up, lambda t: t.tolist()),
+    "lacks": without_module,
+    "unexpected": lambda up: replace(up, **{first_tensor(up)[0]: {**getattr(up, first_tensor(up)[0]), "other": torch.ones(1)}}),
+    "not a mapping": lambda up: replace(up, **{first_tensor(up)[0]: [1.0]}),
+    "no message": lambda up: Factors(),
+    "empty": lambda up: type(up)(),
+}
+
+
+@every_row
+@pytest.mark.parametrize("word", BAD)
+def test_a_bad_reply_is_refused_and_the_others_count(row, word):
+    method, setup, before, _, _ = third_round(row)
+    culprit = setup.clients[1]
+
+    def tamper(order, up):
+        return BAD[word](up) if order.client == culprit else up
+
+    resume = (2, before.states[2], before.held[2])
+    run = federate(method, setup, 3, tamper=tamper, resume=resume)
+    without = federate(method, setup, 3, lambda t: [c for c in setup.clients if c != culprit], resume=resume)
+    why = run.refused[-1]
+    assert list(why) == [culprit.id] and word in why[culprit.id] and "\n" not in why[culprit.id]
+    assert same(run.states[-1], without.states[-1])
+    assert same(run.held[-1][culprit.id], before.held[2][culprit.id])
+    assert same(run.held[-1], without.held[-1])
+
+
+@every_row
+def test_a_good_reply_is_not_refused_but_an_undeclared_tensor_is(row):
+    method, setup, run = standard(row)
+    assert not any(run.refused)
+    order, reply = run.rounds[2][0]
+    assert refuse(reply.up, method, setup, order.client) is None
+    assert refuse(run.states[-1], method, setup, order.client) is not None
+    assert refuse(method, method, setup, order.client) is not None
+    assert refuse(type(reply.up), method, setup, order.client) is not None
+    assert is_dataclass(reply.up)
+
+
+# ---- 7. clients that skip rounds ------------------------------------------------------------------------------------------------
+
+
+@every_row
+def test_a_client_that_skips_rounds_starts_where_one_that_did_not_starts(row):
+    """Sixteen clients, every pattern of presence over four rounds; all are there in the fifth. Client 0 is always there."""
+    method = row.make()
+    setup = make_setup(make_clients([max(row.ranks)] * 16))
+    trainer, run = Trainer(setup), federate(method, setup, 0)
+    compared = 0
+    for t in range(1, 6):
+        asked = len(trainer.log)
+        present = [c for c in setup.clients if t == 5 or not c.id >> (t - 1) & 1]
+        run = federate(method, setup, t, lambda _, present=present: present, trainer, resume=(t - 1, run.states[-1], run.held[-1]))
+        first = {}
+        for client, ask, _ in trainer.log[asked:]:
+            first.setdefault(client.id, (ask.slots, ask.full, trainer.base[client.id][1]))
+        assert list(first) == [c.id for c in present]
+        for start in first.values():
+            assert same(start, first[0])
+            compared += 1
+        if row.slot != "base" and not row.truncated:  # FlexLoRA deploys at scale 1
+            assert same(first[0][0], method.deploy(run.states[0]).slots)
+    assert compared == 4 * 8 + 16
