@@ -5,7 +5,8 @@ is not in a message is an empty mapping. Every adapted module m computes
 
     y = W x + b + sum over slots s of  g_s * scale_s * D_s * (B_s C_s A_s x)
 
-with A (r, d_in), B (d_out, r), and, where a method has them, C (r, r) or its diagonal (r,), and D (d_out,) or (1,).
+with A (r, d_in), B (d_out, r), and, where a method has them, C (r, r) or its diagonal (r,), and D (d_out,) or (1,). g_s is 1 unless
+a gate says otherwise.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -23,6 +24,7 @@ Masks = Mapping[Role, Tensors]  # what may move: True or 1; broadcasts, so a mas
 SHARED = "shared"  # the slot of every method that has one slot
 BASE = "base"  # the reserved slot whose role "W" is the model's own parameters
 FULL: frozenset[Role] = frozenset({(BASE, "W")})
+GATE = "gate"  # the reserved slot whose role "G" is a trained router
 
 
 # ---- what a model holds -----------------------------------------------------------------------------------------------
@@ -54,6 +56,43 @@ Slots = Mapping[str, Factors]
 
 
 @dataclass(frozen=True)
+class Mix:
+    """A gate that weighs each slot by a number, the same for every input; a slot that is not named counts in full."""
+
+    weights: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Router:
+    """FedLEASE's gate, one in every module: with M experts, the logits G x of 2M - 1 places, M of them the own expert's and one
+    each of the others'; softmax; the M best places weigh their experts, renormalised to sum 1 when `renormalise`.
+
+    Attributes:
+        G: module -> (2M - 1, d_in); it trains under the role (GATE, "G").
+        own: the slot of the client's own expert, places 0 to M - 1.
+        others: the slots of the other experts, in order, places M to 2M - 2.
+    """
+
+    G: Tensors
+    own: str
+    others: tuple[str, ...]
+    renormalise: bool = True
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """FedDPA's gate at inference: for each input, `slot` weighs a and every other slot 1 - a, where a is the mean cosine of the
+    input's features (see `Features`) to the rows of `anchors` (count, d), clamped to [0, cap]."""
+
+    slot: str
+    anchors: Tensor
+    cap: float
+
+
+Gate = Mix | Router | Similarity
+
+
+@dataclass(frozen=True)
 class BaseUpdate:
     """What takes W from version `since` to `version`.
 
@@ -70,11 +109,13 @@ class BaseUpdate:
 @dataclass(frozen=True)
 class Model:
     """A model to evaluate or export: slots on a base, whose parameters changed by `base` (merged pairs) and `full`
-    (parameter name -> change from the pre-trained value)."""
+    (parameter name -> change from the pre-trained value). With `drop_base` the target modules' own weights count as zero."""
 
     slots: Slots = field(default_factory=dict)
     base: BaseUpdate = BaseUpdate()
     full: Tensors = field(default_factory=dict)
+    gate: Gate | None = None
+    drop_base: bool = False
 
 
 # ---- what everybody knows ---------------------------------------------------------------------------------------------
@@ -82,12 +123,13 @@ class Model:
 
 @dataclass(frozen=True)
 class Client:
-    """What the server may know of a client. `num_examples` counts its training examples."""
+    """What the server may know of a client. `num_examples` counts its training examples; `tasks` does so by task, and is
+    empty where the run has one task."""
 
     id: int
     rank: int
     num_examples: int
-    tasks: tuple[str, ...] = ()
+    tasks: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -138,7 +180,15 @@ class TailNorm:
     weight: float
 
 
-Penalty = TailNorm
+@dataclass(frozen=True)
+class ProductDecay:
+    """FedHM's decay of a factorised weight as a whole: weight * sum over modules of ||B A||_F^2 of the slot."""
+
+    slot: str
+    weight: float
+
+
+Penalty = TailNorm | ProductDecay
 
 
 @dataclass(frozen=True)
@@ -155,6 +205,9 @@ class Train:
         penalty: added to the loss of every step.
         base: the base updates that this client needs before it trains.
         full: parameter name -> change from the pre-trained value, to start from; absent counts as zero.
+        gate: what weighs the slots; a Router trains where roles has (GATE, "G").
+        data: the task whose examples to train on; "" is all that the client has.
+        drop_base: the target modules' own weights count as zero (a factorised model).
         probe: a rehearsal whose result is read but not kept: a head that trains along goes back to where it was.
         want_grad: also return the mean gradient over the steps.
     """
@@ -168,23 +221,63 @@ class Train:
     penalty: Penalty | None = None
     base: BaseUpdate = BaseUpdate()
     full: Tensors = field(default_factory=dict)
+    gate: Gate | None = None
+    data: str = ""
+    drop_base: bool = False
     probe: bool = False
     want_grad: bool = False
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The answer to a Train: the slots with their trained roles replaced, the mean training loss by example, the number of
-    optimiser steps, `full` as in the request, and the mean gradient where it was wanted."""
+    """The answer to a Train: the slots and the gate with their trained roles replaced, the mean training loss by example, the
+    number of optimiser steps, `full` as in the request, and the mean gradient where it was wanted."""
 
     slots: Slots
     loss: float
     num_steps: int
     full: Tensors = field(default_factory=dict)
     grad: Masks = field(default_factory=dict)
+    gate: Gate | None = None
 
 
-Local = Generator[Train, Trained, tuple[Any, Any]]
+@dataclass(frozen=True)
+class ClassMixtures:
+    """For every class of which the client has at least two examples, a Gaussian mixture with diagonal covariance of their
+    features. Observed as "labels" (c,), "counts" (c,), "weights" (c, k), "means" (c, k, d) and "variances" (c, k, d); a class
+    with fewer examples than components has zero weights for the rest."""
+
+    components: int = 3
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of `count` examples, drawn by seed (all, where there are fewer). Observed as "features" (count, d)."""
+
+    count: int
+
+
+Statistic = ClassMixtures | Features
+
+
+@dataclass(frozen=True)
+class Observe:
+    """A statistic of the client's own data that a paper's server or gate needs. The features of a text are the mean over its
+    tokens of the last hidden state of the pre-trained model without any slot, (d,) in fp32."""
+
+    statistic: Statistic
+    data: str = ""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The answer to an Observe: tensors by name, as the statistic says."""
+
+    tensors: Tensors
+
+
+# A method knows what it asked for, so what it is sent is Trained after Train, Observed after Observe.
+Local = Generator[Train | Observe, Any, tuple[Any, Any]]
 
 
 # ---- messages ----------------------------------------------------------------------------------------------------------

@@ -95,6 +95,13 @@ def test_complete_rows_is_orthonormal_and_keeps_what_it_got(q, rows, d):
     assert torch.equal(out, complete_rows(V, rows))
 
 
+def test_complete_rows_takes_the_coordinates_that_are_covered_least():
+    out = complete_rows(torch.tensor([[0.0, 0.0, 1.0, 0.0]]), 2)
+    assert out[1].abs().tolist() == [1.0, 0.0, 0.0, 0.0]
+    out = complete_rows(torch.tensor([[0.8, 0.0, 0.6, 0.0]]), 3)
+    assert out[1].abs().tolist() == [0.0, 1.0, 0.0, 0.0] and out[2].abs().tolist() == [0.0, 0.0, 0.0, 1.0]
+
+
 def test_complete_rows_where_the_coordinates_are_covered_evenly():
     """Both coordinate directions that it would take first have the same part outside V."""
     V = torch.tensor([[1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0]], dtype=torch.float64) / 2**0.5

@@ -289,6 +289,7 @@ def test_a_header_with_junk_anywhere_gives_a_tree_or_a_ValueError_and_nothing_el
         (forge({"t": 0}, [["float32", *[2**62] * 4]], float32=torch.ones(4)), "larger than its buffer"),
         (forge({"t": 0}, [["float32", 0, 2**70]], float32=torch.ones(0)), None),
         (forge({"t": 0}, [["float32", *[10**300] * 1000]], float32=torch.ones(4)), "impossible"),
+        (forge({"t": 0}, [["float32", *[2] * 1000, 0]], float32=torch.ones(0)), "impossible"),
         (forge({"t": 0}, [["float32", -4]], float32=torch.ones(4)), "impossible"),
         (forge({"t": 0}, [["float32", 2.0]], float32=torch.ones(4)), "impossible"),
         (forge({"t": 0}, [["float64", 4]], float32=torch.ones(4)), "impossible"),

@@ -71,7 +71,7 @@ class FlexLoRA:
             U, S, Vt = factored_svd(
                 torch.cat([w * r.up.B[m] for w, r in zip(weights, got, strict=True)], dim=1), torch.cat([r.up.A[m] for r in got])
             )
-            B[m] = pad_rank((U * S)[:, :rank], Vt[:rank], rank)[0].contiguous()
+            B[m] = pad_rank((U * S)[:, :rank], Vt[:rank], rank)[0]
             A[m] = complete_rows(Vt[:rank], rank)
         return State(Factors(A, B, 1.0), state.scale), {}
 

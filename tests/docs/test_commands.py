@@ -1,0 +1,54 @@
+"""Every command of the documentation is run.
+
+Commands stand in blocks marked `console`, after "$ ". They run in order, in one folder per document, on little data: each `fedlora run`
+is cut to two rounds over 100 examples. The files that a document speaks of as the reader's own are made here.
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+SMALL = ["--rounds", "2", "--set", "data.limit=100", "--set", "data.max_length=16"]
+
+
+def commands(document: Path) -> list[str]:
+    blocks = re.findall(r"```console\n(.*?)```", document.read_text(), re.DOTALL)
+    return [line[2:].split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.relative_to(ROOT).as_posix())
+def test_commands_run(document: Path, tmp_path: Path) -> None:
+    tiny.save_data(tmp_path)
+    (tmp_path / "tickets.csv").write_text((tmp_path / "train.csv").read_text().replace("text,label", "message,team", 1))
+    for command in commands(document):
+        words = shlex.split(command)
+        if words[0] == "make":
+            assert set(words[1:]) <= make_targets(), command
+            continue
+        if words[0] in {"git", "cd", "pip"}:
+            continue
+        assert words[0] == "fedlora", f"{document.name}: what is {command!r}?"
+        if words[1] == "run":
+            words += SMALL
+        done = subprocess.run(
+            [sys.executable, "-c", "from fedlora.cli import main; main()", *words[1:]], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def test_links_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", document.read_text()):
+            if not target.startswith(("http", "mailto")):
+                assert (document.parent / target).exists(), f"{document.name}: {target}"
