@@ -1,7 +1,7 @@
 """Every command of the documentation is run.
 
-Commands stand in blocks marked `console`, after "$ ". They run in order, in one folder per document, on little data: each `fedlora run`
-is cut to two rounds over 100 examples. The files that a document speaks of as the reader's own are made here.
+Commands stand in blocks marked `console`, after "$ ". They run in order, in one folder per document, on little data: each
+`fedlora run` is cut to two rounds over 100 examples. The files that a document speaks of as the reader's own are made here.
 """
 
 import re
