@@ -28,7 +28,8 @@ class Progress:
         )
         self._rounds: Any = None
         self._examples: Any = None
-        self._seen = 0
+        self._seen, self._up, self._down = 0, 0, 0
+        self._accuracy = ""
 
     def __enter__(self) -> "Progress":
         self.bars.start()
@@ -57,7 +58,11 @@ class Progress:
         self.bars.update(self._examples, completed=self._seen)
 
     def round(self, row: dict[str, Any]) -> None:
-        self.bars.update(self._rounds, completed=row["round"])
+        self._up, self._down = self._up + row["upload_bytes"], self._down + row["download_bytes"]
+        if row["accuracy"] is not None:
+            self._accuracy = f"  accuracy {100 * row['accuracy']:.1f} %"
+        sofar = f"rounds{self._accuracy}  up {self._up / 1e6:.1f} MB  down {self._down / 1e6:.1f} MB"
+        self.bars.update(self._rounds, completed=row["round"], description=sofar)
         self.bars.reset(self._examples, total=self._seen)  # the next round is about as long as this one
         self._seen = 0
         if self.quiet:
