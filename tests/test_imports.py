@@ -11,7 +11,7 @@ ALLOWED = {
     "errors": set(),
     "seeds": set(),
     "types": LEAVES,
-    "history": {"types"},
+    "history": {"types", "seeds"},
     "config": LEAVES,
     "algebra": set(),
     "methods": {"types", "history", "algebra", *LEAVES},
@@ -21,7 +21,7 @@ ALLOWED = {
     "training": {"types", "algebra", "config", "models", *LEAVES},
     "report": {"data", "config", *LEAVES},
     "recipes": set(),
-    "engine": {"types", "algebra", "methods", "transforms", "data", "models", "training", "report", "config", *LEAVES},
+    "engine": {"types", "history", "algebra", "methods", "transforms", "data", "models", "training", "report", "config", *LEAVES},
     "cli": {"engine", "methods", "data", "report", "config", *LEAVES},
 }
 

@@ -151,12 +151,12 @@ def data(
     layers = [setting(f"{key}={json.dumps(value)}") for key, value in flags.items() if value is not None]
     config = resolve(*layers, *(setting(each) for each in set_ or []))
     from fedlora.data.load import load
-    from fedlora.data.partition import split
+    from fedlora.data.tasks import deal
     from fedlora.report.split import plot_split
     from fedlora.report.table import print_split
 
     dataset = load(config.data, config.seed)
-    parts = split(dataset, config.data, config.clients.count, config.seed)
+    parts = deal(dataset, config.data, config.clients, config.seed)
     print_split(parts, dataset)
     plot_split(parts, dataset, picture)
     print(f"picture: {picture}")
@@ -225,8 +225,8 @@ def _execute(config: Any, folder: Path, resume: bool, quiet: bool) -> None:
 
 
 def _is_toml(key: str, value: Any) -> bool:
-    """A rank may be a number or a list; every other flag is a plain value."""
-    return key == "clients.rank" and str(value)[:1] in "0123456789["
+    """A rank may be a number or a list, and the data a list; every other flag is a plain value."""
+    return str(value)[:1] in {"clients.rank": "0123456789[", "data.source": "["}.get(key, ())
 
 
 def _free_folder(name: str, config: Any) -> Path:

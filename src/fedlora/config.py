@@ -1,4 +1,4 @@
-"""The configuration of a run: six tables, every key with its default, checked whole before anything starts.
+"""The configuration of a run: six tables and a list of transforms, every key with its default, checked whole at the start.
 
 A recipe is TOML with these tables. `--set table.key=value` reaches every key; the short flags of the command line are names
 for some of them. An unknown key is an error that gives the nearest names.
@@ -6,6 +6,7 @@ for some of them. An unknown key is an error that gives the nearest names.
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from importlib.resources import files
 from pathlib import Path
@@ -79,12 +80,27 @@ class ModelConfig(Table):
     rslora: bool = False
 
 
-class DataConfig(Table):
-    """The data set: a catalogue name, a file, a folder or a Hub id; its columns; and how clients come by it."""
+@dataclass(frozen=True)
+class SourceConfig:
+    """One source: where it is, its columns, and how many of its training examples to keep."""
 
-    source: str = "20newsgroups"
-    text: str = "text"
-    label: str = "label"
+    source: str
+    text: str
+    label: str
+    column: str | None
+    limit: int | None
+
+
+class DataConfig(Table):
+    """The data set: a catalogue name, a file, a folder or a Hub id; its columns; and how clients come by it.
+
+    A list of sources is a run of several tasks, one a source: their columns are one name for all or a list, and `limit`
+    and `min_size` hold for each task.
+    """
+
+    source: str | list[str] = "20newsgroups"
+    text: str | list[str] = "text"
+    label: str | list[str] = "label"
     limit: PositiveInt | None = None
     max_length: PositiveInt = 128
     partition: Partition = Partition.DIRICHLET
@@ -92,13 +108,27 @@ class DataConfig(Table):
     column: str | None = None
     min_size: PositiveInt = 1
 
+    @property
+    def sources(self) -> list[SourceConfig]:
+        """Each source and its columns."""
+        names = [self.source] if isinstance(self.source, str) else self.source
+        texts, labels = ([x] * len(names) if isinstance(x, str) else x for x in (self.text, self.label))
+        return [SourceConfig(*each, self.column, self.limit) for each in zip(names, texts, labels, strict=True)]
+
+    @property
+    def title(self) -> str:
+        """What the data is called in messages and pictures."""
+        return self.source if isinstance(self.source, str) else " + ".join(self.source)
+
 
 class ClientsConfig(Table):
-    """How many clients, their ranks, and how many (an integer) or what share (up to 1.0) take part in a round."""
+    """How many clients, their ranks, how many (an integer) or what share (up to 1.0) take part in a round, and how many of the
+    run's tasks each holds."""
 
     count: PositiveInt | None = None
     rank: PositiveInt | list[PositiveInt] | RankPlan = 8
     sample: PositiveInt | float = 1.0
+    tasks: PositiveInt = 1
 
 
 class TrainConfig(Table):
@@ -114,6 +144,17 @@ class TrainConfig(Table):
     evaluate_every: PositiveInt = 1
 
 
+class TransformConfig(BaseModel):
+    """A transform of clients' changes: its name; its own fields stand beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
 class Config(Table):
     """A whole run."""
 
@@ -125,6 +166,7 @@ class Config(Table):
     data: DataConfig = Field(default_factory=DataConfig)
     clients: ClientsConfig = Field(default_factory=ClientsConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    transform: list[TransformConfig] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _agree(self) -> "Config":
@@ -132,10 +174,23 @@ class Config(Table):
             raise ValueError('data.partition = "column" needs data.column, the column that names the owner')
         if self.data.column is not None and self.data.partition is not Partition.COLUMN:
             raise ValueError(f'data.column is set, so data.partition must be "column", not "{self.data.partition.value}"')
+        self._agree_on_sources()
         share = self.clients.sample
         if isinstance(share, float) and not 0 < share <= 1:
             raise ValueError(f"clients.sample = {share}: a share lies in (0, 1], a number of clients is an integer")
         return self
+
+    def _agree_on_sources(self) -> None:
+        count = 1 if isinstance(self.data.source, str) else len(self.data.source)
+        if count == 0:
+            raise ValueError("data.source = []: at least one source is needed")
+        for key, columns in (("text", self.data.text), ("label", self.data.label)):
+            if not isinstance(columns, str) and (isinstance(self.data.source, str) or len(columns) != count):
+                raise ValueError(f"data.{key} lists {len(columns)} columns, but data.source names {count} source(s)")
+        if self.clients.tasks > count:
+            raise ValueError(f"clients.tasks = {self.clients.tasks}: the run has {count} task(s), one for each data.source")
+        if count > 1 and self.data.partition is Partition.COLUMN:
+            raise ValueError('data.partition = "column" takes one data.source, not a list')
 
 
 def resolve(*layers: Mapping[str, Any]) -> Config:

@@ -4,11 +4,13 @@ A log is a list of factor pairs, one a version. Once its pairs outweigh the matr
 up in the same order, so that a base has the same bits whichever way it came to its version.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from fedlora import seeds
 from fedlora.types import BaseUpdate, Factors, Tensors
 
 
@@ -25,18 +27,40 @@ class History:
         return self.start + len(self.pairs)
 
 
-def append(history: History, pair: Factors) -> History:
-    """The history with one more version. It collapses when its pairs hold more numbers than the dense matrices would."""
+def numbers(pair: Factors) -> int:
+    """How many numbers a pair holds."""
+    return sum(x.numel() for role in (pair.A, pair.B) for x in role.values())
+
+
+def append(history: History, pair: Factors, cost: Callable[[Factors], int] = numbers) -> History:
+    """The history with one more version. It collapses when its pairs take more numbers to send than the dense matrices would.
+
+    Args:
+        cost: how many numbers of a pair must be sent, where clients know some.
+    """
+    # Rows contiguous, as a message leaves them: the bits of a product can depend on the layout of its factors.
+    pair = replace(pair, A={m: A.contiguous() for m, A in pair.A.items()}, B={m: B.contiguous() for m, B in pair.B.items()})
     pairs = (*history.pairs, pair)
-    if sum(map(_numbers, pairs)) <= _dense_numbers(pair):
+    if _smaller(pairs, cost):
         return History(history.start, history.dense, pairs)
     return History(history.version + 1, _sum(history.dense, pairs))
 
 
-def update(history: History, since: int) -> BaseUpdate:
+def restart(pair: Factors, seed: int, *purpose: str | int) -> Factors:
+    """The adapter to start from again once a pair is merged: A uniform in +-1/sqrt(d_in), drawn for this purpose, and B zero."""
+
+    def draw(m: str, A: Tensor) -> Tensor:
+        rank, d_in = A.shape
+        numbers = seeds.generator(seed, "restart", *purpose, m).uniform(-(d_in**-0.5), d_in**-0.5, (rank, d_in))
+        return torch.from_numpy(numbers).to(A)
+
+    return replace(pair, A={m: draw(m, A) for m, A in pair.A.items()}, B={m: torch.zeros_like(B) for m, B in pair.B.items()})
+
+
+def update(history: History, since: int, cost: Callable[[Factors], int] = numbers) -> BaseUpdate:
     """What takes a base from version `since` to the newest: the pairs it misses, or the dense whole where that is smaller."""
     missed = history.pairs[max(0, since - history.start) :]
-    if since >= history.start and (not missed or sum(map(_numbers, missed)) <= _dense_numbers(missed[0])):
+    if since >= history.start and _smaller(missed, cost):
         return BaseUpdate(since, history.version, missed)
     return BaseUpdate(0, history.version, dense=_sum(history.dense, history.pairs))
 
@@ -49,9 +73,8 @@ def _sum(dense: Tensors, pairs: tuple[Factors, ...]) -> dict[str, Tensor]:
     return total
 
 
-def _numbers(pair: Factors) -> int:
-    return sum(pair.A[m].numel() + pair.B[m].numel() for m in pair.A)
-
-
-def _dense_numbers(pair: Factors) -> int:
-    return sum(pair.B[m].shape[0] * pair.A[m].shape[1] for m in pair.A)
+def _smaller(pairs: tuple[Factors, ...], cost: Callable[[Factors], int]) -> bool:
+    """Whether pairs take no more numbers to send than dense matrices."""
+    if not pairs:
+        return True
+    return sum(map(cost, pairs)) <= sum(pairs[0].B[m].shape[0] * A.shape[1] for m, A in pairs[0].A.items())

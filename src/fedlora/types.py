@@ -89,7 +89,18 @@ class Similarity:
     cap: float
 
 
-Gate = Mix | Router | Similarity
+@dataclass(frozen=True)
+class ByTask:
+    """A gate for evaluation: an example passes through the slot of its task alone, and through none where its task has none.
+
+    Attributes:
+        slots: task -> the name of its slot.
+    """
+
+    slots: Mapping[str, str]
+
+
+Gate = Mix | Router | Similarity | ByTask
 
 
 @dataclass(frozen=True)
@@ -109,7 +120,8 @@ class BaseUpdate:
 @dataclass(frozen=True)
 class Model:
     """A model to evaluate or export: slots on a base, whose parameters changed by `base` (merged pairs) and `full`
-    (parameter name -> change from the pre-trained value). With `drop_base` the target modules' own weights count as zero."""
+    (parameter name -> change from the pre-trained value). With `drop_base` the target modules' pre-trained weights count as zero;
+    what was merged into them stays."""
 
     slots: Slots = field(default_factory=dict)
     base: BaseUpdate = BaseUpdate()
@@ -145,6 +157,7 @@ class Setup:
         lora_alpha, rslora: LoRA's own alpha, and whether to scale by alpha/sqrt(r).
         fresh: rank -> the starting adapter: A Kaiming-uniform, B zero. Ranks are nested: fresh(2).A is fresh(4).A[:2].
         base: module -> its pre-trained weight, (d_out, d_in) in fp32, read when asked for.
+        transposed: the modules whose own weight parameter is stored the other way round, (d_in, d_out), as GPT-2's are.
     """
 
     shapes: Mapping[str, tuple[int, int]]
@@ -157,6 +170,7 @@ class Setup:
     rslora: bool
     fresh: Callable[[int], Factors]
     base: Callable[[str], Tensor]
+    transposed: frozenset[str] = frozenset()
 
     def scaling(self, rank: int) -> float:
         """s in W + s*BA: alpha/r, or alpha/sqrt(r) with rsLoRA (2312.03732). The one scale rule of the package."""
@@ -207,7 +221,7 @@ class Train:
         full: parameter name -> change from the pre-trained value, to start from; absent counts as zero.
         gate: what weighs the slots; a Router trains where roles has (GATE, "G").
         data: the task whose examples to train on; "" is all that the client has.
-        drop_base: the target modules' own weights count as zero (a factorised model).
+        drop_base: the target modules' pre-trained weights count as zero (a factorised model).
         probe: a rehearsal whose result is read but not kept: a head that trains along goes back to where it was.
         want_grad: also return the mean gradient over the steps.
     """
@@ -302,8 +316,22 @@ def change(*dims: str) -> Any:
 
 
 def index(size: str, length: str) -> Any:
-    """A field of an Up that says which entries of an axis of `length` the other fields hold: a bool mask with `size` True."""
+    """A field of an Up that says which entries of an axis of `length` the other fields hold: a bool mask with `size` True.
+
+    A length such as "rank*in" is that of two axes together: a flat mask over a whole factor, row by row.
+    """
     return _declared("index", (size, length))
+
+
+def statistic(**dims: tuple[str, ...]) -> Any:
+    """A field of an Up that carries a statistic of the client's data: these names, or none of them, and the axes of each. Axes of
+    one name agree within the field, or with `Facts.dims`."""
+    return field(default_factory=dict, metadata={"kind": "statistic", "dims": dims})
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """The Up of a client that has nothing to say in this round, where `Facts.silent` allows it."""
 
 
 @dataclass(frozen=True)
@@ -341,7 +369,8 @@ class Facts:
         personal: clients end with different models.
         upload, download: what one client sends and receives in a round, in parameters, as a formula.
         server: the cost of one aggregation for one module.
-        dims: (method, setup, client) -> axis name -> its size, or the range that it may lie in (see `value`).
+        dims: (method, setup, client) -> axis name -> its size, the range that it may lie in, or its size by module (see `value`).
+        silent: there may be rounds in which clients train but send Nothing.
     """
 
     title: str
@@ -353,7 +382,8 @@ class Facts:
     upload: str
     download: str
     server: str
-    dims: Callable[[Any, Setup, Client], Mapping[str, int | range]] = lambda method, setup, client: {}
+    dims: Callable[[Any, Setup, Client], Mapping[str, int | range | Mapping[str, int]]] = lambda method, setup, client: {}
+    silent: bool = False
 
 
 Diagnostics = Mapping[str, Any]

@@ -56,3 +56,42 @@ def pad_rank(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """B (d_out, rank) and A (rank, d_in) with zeros past the rank they have; the product is unchanged."""
     missing = rank - A.shape[0]
     return torch.nn.functional.pad(B, (0, missing)), torch.nn.functional.pad(A, (0, 0, 0, missing))
+
+
+def compress(B: Tensor, A: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
+    """The product BA as factors of at most min(d_out, d_in) ranks, without loss; with a smaller `rank`, its best approximation
+    (Eckart and Young). Comes back as it is where it is no wider. Otherwise the rows of A are orthonormal."""
+    limit = min(B.shape[0], A.shape[1]) if rank is None else min(B.shape[0], A.shape[1], rank)
+    if B.shape[1] <= limit:
+        return B, A
+    U, S, Vt = factored_svd(B, A)
+    return (U * S)[:, :limit].contiguous(), Vt[:limit]
+
+
+def principal(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best approximation of a matrix at a rank, its singular values shared evenly: B = U S^1/2 and A = S^1/2 V'.
+
+    Past the smaller side of W, B is zero and A orthonormal, as far as there are directions left.
+    """
+    if 4 * rank <= min(W.shape):  # the eigenvectors of the smaller Gram matrix: several times faster, and as good for the largest
+        tall = W.to(torch.float64) if W.shape[0] >= W.shape[1] else W.to(torch.float64).mT
+        V = torch.linalg.eigh(tall.mT @ tall).eigenvectors[:, -rank:].flip(1)
+        U, S, Vt = factored_svd(tall @ V, V.mT)
+        U, S, Vt = (U, S, Vt) if W.shape[0] >= W.shape[1] else (Vt.mT, S, U.mT)
+        U, S, Vt = U.to(W.dtype), S.to(W.dtype), Vt.to(W.dtype)
+    else:
+        U, S, Vt = factored_svd(W, torch.eye(W.shape[1], dtype=W.dtype, device=W.device))
+    U, root, Vt = U[:, :rank], S[:rank].sqrt(), Vt[:rank]
+    B, _ = pad_rank(U * root, Vt, rank)
+    A = complete_rows(Vt, rank).clone(memory_format=torch.contiguous_format)
+    A[: len(root)] *= root[:, None]
+    return B.contiguous(), A
+
+
+def energy_rank(S: Tensor, share: float) -> int:
+    """The smallest p with sum_{i < p} S_i^2 >= share * sum S_i^2, for falling S; at share 1 the number of those above zero.
+
+    The tail is summed from its small end, so that nothing is lost in the sum of the large ones.
+    """
+    tail = S.to(torch.float64).square().flip(0).cumsum(0).flip(0)
+    return int((tail > (1.0 - share) * tail[:1]).sum())

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fedlora.config import DataConfig
+from fedlora.config import DataConfig, SourceConfig
 from fedlora.data import columns, files, packaged
 from fedlora.data.dataset import Dataset, Integers, Split
 from fedlora.data.hub import from_hub
 from fedlora.data.source import Part, Source
+from fedlora.data.tasks import union
 from fedlora.errors import BadInput, unknown
 from fedlora.seeds import generator
 
@@ -37,6 +38,7 @@ CATALOGUE: Mapping[str, Entry] = {
 
 def load(config: DataConfig, seed: int) -> Dataset:
     """The data set that `config.source` names: a path, a catalogue name, or a Hub id "org/name", the first of these that it is.
+    A list names several, each a task of one data set over the union of their classes.
 
     Labels become indices of `label_names`: text labels in sorted order, integer labels in order of size, or as the source names
     them. Where a source has no test part, 20 % are held out by seed. `config.limit` keeps a random subset of the training
@@ -45,6 +47,11 @@ def load(config: DataConfig, seed: int) -> Dataset:
     Raises:
         BadInput: in one line, what is wrong, in which file, column and row, and what is possible.
     """
+    found = [_load(source, seed) for source in config.sources]
+    return found[0] if len(found) == 1 else union(found)
+
+
+def _load(config: SourceConfig, seed: int) -> Dataset:
     source = _find(config)
     train, test, names, notes = _encoded(source, config)
     if test is None:
@@ -63,7 +70,7 @@ def load(config: DataConfig, seed: int) -> Dataset:
     return Dataset(source.name, train, test, names, notes)
 
 
-def _find(config: DataConfig) -> Source:
+def _find(config: SourceConfig) -> Source:
     name = config.source
     path = Path(name).expanduser()
     text_columns = [config.text] if config.column is None else [config.text, config.column]
@@ -78,7 +85,7 @@ def _find(config: DataConfig) -> Source:
     raise BadInput(f"{unknown('data set', name, CATALOGUE)}; a file, a folder or a Hugging Face id (org/name) is possible too")
 
 
-def _from_catalogue(name: str, config: DataConfig, text_columns: Sequence[str]) -> Source:
+def _from_catalogue(name: str, config: SourceConfig, text_columns: Sequence[str]) -> Source:
     entry = CATALOGUE[name]
     tried = []
     folder = os.environ.get(DATA_FOLDER)
@@ -96,7 +103,7 @@ def _from_catalogue(name: str, config: DataConfig, text_columns: Sequence[str]) 
         raise BadInput(f"data set {name} not found: {'; '.join(tried)}; {error}") from error
 
 
-def _encoded(source: Source, config: DataConfig) -> tuple[Split, Split | None, tuple[str, ...], tuple[str, ...]]:
+def _encoded(source: Source, config: SourceConfig) -> tuple[Split, Split | None, tuple[str, ...], tuple[str, ...]]:
     """Both parts with class indices, the names of the classes, and notes."""
     for part in filter(None, (source.train, source.test)):
         if part.table.num_rows == 0:

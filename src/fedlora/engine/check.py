@@ -1,5 +1,6 @@
 """What a reply must look like before the server uses it: the fields that the method's file declares, and nothing else."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedlora.engine.wire import message_classes
-from fedlora.types import Client, Method, Setup
+from fedlora.types import Client, Method, Nothing, Setup
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -16,6 +17,8 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16)
 def refuse(up: Any, method: Method, setup: Setup, client: Client) -> str | None:
     """Why this Up must not be used, in one line, or None. Never raises, whatever the client sent."""
     name = type(up).__name__
+    if type(up) is Nothing and method.FACTS.silent:
+        return None
     if not is_dataclass(up) or type(up) not in message_classes(method):
         return f"it is a {name}, which is no message of {method.FACTS.title}"
     parts = {f.name: getattr(up, f.name, None) for f in fields(up)}
@@ -25,15 +28,23 @@ def refuse(up: Any, method: Method, setup: Setup, client: Client) -> str | None:
     for field, part in parts.items():
         if field not in declared and not _plain(part):
             return f"field '{field}' holds more than plain finite values"
-    sizes: Mapping[str, int | range] = {"rank": client.rank, **method.FACTS.dims(method, setup, client)}
+    sizes: Mapping[str, int | range | Mapping[str, int]] = {"rank": client.rank, **method.FACTS.dims(method, setup, client)}
     seen: dict[tuple[str, str], int] = {}
+    indexed = {dims[0]: field for field, (kind, dims) in declared.items() if kind == "index"}
     for field, (kind, dims) in declared.items():
         part = parts[field]
         known: Mapping[str, tuple[int, ...]] = setup.params if dims == ("*",) else setup.shapes
         if not isinstance(part, Mapping):
             return f"field '{field}' is a {type(part).__name__}, not a mapping"
+        if kind == "statistic":
+            if part and (why := _no_statistic(part, dims, sizes)):
+                return f"field '{field}' {why}"
+            continue
         if part and (why := _unlike(part, known)):
             return f"field '{field}' {why}"
+        for missing in (indexed[axis] for axis in dims if part and axis in indexed):
+            if isinstance(parts[missing], Mapping) and not parts[missing]:
+                return f"field '{field}' comes without '{missing}', which says where its entries belong"
         for module, t in part.items():
             if why := _kind(t, kind, len(known[module]) if dims == ("*",) else len(dims)):
                 return f"field '{field}', '{module}': {why}"
@@ -42,15 +53,18 @@ def refuse(up: Any, method: Method, setup: Setup, client: Client) -> str | None:
                     return f"field '{field}', '{module}': its shape is {tuple(t.shape)}, expected {tuple(known[module])}"
                 continue
             lengths = (int(t.sum()), len(t)) if kind == "index" else tuple(t.shape)
-            here = {**sizes, "out": known[module][0], "in": known[module][1]}
+            here = {axis: n[module] if isinstance(n, Mapping) else n for axis, n in sizes.items()}
+            here |= {"out": known[module][0], "in": known[module][1]}
             for axis, length in zip(dims, lengths, strict=True):
                 agreed = here.get(axis, seen.get((module, axis), length))
+                if "*" in axis:  # several axes, laid out as one
+                    agreed = math.prod(n for name in axis.split("*") if isinstance(n := here[name], int))
                 fits = length in agreed if isinstance(agreed, range) else length == agreed
                 if not fits:
                     return f"field '{field}', '{module}': '{axis}' is {length}, expected {_said(agreed)}"
                 if seen.setdefault((module, axis), length) != length:
                     return f"field '{field}', '{module}': '{axis}' is {length}, but {seen[module, axis]} in another field"
-    if not any(parts[field] for field, (kind, _) in declared.items() if kind != "index"):
+    if not any(parts[field] for field, (kind, _) in declared.items() if kind not in ("index", "statistic")):
         return "it is empty"
     return None
 
@@ -63,6 +77,21 @@ def _unlike(part: Mapping[Any, Any], known: Mapping[str, Any]) -> str | None:
     for name in part:
         if name not in known:
             return f"has an unexpected entry {name!a:.80}"
+    return None
+
+
+def _no_statistic(part: Mapping[Any, Any], dims: Mapping[str, tuple[str, ...]], sizes: Mapping[str, Any]) -> str | None:
+    """What is wrong with a statistic, or None."""
+    if why := _unlike(part, dims):
+        return why
+    seen: dict[str, int] = {}
+    for name, axes in dims.items():
+        if why := _kind(part[name], "statistic", len(axes)):
+            return f"'{name}': {why}"
+        for axis, length in zip(axes, part[name].shape, strict=True):
+            agreed = sizes.get(axis, seen.setdefault(axis, length))
+            if not (length in agreed if isinstance(agreed, range) else length == agreed):
+                return f"'{name}': '{axis}' is {length}, expected {_said(agreed)}"
     return None
 
 
@@ -89,4 +118,6 @@ def _plain(part: Any) -> bool:
 
 
 def _said(size: int | range) -> str:
-    return f"{size.start} to {size.stop - 1}" if isinstance(size, range) else str(size)
+    if isinstance(size, range):
+        return f"{size.start} to {size.stop - 1}" if size else "nothing"
+    return str(size)

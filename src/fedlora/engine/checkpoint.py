@@ -49,7 +49,7 @@ def save(folder: Path, server: Server, kept: Mapping[int, Kept], changed: Iterab
     tag = f"{server.round:05d}"
     table = dict(files)
     now = {id: kept[id] for id in changed}
-    if any(k.held is not None or k.head for k in now.values()):
+    if any(k.held is not None or k.head or k.memory for k in now.values()):
         name = f"kept-{tag}.fed"
         table |= dict.fromkeys(now, (name, write_whole(folder / name, wire.encode(now))))
     server_file = f"server-{tag}.fed"

@@ -10,15 +10,19 @@ import torch
 from fedlora.config import Config, Head, read_recipe, resolve
 from fedlora.engine import checkpoint
 from fedlora.engine.federation import Roster, load_pretrained, make_method, make_trainer, read_roster
+from fedlora.engine.inprocess import Kept
 from fedlora.errors import BadInput
 from fedlora.models import peft
 from fedlora.models.load import Pretrained
 from fedlora.training.encode import encode
-from fedlora.types import Model, Tensors
+from fedlora.types import Mix, Model, Tensors
 
 
 def write_result(config: Config, roster: Roster, result: Model, head: Tensors, out: Path) -> str:
-    """Write `adapter/` under `out`, or `model/` where the result is no fixed low-rank change; returns which."""
+    """Write `adapter/` under `out`, or `model/` where the result is no fixed low-rank change; returns which. What depends on the
+    input has no such format, and is in the checkpoint only: "checkpoint"."""
+    if _gated(result):
+        return "checkpoint"
     name = "adapter" if peft.is_adapter(result) else "model"
     _write_folder(config, roster, result, head, out / name, merged=name == "model")
     return name
@@ -28,12 +32,17 @@ def export(run: Path, to: Path, client_id: int | None, merged: bool) -> str:
     """Export what a run has learned so far; with a client, that client's own model. Returns "adapter" or "model".
 
     Raises:
-        BadInput: `run` is no run folder or has no checkpoint yet, `to` exists, there is no such client, or the method has no
-            personal models.
+        BadInput: `run` is no run folder or has no checkpoint yet, `to` exists, there is no such client, the method has no
+            personal models, or the result depends on the input.
     """
     if to.exists():
         raise BadInput(f"{to} exists already; give another --to")
     config, roster, result, head = read_result(run, client_id)
+    if _gated(result):
+        raise BadInput(
+            f"{run}: this model weighs its adapters anew for each input (or has one for each task), and neither an adapter nor a "
+            "whole model can hold that; `fedlora predict` uses it"
+        )
     merged = merged or not peft.is_adapter(result)
     _write_folder(config, roster, result, head, to, merged)
     return "model" if merged else "adapter"
@@ -58,9 +67,9 @@ def read_result(run: Path, client_id: int | None = None) -> tuple[Config, Roster
             f"--client {client_id}: {method.FACTS.title} with a {config.model.head.value} head trains one model for all; "
             "leave --client out"
         )
-    if client_id not in saved.kept:
+    if saved.kept and client_id not in saved.kept:  # nobody's is there where the server holds all that a method knows of a client
         raise BadInput(f"--client {client_id}: this client has not taken part in any round yet")
-    kept = saved.kept[client_id]
+    kept = saved.kept.get(client_id, Kept())
     model = method.deploy(saved.server.state, roster.clients[client_id], kept.held)
     return config, roster, model, kept.head or saved.server.head
 
@@ -74,6 +83,11 @@ def predict(run: Path, texts: list[str]) -> list[tuple[str, float]]:
     logits = torch.from_numpy(make_trainer(config, pretrained).logits(result, head, data))
     best = logits.softmax(dim=1).max(dim=1)
     return [(roster.label_names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+
+def _gated(result: Model) -> bool:
+    """Whether the weights of the slots depend on the input or on its task."""
+    return not (result.gate is None or isinstance(result.gate, Mix))
 
 
 def _write_folder(config: Config, roster: Roster, result: Model, head: Tensors, to: Path, merged: bool) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 
 from fedlora import methods, seeds
 from fedlora.config import RANK_SHARES, ClientsConfig, Config, RankPlan
+from fedlora.data.dataset import Task
 from fedlora.errors import BadInput
 from fedlora.models.load import Pretrained
 from fedlora.models.load import load as load_model
@@ -28,19 +29,23 @@ class Roster:
     Attributes:
         names: of the clients, by id.
         num_test: test examples of each client.
+        tasks: of a run of several.
     """
 
     label_names: tuple[str, ...]
     clients: tuple[Client, ...]
     names: tuple[str, ...]
     num_test: tuple[int, ...]
+    tasks: tuple[Task, ...] = ()
 
     def to_json(self) -> str:
         rows = [
             {"id": c.id, "name": name, "rank": c.rank, "num_examples": c.num_examples, "num_test": n}
+            | ({"tasks": dict(c.tasks)} if c.tasks else {})
             for c, name, n in zip(self.clients, self.names, self.num_test, strict=True)
         ]
-        return json.dumps({"label_names": self.label_names, "clients": rows}, indent=1)
+        tasks = {"tasks": [asdict(task) for task in self.tasks]} if self.tasks else {}
+        return json.dumps({"label_names": self.label_names, **tasks, "clients": rows}, indent=1)
 
 
 def read_roster(path: Path) -> Roster:
@@ -50,9 +55,10 @@ def read_roster(path: Path) -> Roster:
         rows = found["clients"]
         return Roster(
             tuple(found["label_names"]),
-            tuple(Client(r["id"], r["rank"], r["num_examples"]) for r in rows),
+            tuple(Client(r["id"], r["rank"], r["num_examples"], r.get("tasks", {})) for r in rows),
             tuple(r["name"] for r in rows),
             tuple(r["num_test"] for r in rows),
+            tuple(Task(t["name"], t["first"], t["count"]) for t in found.get("tasks", ())),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: missing or damaged, so this is no run folder ({error})") from error
@@ -106,6 +112,7 @@ def make_setup(config: Config, trainer: Trainer, clients: Sequence[Client]) -> S
         rslora=config.model.rslora,
         fresh=fresh,
         base=trainer.base_weight,
+        transposed=trainer.transposed,
     )
     return setup
 
@@ -120,11 +127,12 @@ def load_pretrained(config: Config, roster: Roster) -> Pretrained:
     return load_model(config.model, roster.label_names, config.seed)
 
 
-def make_trainer(config: Config, pretrained: Pretrained) -> Trainer:
+def make_trainer(config: Config, pretrained: Pretrained, tasks: Sequence[Task] = ()) -> Trainer:
     """The trainer on the configured device and in the configured precision."""
     device = pick_device(config.device)
     targets = find_targets(pretrained.model, config.model.target_modules)
-    return Trainer(pretrained, targets, config.train, device, pick_dtype(config.precision, device))
+    ranges = {task.name: range(task.first, task.first + task.count) for task in tasks}
+    return Trainer(pretrained, targets, config.train, device, pick_dtype(config.precision, device), ranges)
 
 
 def versions() -> dict[str, Any]:

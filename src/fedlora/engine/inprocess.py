@@ -7,19 +7,36 @@ from typing import Any
 
 from fedlora import seeds
 from fedlora.config import Head
+from fedlora.engine.pipeline import UNCHANGED, Pipeline
 from fedlora.training.encode import Encoded
 from fedlora.training.trainer import Job, Trainer
-from fedlora.types import BASE, Client, Local, Method, Order, Reply, Setup, Tensors, Train
+from fedlora.types import (
+    BASE,
+    GATE,
+    Client,
+    Local,
+    Method,
+    Observe,
+    Observed,
+    Order,
+    Reply,
+    Router,
+    Setup,
+    Tensors,
+    Train,
+    Trained,
+)
 
 WAVE_BYTES = 1 << 30  # trained parameters of the clients that are under way at once
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What one client keeps between rounds: the method's part, and its own head where heads are personal."""
+    """What one client keeps between rounds: the method's part, its own head where heads are personal, the transforms' part."""
 
     held: Any = None
     head: Tensors = field(default_factory=dict)
+    memory: Tensors = field(default_factory=dict)  # what the transforms of its changes lost so far
 
 
 @dataclass
@@ -28,7 +45,7 @@ class _Running:
 
     order: Order
     local: Local
-    ask: Train
+    ask: Train | Observe
     head: Tensors
     requests: int = 0
     loss: float = 0.0
@@ -47,10 +64,11 @@ class InProcess:
         head: Head,
         kept: Mapping[int, Kept] | None = None,
         on_examples: Callable[[int], None] = lambda n: None,
+        transforms: Pipeline = UNCHANGED,
     ) -> None:
         self.method, self.setup, self.trainer, self.data, self.head = method, setup, trainer, data, head
         self.kept = dict(kept or {})
-        self.on_examples = on_examples
+        self.on_examples, self.transforms = on_examples, transforms
         self._fresh: dict[int, Kept] = {}
 
     def kept_by(self, client: Client) -> Kept:
@@ -84,36 +102,50 @@ class InProcess:
         replies: dict[int, Reply] = {}
         pending = list(wave)
         while pending:
-            outcomes = self.trainer.train([self._job(run) for run in pending], self.on_examples)
+            jobs = [self._job(run, run.ask) for run in pending if isinstance(run.ask, Train)]
+            outcomes = self.trainer.train(jobs, self.on_examples)
             unfinished = []
-            for run, outcome in zip(pending, outcomes, strict=True):
+            for run in pending:
+                answer: Trained | Observed
+                if isinstance(run.ask, Observe):
+                    answer = self.trainer.observe(run.ask, self.data[run.order.client.id], self._seed(run))
+                else:
+                    outcome = next(outcomes)
+                    answer = outcome.trained
+                    if not run.ask.probe:
+                        run.head, run.loss = outcome.head, answer.loss
+                    run.num_steps += answer.num_steps
                 run.requests += 1
-                if not run.ask.probe:
-                    run.head, run.loss = outcome.head, outcome.trained.loss
-                run.num_steps += outcome.trained.num_steps
                 try:
-                    run.ask = run.local.send(outcome.trained)
+                    run.ask = run.local.send(answer)
                     unfinished.append(run)
                 except StopIteration as end:
                     up, held = end.value
                     id = run.order.client.id
                     personal = self.head is Head.PERSONAL
-                    self._fresh[id] = Kept(held, run.head if personal else {})
+                    memory = self.kept[id].memory if id in self.kept else {}
+                    up, memory = self.transforms.pack(up, memory, run.order.round, run.order.client)
+                    self._fresh[id] = Kept(held, run.head if personal else {}, memory)
                     replies[id] = Reply(run.order.client, up, {} if personal else run.head, run.loss, run.num_steps)
             pending = unfinished
         for id in sorted(replies):
             yield replies.pop(id)
 
-    def _job(self, run: _Running) -> Job:
-        order = run.order
-        seed = seeds.derive(self.setup.seed, "train", order.round, order.client.id, run.requests)
-        return Job(run.ask, self.data[order.client.id], seed, run.head)
+    def _job(self, run: _Running, ask: Train) -> Job:
+        return Job(ask, self.data[run.order.client.id], self._seed(run), run.head)
 
-    def _trained_bytes(self, ask: Train) -> int:
+    def _seed(self, run: _Running) -> int:
+        return seeds.derive(self.setup.seed, "train", run.order.round, run.order.client.id, run.requests)
+
+    def _trained_bytes(self, ask: Train | Observe) -> int:
+        if isinstance(ask, Observe):
+            return 0
         count = 0
         for slot, role in ask.roles:
             if slot == BASE:
                 count += sum(math.prod(shape) for shape in self.setup.params.values())
+            elif slot == GATE and isinstance(ask.gate, Router):
+                count += sum(G.numel() for G in ask.gate.G.values())
             else:
                 count += sum(x.numel() for x in getattr(ask.slots[slot], role).values())
         return 4 * count

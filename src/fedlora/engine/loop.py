@@ -9,6 +9,7 @@ from fedlora import seeds
 from fedlora.algebra.tensors import weighted_mean
 from fedlora.engine import wire
 from fedlora.engine.check import refuse
+from fedlora.engine.pipeline import UNCHANGED, Pipeline
 from fedlora.engine.transport import Transport
 from fedlora.types import Client, Diagnostics, Method, Order, Reply, Setup, Tensors
 
@@ -48,14 +49,19 @@ class Tally:
 
 
 def rounds(
-    method: Method, setup: Setup, server: Server, transport: Transport, participants: Callable[[int], Sequence[Client]]
+    method: Method,
+    setup: Setup,
+    server: Server,
+    transport: Transport,
+    participants: Callable[[int], Sequence[Client]],
+    transforms: Pipeline = UNCHANGED,
 ) -> Iterator[tuple[Server, Tally, Diagnostics]]:
     """Play the rounds after `server.round` up to the last one of the setup; yields the server after each."""
     for t in range(server.round + 1, setup.rounds + 1):
         orders = [Order(t, client, method.send(server.state, client), server.head) for client in participants(t)]
         tally = Tally(down=sum((_traffic(order.down, order.head) for order in orders), Traffic()))
         heads: list[tuple[float, tuple[Tensors]]] = []
-        replies = _accepted(method, setup, orders, transport, tally, heads)
+        replies = _accepted(method, setup, orders, transport, transforms, tally, heads)
         first = next(replies, None)
         state, head = server.state, server.head
         diagnostics: Diagnostics = {}
@@ -89,6 +95,7 @@ def _accepted(
     setup: Setup,
     orders: Sequence[Order],
     transport: Transport,
+    transforms: Pipeline,
     tally: Tally,
     heads: list[tuple[float, tuple[Tensors]]],
 ) -> Iterator[Reply]:
@@ -104,17 +111,21 @@ def _accepted(
         order = expected.pop(reply.client.id, None)
         if order is None:
             continue  # nobody asked
-        why = refuse(reply.up, method, setup, order.client) or _refuse_head(reply.head, order.head)
+        try:
+            up = transforms.unpack(reply.up)
+            why = refuse(up, method, setup, order.client) or _refuse_head(reply.head, order.head)
+        except ValueError as error:
+            why = str(error)
         if why is not None:
             tally.failed[order.client.id] = why
             continue
-        tally.up += _traffic(reply.up, reply.head)
+        tally.up += _traffic(reply.up, reply.head, transforms)
         tally.accepted.append(order.client.id)
         tally.loss += reply.loss * order.client.num_examples
         tally.examples += order.client.num_examples
         if order.head:
             heads.append((order.client.num_examples, (reply.head,)))
-        yield replace(reply, client=order.client)
+        yield replace(reply, client=order.client, up=up)
     tally.failed |= {id: "no reply" for id in expected}
 
 
@@ -125,9 +136,9 @@ def _refuse_head(got: Tensors, sent: Tensors) -> str | None:
     return None if bad is None else f"head: {bad} is not finite"
 
 
-def _traffic(message: Any, head: Tensors) -> Traffic:
-    size = wire.measure(message)
-    return Traffic(wire.count_values(message), size + wire.measure(head) if head else size)
+def _traffic(message: Any, head: Tensors, transforms: Pipeline = UNCHANGED) -> Traffic:
+    size = transforms.measure(message)
+    return Traffic(transforms.count(message), size + wire.measure(head) if head else size)
 
 
 def _chain(first: Reply, rest: Iterator[Reply]) -> Iterator[Reply]:

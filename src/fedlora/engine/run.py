@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +15,9 @@ import numpy as np
 from fedlora.config import Config, Head, as_tables, resolve, to_toml
 from fedlora.data.dataset import Dataset
 from fedlora.data.load import load as load_data
-from fedlora.data.partition import Parts, split
-from fedlora.engine import checkpoint
+from fedlora.data.partition import Parts
+from fedlora.data.tasks import deal, task_counts
+from fedlora.engine import checkpoint, pipeline
 from fedlora.engine.export import write_result
 from fedlora.engine.federation import (
     Roster,
@@ -30,6 +31,7 @@ from fedlora.engine.federation import (
 )
 from fedlora.engine.inprocess import InProcess, Kept
 from fedlora.engine.loop import Server, Tally, rounds, sampler
+from fedlora.engine.pipeline import Pipeline
 from fedlora.engine.record import Record, Row, summarise
 from fedlora.errors import BadInput
 from fedlora.training.encode import Encoded, encode
@@ -63,6 +65,7 @@ class World:
 
     config: Config
     method: Method
+    transforms: Pipeline
     setup: Setup
     trainer: Trainer
     roster: Roster
@@ -107,23 +110,27 @@ def execute(config: Config, out: Path, resume: bool, listener: Listener) -> dict
 def prepare(config: Config, listener: Listener) -> World:
     """Load data and model, deal the data to the clients. Checks everything that can be wrong before training starts."""
     method = make_method(config)
-    listener.stage(f"reading {config.data.source}")
+    transforms = pipeline.make(config.transform, method, config.seed)
+    listener.stage(f"reading {config.data.title}")
     dataset = load_data(config.data, config.seed)
     for note in dataset.notes:
         listener.note(note)
-    parts = split(dataset, config.data, config.clients.count, config.seed)
+    parts = deal(dataset, config.data, config.clients, config.seed)
     ranks = client_ranks(config.clients, len(parts.train))
-    clients = tuple(Client(i, rank, len(where)) for i, (rank, where) in enumerate(zip(ranks, parts.train, strict=True)))
-    roster = Roster(dataset.label_names, clients, parts.names, tuple(len(where) for where in parts.test))
+    dealt = zip(ranks, parts.train, strict=True)
+    clients = tuple(Client(i, rank, len(where), task_counts(dataset, where)) for i, (rank, where) in enumerate(dealt))
+    roster = Roster(dataset.label_names, clients, parts.names, tuple(len(where) for where in parts.test), dataset.tasks)
     listener.stage(f"loading {config.model.source}")
     pretrained = load_pretrained(config, roster)
     listener.stage("tokenising")
     limit = min(config.data.max_length, pretrained.tokenizer.model_max_length)
     if limit < config.data.max_length:
         listener.note(f"data.max_length = {config.data.max_length} is above the model's {limit} tokens; using {limit}")
-    train = encode(pretrained.tokenizer, dataset.train.texts, dataset.train.labels, limit)
-    test = encode(pretrained.tokenizer, dataset.test.texts, dataset.test.labels, limit)
-    trainer = make_trainer(config, pretrained)
+    train, test = (
+        replace(encode(pretrained.tokenizer, part.texts, part.labels, limit), tasks=part.tasks)
+        for part in (dataset.train, dataset.test)
+    )
+    trainer = make_trainer(config, pretrained, dataset.tasks)
     setup = make_setup(config, trainer, clients)
     method.init(setup)  # refuses here, before anything is written, what it cannot do
     empty = [roster.names[c.id] for c in clients if c.num_examples == 0]
@@ -132,17 +139,28 @@ def prepare(config: Config, listener: Listener) -> World:
     if empty:
         listener.note(f"skipped, for they have no training example: {', '.join(empty)}")
     own = {c.id: train.take(parts.train[c.id]) for c in clients}
-    return World(config, method, setup, trainer, roster, own, test, dataset, parts)
+    return World(config, method, transforms, setup, trainer, roster, own, test, dataset, parts)
 
 
 def _play(world: World, saved: checkpoint.Saved, record: Record, out: Path, listener: Listener) -> Server:
     setup, server, files = world.setup, saved.server, saved.files
     participants = sampler(setup, world.config.clients.sample)
-    transport = InProcess(world.method, setup, world.trainer, world.train, world.config.model.head, saved.kept, listener.examples)
+    transport = InProcess(
+        world.method,
+        setup,
+        world.trainer,
+        world.train,
+        world.config.model.head,
+        saved.kept,
+        listener.examples,
+        world.transforms,
+    )
+    # Orders hold only the base updates that a client missed, so after a restart the base is brought to where clients had it.
+    world.trainer.fold(world.method.deploy(server.state).base)
     listener.begin(server.round, setup.rounds, len(participants(1)))
     skipped = [c.id for c in setup.clients if c.num_examples == 0]
     start = time.perf_counter()
-    played = rounds(world.method, setup, server, transport, participants)
+    played = rounds(world.method, setup, server, transport, participants, world.transforms)
     for server, tally, diagnostics in played:
         scored = time.perf_counter()
         row = _row(server.round, tally)
@@ -186,7 +204,8 @@ def evaluate(world: World, server: Server, transport: InProcess) -> Row:
     predicted = np.zeros(len(world.test), dtype=np.int64)
     if not (world.method.FACTS.personal or personal_head):
         predicted = world.trainer.logits(world.method.deploy(server.state), server.head, world.test).argmax(axis=1)
-        return {"accuracy": accuracy(predicted, world.test.labels), "macro_f1": macro_f1(predicted, world.test.labels)}
+        scores: Row = {"accuracy": accuracy(predicted, world.test.labels), "macro_f1": macro_f1(predicted, world.test.labels)}
+        return scores | _by_task(world, predicted, np.arange(len(predicted)))
     by_client: dict[str, float] = {}
     for client in world.setup.clients:
         where = world.parts.test[client.id]
@@ -198,7 +217,17 @@ def evaluate(world: World, server: Server, transport: InProcess) -> Row:
             by_client[str(client.id)] = accuracy(predicted[where], world.test.labels[where])
     everyone = np.concatenate(world.parts.test)
     own, labels = predicted[everyone], world.test.labels[everyone]
-    return {"accuracy": accuracy(own, labels), "macro_f1": macro_f1(own, labels), "client_accuracy": by_client}
+    scores = {"accuracy": accuracy(own, labels), "macro_f1": macro_f1(own, labels), "client_accuracy": by_client}
+    return scores | _by_task(world, predicted, everyone)
+
+
+def _by_task(world: World, predicted: np.ndarray, scored: np.ndarray) -> Row:
+    """The accuracy of each task, in a run of several, over the test examples that were scored."""
+    if not world.dataset.tasks:
+        return {}
+    task, right = world.test.tasks[scored], predicted[scored] == world.test.labels[scored]
+    known = [(i, each.name) for i, each in enumerate(world.dataset.tasks) if (task == i).any()]
+    return {"task_accuracy": {name: float(right[task == i].mean()) for i, name in known}}
 
 
 def _finish(world: World, server: Server, record: Record, out: Path) -> dict[str, Any]:
@@ -207,7 +236,7 @@ def _finish(world: World, server: Server, record: Record, out: Path) -> dict[str
 
     rows = record.rows()
     where = write_result(world.config, world.roster, world.method.deploy(server.state), server.head, out)
-    plot_run(rows, f"{world.method.FACTS.title} on {world.config.data.source}", out)
+    plot_run(rows, f"{world.method.FACTS.title} on {world.config.data.title}", out)
     summary = summarise(rows) | {
         "result": where,
         "seed": world.config.seed,

@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedlora import types
+from fedlora.history import History
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 OTHERS = (torch.int64, torch.int32, torch.uint8, torch.int8, torch.bool)
@@ -183,7 +184,8 @@ def _class(name: str, allowed: Mapping[str, type[Any]]) -> Any:
 
 
 def _plain_classes() -> list[type[Any]]:
-    return [c for c in vars(types).values() if isinstance(c, type) and c.__module__ == types.__name__ and is_dataclass(c)]
+    own = [c for c in vars(types).values() if isinstance(c, type) and c.__module__ == types.__name__ and is_dataclass(c)]
+    return [*own, History]
 
 
 # ---- the buffers -------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ where a stack is wider than the matrix it is compressed losslessly by its SVD.
 """
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,20 @@ from torch import Tensor
 from fedlora.algebra.lowrank import factored_svd
 from fedlora.models.load import Pretrained
 from fedlora.models.slots import layer_shape
-from fedlora.types import Factors, Model
+from fedlora.types import Factors, Mix, Model
 
 
 def is_adapter(model: Model) -> bool:
     """Whether a result is a fixed low-rank change of the base, so that an adapter can hold it."""
-    return not model.full and not model.base.dense
+    fixed = model.gate is None or isinstance(model.gate, Mix)
+    return fixed and not model.full and not model.base.dense and not model.drop_base
 
 
 def stack(model: Model) -> Factors:
     """The whole change as one slot of scale 1: B (d_out, R), A (R, d_in), R the sum of ranks, at most min(d_out, d_in)."""
-    parts = [f for f in (*model.slots.values(), *model.base.pairs)]
+    weights = model.gate.weights if isinstance(model.gate, Mix) else {}
+    slots = [replace(f, scale=f.scale * weights.get(name, 1.0)) for name, f in model.slots.items() if weights.get(name, 1.0) != 0.0]
+    parts = [*slots, *model.base.pairs]
     modules = list(dict.fromkeys(m for f in parts for m in f.A))
     A: dict[str, Tensor] = {}
     B: dict[str, Tensor] = {}
@@ -88,13 +92,13 @@ def merged(pretrained: Pretrained, result: Model) -> dict[str, Tensor]:
     parameters = dict(pretrained.model.named_parameters())
     values = {name: parameters[name].float() + delta.float() for name, delta in result.full.items()}
     changes: dict[str, Tensor] = dict(result.base.dense)
-    pairs = stack(Model(result.slots, result.base))
+    pairs = stack(Model(result.slots, result.base, gate=result.gate))
     for m in pairs.A:
         product = pairs.B[m] @ pairs.A[m]
         changes[m] = changes[m] + product if m in changes else product
     for m, change in changes.items():
         name, module = f"{m}.weight", pretrained.model.get_submodule(m)
-        before = values.get(name, parameters[name].float())
+        before = torch.zeros_like(parameters[name]).float() if result.drop_base else values.get(name, parameters[name].float())
         values[name] = before + (
             change if tuple(before.shape) == layer_shape(module) and type(module).__name__ != "Conv1D" else change.mT
         )

@@ -11,48 +11,86 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
 from fedlora.errors import BadInput
-from fedlora.types import Slots
+from fedlora.types import Factors, Gate, Router, Slots
+
+Weight = float | Tensor
 
 
 @dataclass(frozen=True)
 class Live:
-    """One slot of one module, as the forward pass uses it: leaves of the graph where they train."""
+    """One slot of one module, as the forward pass uses it: leaves of the graph where they train. `weight` is the gate's: a number,
+    or one for each input of the batch, (batch,)."""
 
     A: Tensor
     B: Tensor
     scale: float
     C: Tensor | None = None
     D: Tensor | None = None
+    weight: Weight = 1.0
 
 
 def apply_slot(x: Tensor, slot: Live) -> Tensor:
-    """scale * D (B C A x) in the dtype of x; factors are cast to it."""
+    """weight * scale * D (B C A x) in the dtype of x; factors are cast to it."""
     h = linear(x, slot.A.to(x.dtype))
     if slot.C is not None:
         C = slot.C.to(x.dtype)
         h = linear(h, C) if C.ndim == 2 else h * C
-    # The scale goes on the narrow side, r wide instead of d_out.
-    y = linear(h * slot.scale if slot.scale != 1.0 else h, slot.B.to(x.dtype))
+    # The scale goes on the narrow side, r wide instead of d_out; so does what the gate weighs.
+    scale = slot.scale * slot.weight
+    if isinstance(scale, Tensor):
+        scale = scale.to(x.dtype).view(-1, *[1] * (h.ndim - 1))
+    y = linear(h if isinstance(scale, float) and scale == 1.0 else h * scale, slot.B.to(x.dtype))
     return y if slot.D is None else y * slot.D.to(x.dtype)
 
 
+@dataclass(frozen=True)
+class LiveRouter:
+    """The router of one module, (2M - 1, d_in), and the places of its experts among the module's slots."""
+
+    G: Tensor
+    own: int
+    others: tuple[int, ...]
+    renormalise: bool
+
+
+def route(x: Tensor, router: LiveRouter) -> Tensor:
+    """What each slot's output is weighted with, (..., M): see `types.Router`. Of equal places the earlier one wins."""
+    count = len(router.others) + 1
+    p = linear(x.float(), router.G.float()).softmax(dim=-1)
+    best = p.sort(dim=-1, descending=True, stable=True).indices[..., :count]
+    chosen = torch.zeros_like(p).scatter(-1, best, 1.0) * p
+    if router.renormalise:
+        chosen = chosen / chosen.sum(dim=-1, keepdim=True)
+    by_expert = torch.cat([chosen[..., :count].sum(dim=-1, keepdim=True), chosen[..., count:]], dim=-1)
+    place = torch.tensor([router.own, *router.others], device=x.device).argsort()
+    return by_expert[..., place].to(x.dtype)
+
+
 class Adapted:
-    """A model with slots on the modules of `targets`. `bound` is what the next forward pass adds: module -> its slots."""
+    """A model with slots on the modules of `targets`. `bound` is what the next forward pass adds: module -> its slots; `routers`
+    weighs them where a module has one."""
 
     def __init__(self, model: nn.Module, targets: Sequence[str]) -> None:
         self.model = model
         self.modules: dict[str, nn.Module] = {name: model.get_submodule(name) for name in targets}
         self.shapes = {name: layer_shape(module) for name, module in self.modules.items()}
         self.bound: Mapping[str, Sequence[Live]] = {}
+        self.routers: Mapping[str, LiveRouter] = {}
         self._hooks: list[RemovableHandle] = [m.register_forward_hook(self._hook(name)) for name, m in self.modules.items()]
 
     def _hook(self, name: str) -> Any:
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if name in self.routers:
+                weights = route(args[0], self.routers[name])
+                for i, slot in enumerate(self.bound[name]):
+                    output = output + weights[..., i : i + 1] * apply_slot(args[0], slot)
+                return output
             for slot in self.bound.get(name, ()):
                 output = output + apply_slot(args[0], slot)
             return output
@@ -60,9 +98,22 @@ class Adapted:
         return add
 
 
-def bind(slots: Slots, modules: Sequence[str]) -> dict[str, list[Live]]:
-    """The slots of a message, module by module."""
-    return {m: [Live(f.A[m], f.B[m], f.scale, f.C.get(m), f.D.get(m)) for f in slots.values() if m in f.A] for m in modules}
+def bind(slots: Slots, modules: Sequence[str], weights: Mapping[str, Weight]) -> dict[str, list[Live]]:
+    """The slots of a message, module by module; `weights` are the gate's, by slot, 1 where absent."""
+
+    def live(m: str, slot: str, f: Factors) -> Live:
+        return Live(f.A[m], f.B[m], f.scale, f.C.get(m), f.D.get(m), weights.get(slot, 1.0))
+
+    return {m: [live(m, slot, f) for slot, f in slots.items() if m in f.A] for m in modules}
+
+
+def bind_routers(gate: Gate | None, slots: Slots) -> dict[str, LiveRouter]:
+    """The routers of a message, module by module; every slot is an expert in every module."""
+    if not isinstance(gate, Router):
+        return {}
+    names = list(slots)
+    own, others = names.index(gate.own), tuple(map(names.index, gate.others))
+    return {m: LiveRouter(G, own, others, gate.renormalise) for m, G in gate.G.items()}
 
 
 def transposed(module: nn.Module) -> bool:

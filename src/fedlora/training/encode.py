@@ -1,7 +1,7 @@
 """Texts as token ids, made once, and batches of them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,17 +11,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Encoded:
-    """Examples of one client or one test set: token ids of each text, (length,) int32, and labels, (n,) int64."""
+    """Examples of one client or one test set: token ids of each text, (length,) int32, and labels, (n,) int64. `tasks`, (n,)
+    int64, is the place of each example's task among the trainer's; empty in a run of one task."""
 
     ids: tuple[np.ndarray, ...]
     labels: np.ndarray
+    tasks: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, where: np.ndarray) -> "Encoded":
         """The examples at these positions."""
-        return Encoded(tuple(self.ids[i] for i in where), self.labels[where])
+        return Encoded(tuple(self.ids[i] for i in where), self.labels[where], self.tasks[where] if len(self.tasks) else self.tasks)
 
 
 def encode(tokenizer: Any, texts: Sequence[str], labels: np.ndarray, max_length: int) -> Encoded:
@@ -43,6 +45,8 @@ def collate(data: Encoded, where: np.ndarray, pad: int, device: torch.device) ->
         ids[i, : len(row)] = row
         mask[i, : len(row)] = 1
     batch = {"input_ids": ids, "attention_mask": mask, "labels": data.labels[where]}
+    if len(data.tasks):
+        batch["tasks"] = data.tasks[where]
     return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
 
 

@@ -1,0 +1,168 @@
+"""FedDPA (Yang et al., NeurIPS 2024, arXiv 2403.19211): a global and a local adapter, weighed for each input.
+
+    y = W x + (1 - a) s B_g A_g x + a s B_l A_l x
+
+Both adapters count while one of them trains, at a = `mix`. Client k, in each round of
+
+    FedDPA-T   trains its local adapter (from the second round on), then the global one, and uploads what that changed
+    FedDPA-F   while the global adapter is learned (`federated` of all rounds): trains it as in FedIT, a = 0;
+               then trains its local adapter beside the final global one, and sends nothing
+
+    server:    B_g <- mean_k B_k,   A_g <- mean_k A_k,   uniform over the participants as in the public code
+    inference: a = the mean cosine of the input's features to those of S of the client's own examples, clamped to [0, cap]
+
+Models are personal: neither the local adapter nor the S features ever travel. Not exact: factors are averaged apart, as in FedIT,
+which FedDPA-T with mix = 0 is. What crosses the wire: the global factors, r (d_out + d_in) a module, both ways; uploads as changes.
+Ours where the paper is silent: both adapters start from the same A; a client draws its S examples in its first round; one that has
+never taken part, and the model without a client, use the global adapter alone, in full; the share of rounds of FedDPA-F.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedlora.algebra.tensors import minus, plus, weighted_mean
+from fedlora.errors import BadInput
+from fedlora.types import (
+    SHARED,
+    Client,
+    Diagnostics,
+    Factors,
+    Facts,
+    Features,
+    Local,
+    Mix,
+    Model,
+    Nothing,
+    Observe,
+    Reply,
+    Setup,
+    Similarity,
+    Tensors,
+    Train,
+    change,
+    one_rank,
+)
+
+LOCAL = "local"
+GLOBAL_ROLES = frozenset({(SHARED, "A"), (SHARED, "B")})
+LOCAL_ROLES = frozenset({(LOCAL, "A"), (LOCAL, "B")})
+
+
+class Variant(Enum):
+    """When the local adapter trains."""
+
+    TOGETHER = "t"  # in every round from the second on
+    AFTER = "f"  # once the global one is learned
+
+
+@dataclass(frozen=True)
+class State:
+    shared: Factors  # the global adapter
+    rounds: int = 0  # that are behind us
+    federated: int = 0  # how many rounds teach the global adapter
+
+
+@dataclass(frozen=True)
+class Down:
+    shared: Factors
+    global_trains: bool
+    local_trains: bool
+
+
+@dataclass(frozen=True)
+class Up:
+    A: Tensors = change("rank", "in")
+    B: Tensors = change("out", "rank")
+
+
+@dataclass(frozen=True)
+class Held:
+    local: Factors
+    anchors: Tensor  # (S, d); empty before the first round
+
+
+@dataclass(frozen=True)
+class FedDPA:
+    """
+    Attributes:
+        variant: t trains the local adapter in each round, f after the global one.
+        mix: a during training.
+        cap: the largest a at inference.
+        anchors: S, how many own examples an input is compared with.
+        federated: the share of the rounds that teach the global adapter in variant f.
+        uniform_weights: the server's mean counts every client the same; otherwise n_k.
+    """
+
+    variant: Variant = Variant.TOGETHER
+    mix: float = 0.5
+    cap: float = 0.5
+    anchors: int = 5
+    federated: float = 0.5
+    uniform_weights: bool = True
+
+    FACTS: ClassVar = Facts(
+        title="FedDPA",
+        paper="2403.19211",
+        year=2024,
+        exact=False,
+        mixed_ranks=False,
+        personal=True,
+        upload="r (d_out + d_in)",
+        download="r (d_out + d_in)",
+        server="O(K r d)",
+        silent=True,
+    )
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.mix <= 1 and 0 <= self.cap <= 1 and 0 < self.federated <= 1 and self.anchors >= 1):
+            raise BadInput("mix and cap must lie in [0, 1], federated in (0, 1], and anchors must be at least 1")
+
+    def init(self, setup: Setup) -> State:
+        share = self.federated if self.variant is Variant.AFTER else 1.0
+        return State(setup.fresh(one_rank(setup, self)), federated=math.ceil(share * setup.rounds))
+
+    def hold(self, setup: Setup, client: Client) -> Held:
+        start = setup.fresh(client.rank)
+        return Held(start, next(iter(start.A.values())).new_zeros(0, 0))
+
+    def send(self, state: State, client: Client) -> Down:
+        if self.variant is Variant.TOGETHER:
+            return Down(state.shared, global_trains=True, local_trains=state.rounds > 0)
+        learning = state.rounds < state.federated
+        return Down(state.shared, global_trains=learning, local_trains=not learning)
+
+    def local(self, down: Down, held: Held, client: Client) -> Local:
+        if not held.anchors.numel():
+            seen = yield Observe(Features(self.anchors))
+            held = replace(held, anchors=seen.tensors["features"])
+        # Where both train, both count; before the local adapter's time has come in -F, the global one is trained as it is used.
+        a = 0.0 if self.variant is Variant.AFTER and down.global_trains else self.mix
+        ask = Train({SHARED: down.shared, LOCAL: held.local}, GLOBAL_ROLES, gate=Mix({SHARED: 1.0 - a, LOCAL: a}))
+        if down.local_trains:
+            held = replace(held, local=(yield replace(ask, roles=LOCAL_ROLES)).slots[LOCAL])
+        if not down.global_trains:
+            return Nothing(), held
+        done = (yield replace(ask, slots={SHARED: down.shared, LOCAL: held.local})).slots[SHARED]
+        return Up(A=minus(done.A, down.shared.A), B=minus(done.B, down.shared.B)), held
+
+    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+        learning = self.variant is Variant.TOGETHER or state.rounds < state.federated
+        heard = [r for r in replies if learning and isinstance(r.up, Up)]
+        after = replace(state, rounds=state.rounds + 1)
+        if not heard:
+            return after, {}
+        A, B = weighted_mean((1 if self.uniform_weights else r.client.num_examples, (r.up.A, r.up.B)) for r in heard)
+        return replace(after, shared=replace(state.shared, A=plus(state.shared.A, A), B=plus(state.shared.B, B))), {}
+
+    def deploy(self, state: State, client: Client | None = None, held: Held | None = None) -> Model:
+        if held is None:
+            return Model({SHARED: state.shared})
+        slots = {SHARED: state.shared, LOCAL: held.local}
+        if not held.anchors.numel():
+            return Model(slots, gate=Mix({LOCAL: 0.0}))
+        return Model(slots, gate=Similarity(LOCAL, held.anchors, self.cap))

@@ -1,0 +1,115 @@
+"""FedEx-LoRA (Singhal et al., ACL 2025, arXiv 2410.09432): average the factors, and merge what that leaves out into the base.
+
+    server:     A <- sum_k w_k A_k,   B <- sum_k w_k B_k
+    residual:   dR = sum_k w_k B_k A_k - B A = sum_k w_k (B_k - B)(A_k - A)
+    everybody:  W <- W + s dR, and goes on from (A, B)
+
+Exact: (W + s dR) + s B A = W + s sum_k w_k B_k A_k. With K clients dR has rank (K - 1) r at most, and its factors need no SVD:
+blocks w_k (B_k - B) and A_k - A_K for k < K. What crosses the wire: both factors, r (d_out + d_in) a module, both ways, uploads as
+changes; down also the residual's factors of every round that a client missed, (K - 1) r (d_out + d_in) each, or their dense sum
+where that is smaller. `residual_rank` cuts the residual to its best approximation at that rank; then the round is exact only up to
+the singular values that were cut.
+
+The paper's mean is uniform over clients. Ours: the K - 1 blocks (the paper orthogonalises K of them); a residual wider than
+min(d_out, d_in) is cut to that without loss.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from fedlora.algebra.lowrank import compress
+from fedlora.algebra.residual import residual
+from fedlora.algebra.tensors import minus, plus, weighted_mean
+from fedlora.errors import BadInput
+from fedlora.history import History, append, update
+from fedlora.types import (
+    SHARED,
+    BaseUpdate,
+    Client,
+    Diagnostics,
+    Factors,
+    Facts,
+    Local,
+    Model,
+    Reply,
+    Setup,
+    Tensors,
+    Train,
+    change,
+    one_rank,
+)
+
+
+@dataclass(frozen=True)
+class State:
+    shared: Factors
+    merged: History = History()
+    seen: Mapping[int, int] = field(default_factory=dict)  # client -> version of the base that it holds; absent is 0
+
+
+@dataclass(frozen=True)
+class Down:
+    shared: Factors
+    base: BaseUpdate
+
+
+@dataclass(frozen=True)
+class Up:
+    A: Tensors = change("rank", "in")
+    B: Tensors = change("out", "rank")
+
+
+@dataclass(frozen=True)
+class FedExLoRA:
+    """residual_rank: the rank that the residual is cut to; None sends all of it. uniform_weights: every client counts the same
+    (the paper); otherwise by its number of examples."""
+
+    residual_rank: int | None = None
+    uniform_weights: bool = True
+
+    FACTS: ClassVar = Facts(
+        title="FedEx-LoRA",
+        paper="2410.09432",
+        year=2024,
+        exact=True,
+        mixed_ranks=False,
+        personal=False,
+        upload="r (d_out + d_in)",
+        download="r (d_out + d_in), and (K - 1) r (d_out + d_in) for every round missed",
+        server="O(K r d); a cut residual O(d (K r)^2 + (K r)^3)",
+    )
+
+    def __post_init__(self) -> None:
+        if self.residual_rank is not None and self.residual_rank < 1:
+            raise BadInput("residual_rank must be at least 1, or left out")
+
+    def init(self, setup: Setup) -> State:
+        return State(setup.fresh(one_rank(setup, self)))
+
+    def hold(self, setup: Setup, client: Client) -> None:
+        return None
+
+    def send(self, state: State, client: Client) -> Down:
+        return Down(state.shared, update(state.merged, state.seen.get(client.id, 0)))
+
+    def local(self, down: Down, held: None, client: Client) -> Local:
+        start = down.shared
+        done = (yield Train({SHARED: start}, frozenset({(SHARED, "A"), (SHARED, "B")}), base=down.base)).slots[SHARED]
+        return Up(A=minus(done.A, start.A), B=minus(done.B, start.B)), held
+
+    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+        got, shared = list(replies), state.shared
+        weights = [1.0 if self.uniform_weights else r.client.num_examples for r in got]
+        A, B = {}, {}
+        for m, x in shared.A.items():
+            # The start is common, so the residual of the changes is that of the factors.
+            left, right = compress(*residual(weights, [r.up.B[m] for r in got], [r.up.A[m] for r in got]), self.residual_rank)
+            B[m], A[m] = left.to(x.dtype), right.to(x.dtype)
+        dA, dB = weighted_mean(zip(weights, ((r.up.A, r.up.B) for r in got), strict=True))
+        moved = replace(shared, A=plus(shared.A, dA), B=plus(shared.B, dB))
+        seen = {**state.seen, **{r.client.id: state.merged.version for r in got}}
+        return State(moved, append(state.merged, Factors(A, B, shared.scale)), seen), {}
+
+    def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
+        return Model({SHARED: state.shared}, update(state.merged, 0))

@@ -1,0 +1,95 @@
+"""FLoRIST (2506.09199). Modules: q (12, 8) and up (20, 12)."""
+
+import numpy as np
+import pytest
+import torch
+from toy import Trainer, dense, dense_slot, federate, make_clients, make_setup
+
+from fedlora.methods import make
+from fedlora.methods.florist import FLoRIST, Up
+from fedlora.types import SHARED, Client, Reply
+
+SHAPES = {"q": (12, 8), "up": (20, 12)}
+
+
+def averaged(tau: float, ranks=(1, 2, 4)):
+    """The state after one aggregation, and W_g = sum_k w_k s_k B_k A_k by numpy."""
+    setup = make_setup(make_clients(ranks, examples=(10, 30, 60)))
+    rng = np.random.default_rng(0)
+    replies, W, n = [], dict.fromkeys(SHAPES, 0.0), sum(c.num_examples for c in setup.clients)
+    for client in setup.clients:
+        A = {m: rng.normal(size=(client.rank, i)) for m, (_, i) in SHAPES.items()}
+        B = {m: rng.normal(size=(o, client.rank)) for m, (o, _) in SHAPES.items()}
+        for m in SHAPES:
+            W[m] = W[m] + client.num_examples / n * 4.0 / client.rank * B[m] @ A[m]
+        replies.append(Reply(client, Up({m: torch.tensor(x) for m, x in A.items()}, {m: torch.tensor(x) for m, x in B.items()})))
+    method = FLoRIST(tau)
+    return setup, *method.aggregate(method.init(setup), iter(replies)), W
+
+
+@pytest.mark.parametrize("tau", [0.3, 0.7, 0.95, 0.999])
+def test_the_global_rank_is_the_smallest_that_keeps_the_energy_and_the_rest_is_cut(tau):
+    setup, state, diagnostics, W = averaged(tau)
+    got = dense(FLoRIST(tau).deploy(state), setup)
+    for m in SHAPES:
+        energy = np.linalg.svd(W[m], compute_uv=False) ** 2
+        p = next(p for p in range(1, 13) if energy[:p].sum() >= tau * energy.sum())
+        assert state.shared.A[m].shape == (p, SHAPES[m][1]) and diagnostics["ranks"][m] == p
+        np.testing.assert_allclose(((W[m] - got[f"{m}.weight"]) ** 2).sum(), energy[p:].sum(), rtol=1e-9, atol=1e-24)
+        assert energy[p:].sum() <= (1 - tau) * energy.sum()
+        np.testing.assert_allclose((state.shared.A[m] @ state.shared.A[m].T).numpy(), np.eye(p), rtol=0, atol=1e-12)
+
+
+def test_all_of_the_energy_is_all_of_the_update():
+    setup, state, _, W = averaged(1.0)
+    got = dense(FLoRIST(1.0).deploy(state), setup)
+    for m in SHAPES:
+        np.testing.assert_allclose(got[f"{m}.weight"], W[m], rtol=0, atol=1e-12)
+        assert len(state.shared.A[m]) == 7
+
+
+@pytest.mark.parametrize("tau", [0.3, 0.95])
+def test_every_client_trains_its_first_ranks_and_fills_up_with_fresh_rows(tau):
+    setup, state, diagnostics, W = averaged(tau, (1, 2, 6))
+    method, filled = FLoRIST(tau), 0
+    for client in setup.clients:
+        down = method.send(state, client)
+        start = next(method.local(down, method.hold(setup, client), client)).slots[SHARED]
+        assert start.scale == 4.0 / client.rank
+        for m in SHAPES:
+            p = min(diagnostics["ranks"][m], client.rank)
+            assert down.A[m].shape[0] == down.B[m].shape[1] == p
+            U, S, Vt = np.linalg.svd(W[m])
+            np.testing.assert_allclose(dense_slot(start, m), (U[:, :p] * S[:p]) @ Vt[:p], rtol=0, atol=1e-12)
+            assert start.A[m].shape[0] == start.B[m].shape[1] == client.rank
+            assert torch.equal(start.A[m][p:], setup.fresh(client.rank).A[m][p:]) and not start.B[m][:, p:].any()
+            filled += client.rank - p
+    assert filled > 0
+
+
+def test_round_one_is_the_start_that_the_seed_gives_to_everybody():
+    setup = make_setup(make_clients((1, 2, 4)))
+    trainer = Trainer(setup)
+    run = federate(FLoRIST(), setup, 1, trainer=trainer)
+    for client, ask, _ in trainer.log:
+        start, fresh = ask.slots[SHARED], setup.fresh(client.rank)
+        assert start.scale == fresh.scale
+        for m in SHAPES:
+            assert torch.equal(start.A[m], fresh.A[m]) and torch.equal(start.B[m], fresh.B[m])
+    assert all(order.down.A["q"].numel() == 0 for order, _ in run.rounds[1])
+
+
+def test_a_module_that_learned_nothing_keeps_one_rank_of_zero():
+    setup = make_setup([Client(0, 2, 10)])
+    up = Up(
+        {m: torch.ones(2, i).double() for m, (_, i) in SHAPES.items()},
+        {m: torch.zeros(o, 2).double() for m, (o, _) in SHAPES.items()},
+    )
+    state, diagnostics = FLoRIST().aggregate(FLoRIST().init(setup), iter([Reply(setup.clients[0], up)]))
+    assert diagnostics["ranks"] == {"q": 1, "up": 1} and not any(B.any() for B in state.shared.B.values())
+
+
+@pytest.mark.parametrize("tau", [0.0, -0.1, 1.01])
+def test_impossible_settings_are_refused(tau):
+    with pytest.raises(ValueError, match="tau"):
+        make("florist", {"tau": tau})

@@ -1,0 +1,132 @@
+"""The log of base updates. Modules: q (12, 8) and up (20, 12): 336 numbers as dense matrices, 52 a rank as pairs."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedlora.history import History, append, numbers, update
+from fedlora.types import BaseUpdate, Factors
+
+SHAPES = {"q": (12, 8), "up": (20, 12)}
+DENSE = 12 * 8 + 20 * 12
+PER_RANK = 12 + 8 + 20 + 12
+
+
+def pair(seed: int, rank: int, dtype: torch.dtype = torch.float32) -> Factors:
+    rng = np.random.default_rng(seed)
+    A = {m: torch.tensor(rng.normal(size=(rank, i)), dtype=dtype) for m, (_, i) in SHAPES.items()}
+    B = {m: torch.tensor(rng.normal(size=(o, rank)), dtype=dtype) for m, (o, _) in SHAPES.items()}
+    return Factors(A, B, 0.5 + seed)
+
+
+def logs(ranks, **options) -> list[History]:
+    """The log after 0, 1, ... versions."""
+    out = [History()]
+    for seed, rank in enumerate(ranks):
+        out.append(append(out[-1], pair(seed, rank), **options))
+    return out
+
+
+def fold(version: int, merged: dict, sent: BaseUpdate) -> tuple[int, dict]:
+    """What a base does with an update: the sum of all merges is kept apart, and pairs are added to it one by one."""
+    if sent.dense:
+        return sent.version, dict(sent.dense)
+    assert sent.since <= version and len(sent.pairs) == sent.version - sent.since
+    for p in sent.pairs[version - sent.since :]:
+        merged = {m: merged.get(m, torch.zeros(())) + p.scale * (p.B[m] @ p.A[m]) for m in SHAPES}
+    return max(version, sent.version), merged
+
+
+def size(sent: BaseUpdate) -> int:
+    return sum(map(numbers, sent.pairs)) + sum(x.numel() for x in sent.dense.values())
+
+
+def oracle(ranks, last: int) -> dict[str, np.ndarray]:
+    """The sum of the first `last` products, by numpy in float64."""
+    total = {m: np.zeros(shape) for m, shape in SHAPES.items()}
+    for seed in range(last):
+        p = pair(seed, ranks[seed])
+        for m in SHAPES:
+            total[m] += p.scale * np.einsum("or,ri->oi", p.B[m].double().numpy(), p.A[m].double().numpy())
+    return total
+
+
+MANY = [(1,) * 12, (2,) * 9, (4, 1, 6, 2, 1, 3), (8, 8, 8), (0, 2, 0, 5, 0, 0)]
+
+
+@pytest.mark.parametrize("ranks", MANY, ids=str)
+def test_a_base_has_the_same_bits_whichever_way_it_came_to_its_version(ranks):
+    """Every way there is: bases that catch up in every subset of the versions."""
+    history, versions = logs(ranks), len(ranks)
+    stepwise = {0: {}}
+    for v in range(1, versions + 1):
+        stepwise[v] = fold(v - 1, stepwise[v - 1], update(history[v], v - 1))[1]
+        for m, want in oracle(ranks, v).items():
+            np.testing.assert_allclose(stepwise[v][m].numpy(), want, rtol=0, atol=2e-5)
+    for present in range(1 << min(versions, 8)):
+        base = 0, {}
+        for v in range(1, versions + 1):
+            if v == versions or present >> (v - 1) & 1:
+                base = fold(*base, update(history[v], base[0]))
+                assert base[0] == v
+                assert all(torch.equal(base[1][m], stepwise[v][m]) for m in SHAPES)
+
+
+@pytest.mark.parametrize("ranks", MANY, ids=str)
+def test_an_update_is_never_larger_than_the_missing_pairs_nor_than_the_matrices(ranks):
+    history = logs(ranks)
+    for v, log in enumerate(history):
+        assert log.version == v
+        for since in range(v + 1):
+            sent, missed = update(log, since), sum(r * PER_RANK for r in ranks[since:v])
+            assert (sent.version, bool(sent.dense) and bool(sent.pairs)) == (v, False)
+            assert sent.since == (0 if sent.dense else since)
+            assert size(sent) <= DENSE
+            if since >= log.start:
+                assert size(sent) == min(missed, DENSE)
+            else:
+                assert size(sent) == DENSE
+
+
+def test_when_it_collapses():
+    """By hand: 336 / 52 = 6.46, so six ranks are less than the matrices and seven are more."""
+    six, seven = logs((3, 3)), logs((3, 3, 1))
+    assert (six[-1].start, len(six[-1].pairs), six[-1].dense) == (0, 2, {})
+    assert (seven[-1].start, seven[-1].pairs, seven[-1].version) == (3, (), 3)
+    after = append(seven[-1], pair(5, 2))
+    assert (after.start, len(after.pairs), after.version) == (3, 1, 4) and set(after.dense) == set(SHAPES)
+    assert size(update(after, 3)) == 2 * PER_RANK  # who has the dense whole misses one pair
+    assert update(after, 2).dense and update(after, 4) == BaseUpdate(4, 4)
+
+
+def test_what_clients_know_does_not_count():
+    """At half the cost thirteen ranks are 338 numbers: above; twelve are below."""
+    half = {"cost": lambda p: numbers(p) // 2}
+    assert logs((6, 6), **half)[-1].start == 0 and logs((6, 7), **half)[-1].start == 2
+    log = logs((6, 6), **half)[-1]
+    assert not update(log, 0, **half).dense and update(log, 0).dense
+    assert len(update(log, 1, **half).pairs) == 1
+
+
+def test_nothing_was_merged():
+    assert update(History(), 0) == BaseUpdate() and History().version == 0
+
+
+def test_it_takes_a_copy_in_one_layout_and_leaves_its_inputs_alone():
+    """The bits of a product can depend on the layout of its factors, and a message leaves rows contiguous."""
+    p = pair(0, 3)
+    turned = Factors(*({m: x.T.contiguous().T for m, x in role.items()} for role in (p.A, p.B)), p.scale)
+    assert not turned.A["q"].is_contiguous() and not turned.B["q"].is_contiguous()
+    one, two = append(History(), p), append(History(), turned)
+    for role in ("A", "B"):
+        got = getattr(two.pairs[0], role)["q"]
+        assert got.is_contiguous() and torch.equal(got, getattr(one.pairs[0], role)["q"])
+    before = one.pairs
+    append(one, pair(1, 8))
+    assert one.pairs is before and one.start == 0 and not turned.B["q"].is_contiguous()
+
+
+def test_the_dtype_of_the_pairs_is_kept():
+    for dtype in (torch.float32, torch.float64):
+        log = append(History(), pair(0, 8, dtype))
+        assert {x.dtype for x in log.dense.values()} == {dtype} and len(log.dense) == 2
