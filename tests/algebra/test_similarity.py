@@ -51,16 +51,16 @@ def explicit(one, other) -> tuple[np.ndarray, float]:
 def test_cka_is_that_of_responses_to_white_noise():
     C = [{"q": draw(i, 3, 3), "up": draw(10 + i, 3, 3)} for i in range(3)]
     got = cka(C, C)
-    Z = np.random.default_rng(7).normal(size=(400_000, 3))
+    Z = np.random.default_rng(7).normal(size=(60_000, 3))
     for i in range(3):
         for j in range(3):
             each = []
             for m in ("q", "up"):
                 X, Y = Z @ C[i][m].numpy().T, Z @ C[j][m].numpy().T
                 each.append(np.linalg.norm(X.T @ Y) ** 2 / np.linalg.norm(X.T @ X) / np.linalg.norm(Y.T @ Y))
-            assert got[i, j] == pytest.approx(np.mean(each), abs=0.01)
+            assert got[i, j] == pytest.approx(np.mean(each), abs=0.02)
     assert got.diagonal().numpy() == pytest.approx([1, 1, 1])
-    assert torch.equal(got, got.T) and 0 < got.min() and got.max() < 1 + 1e-12 and got.min() < 0.99
+    assert torch.equal(got, got.T) and got.min() > 0 and got.max() < 1 + 1e-12 and got.min() < 0.99
 
 
 def test_cka_ignores_rotations_of_the_response_and_scale():

@@ -94,7 +94,7 @@ def test_a_list_survives_the_config_file(three: list[str]) -> None:
     assert Config.model_validate(tomllib.loads(to_toml(config))) == config
 
 
-@pytest.mark.parametrize(("count", "each", "tasks"), [(6, 1, 3), (7, 1, 3), (4, 2, 3), (5, 3, 4), (3, 3, 3)])
+@pytest.mark.parametrize(("count", "each", "tasks"), [(6, 1, 3), (7, 1, 3), (4, 2, 3), (6, 2, 4), (5, 3, 4), (3, 3, 3)])
 def test_tasks_are_dealt_evenly(count: int, each: int, tasks: int) -> None:
     held = [held_tasks(k, each, tasks) for k in range(count)]
     assert all(len(set(mine)) == each for mine in held)
@@ -119,6 +119,19 @@ def test_every_example_goes_to_one_client_that_holds_its_task(three: list[str], 
     again = deal(whole, config, ClientsConfig(count=count, tasks=each), 0)
     assert all(map(np.array_equal, parts.train, again.train))
     assert f"{each} of 3 tasks" in parts.rule
+
+
+def test_tasks_are_shared_out_by_different_draws(tmp_path: Path) -> None:
+    """Two tasks of the same sizes and classes, dealt to the same clients: one draw for both would give everybody equal parts."""
+    sources = []
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(f"{i},c{i % 2}\n" for i in range(100)))
+        sources.append(str(tmp_path / f"{name}.csv"))
+    config = DataConfig(source=sources, alpha=0.5)
+    whole = load(config, 0)
+    parts = deal(whole, config, ClientsConfig(count=4, tasks=2), 0)
+    numbers = [list(task_counts(whole, mine).values()) for mine in parts.train]
+    assert [a for a, _ in numbers] != [b for _, b in numbers]
 
 
 def test_one_task_is_dealt_as_ever(three: list[str]) -> None:

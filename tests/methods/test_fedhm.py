@@ -94,3 +94,12 @@ def test_the_toy_world_drops_its_base_where_it_is_asked_to():
     data = {m: (X.numpy(), Y.numpy()) for m, (X, Y) in trainer.data[client.id].items()}
     loss = sum(((X @ (down.B[m] @ down.A[m]).numpy().T - Y) ** 2).sum() / len(X) for m, (X, Y) in data.items())
     assert done.loss == pytest.approx(loss, rel=1e-12)
+
+
+def test_a_wide_module_is_cut_as_well_as_a_tall_one():
+    setup = make_setup(make_clients((2, 2)), shapes={"m": (5, 9)})
+    down = FedHM(rank_share=0.6).send(FedHM(rank_share=0.6).init(setup), setup.clients[0])
+    U, S, Vt = np.linalg.svd(setup.base("m").numpy(), full_matrices=False)
+    np.testing.assert_allclose(down.B["m"] @ down.A["m"], (U[:, :3] * S[:3]) @ Vt[:3], atol=1e-12)
+    np.testing.assert_allclose(down.B["m"].T @ down.B["m"], np.diag(S[:3]), atol=1e-12)
+    np.testing.assert_allclose(down.A["m"] @ down.A["m"].T, np.diag(S[:3]), atol=1e-12)

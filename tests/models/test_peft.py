@@ -15,7 +15,7 @@ from fedlora.models.peft import is_adapter, save_adapter, save_model, stack
 from fedlora.models.slots import find_targets
 from fedlora.training.encode import encode
 from fedlora.training.trainer import Trainer
-from fedlora.types import BaseUpdate, Factors, Model
+from fedlora.types import BaseUpdate, Factors, Mix, Model, Similarity
 
 KINDS = ["bert", "roberta", "distilbert", "gpt2", "llama"]
 
@@ -51,6 +51,14 @@ def results(shapes) -> dict[str, Model]:
         "two slots, C and merged pairs, wider than the matrix": Model(
             {"shared": factors(shapes, 3, 1, 2.0, C=(3, 3)), "personal": factors(shapes, 2, 2, 0.7, C=(2,))},
             BaseUpdate(0, 2, (wide, pair)),
+        ),
+        "a fixed mix of slots": Model(
+            {
+                "shared": factors(shapes, 3, 1, 2.0),
+                "off": factors(shapes, 2, 2, 0.7, C=(2,), D=(1,)),
+                "own": factors(shapes, 2, 3, 0.5),
+            },
+            gate=Mix({"shared": 0.3, "off": 0.0, "own": 1.5}),
         ),
         "some modules only": Model({"shared": factors(dict(list(shapes.items())[:3]), 2, 6, 1.5)}),
     }
@@ -95,3 +103,9 @@ def test_a_stack_is_the_sum_and_no_wider_than_the_matrix() -> None:
     dense = 2.0 * one.B["m"] @ one.C["m"] @ one.A["m"] + 0.5 * two.D["m"][:, None] * (two.B["m"] @ two.A["m"])
     assert whole.A["m"].shape == (7, 7) and whole.scale == 1.0
     torch.testing.assert_close(whole.B["m"] @ whole.A["m"], dense, atol=1e-4, rtol=1e-4)
+
+
+def test_what_depends_on_the_input_is_no_adapter() -> None:
+    slots = {"shared": Factors(), "local": Factors()}
+    assert is_adapter(Model(slots, gate=Mix({"local": 0.5})))
+    assert not is_adapter(Model(slots, gate=Similarity("local", torch.ones(1, 2), 0.5)))

@@ -79,7 +79,7 @@ def test_drawn_features_belong_to_the_data_and_the_seed(trainer, data):
 def test_a_task_is_observed_alone(bert_folder):
     pretrained = load(ModelConfig(source=str(bert_folder)), tiny.CLASSES, seed=5)
     targets = find_targets(pretrained.model, "all-linear")
-    tasks = {"x": range(0, 1), "y": range(1, 3)}
+    tasks = {"x": range(1), "y": range(1, 3)}
     trainer = Trainer(pretrained, targets, SETTINGS, torch.device("cpu"), torch.float32, tasks)
     data = some_data(tiny.tokenizer(), tasks=[0] * 4 + [1] * 17)
     assert len(trainer.observe(Observe(Features(99), "x"), data, 1).tensors["features"]) == 4

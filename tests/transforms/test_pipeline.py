@@ -345,22 +345,22 @@ def base(bert_folder: Path, csv_folder: Path) -> dict:
     }
 
 
-@pytest.mark.parametrize("name", ["fedit", "lora-a2", "flasc"])
 @pytest.mark.parametrize(
-    "tables", [[TOPK, INT4], [{"name": "clip", "max_norm": 0.5}, {"name": "gaussian", "scale": 1e-3}]], ids=str
+    "name, tables",
+    [("lora-a2", [TOPK, INT4]), ("flasc", [{"name": "clip", "max_norm": 0.5}, {"name": "gaussian", "scale": 1e-3}])],
+    ids=["lora-a2", "flasc"],
 )
 def test_stopped_and_resumed_equals_uninterrupted_with_transforms(name: str, tables: list, base: dict, tmp_path: Path) -> None:
     config = resolve(base, {"method": {"name": name}, "transform": tables})
     run.execute(config, tmp_path / "whole", False, Silent())
-    for stop in (1, 3):
-        with pytest.raises(KeyboardInterrupt):
-            run.execute(config, tmp_path / "parts", stop > 1, Silent(stop))
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(config, tmp_path / "parts", False, Silent(2))
     run.execute(config, tmp_path / "parts", True, Silent())
     same_runs(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_run_with_transforms_sends_less_and_still_learns(base: dict, tmp_path: Path) -> None:
-    train = {"rounds": 12, "epochs": 3, "batch_size": 8, "lr": 2e-2}
+    train = {"rounds": 4, "epochs": 2, "batch_size": 8, "lr": 2e-2}
     rows = {}
     for name, tables in (("plain", []), ("packed", [{"name": "topk", "density": 0.25}, {"name": "quantise", "to": "int8"}])):
         config = resolve(base, {"method": {"name": "fedit"}, "train": train, "transform": tables})
@@ -371,7 +371,7 @@ def test_a_run_with_transforms_sends_less_and_still_learns(base: dict, tmp_path:
         assert packed["upload_values_bytes"] < 0.25 * plain["upload_values_bytes"]
         assert packed["upload_bytes"] == sum(packed[f"upload_{part}_bytes"] for part in ("values", "indices", "header"))
         assert packed["upload_bytes"] < plain["upload_bytes"] and packed["download_bytes"] == plain["download_bytes"]
-    assert rows["packed"][-1]["loss"] < 0.8 * rows["packed"][0]["loss"]
+    assert rows["packed"][-1]["loss"] < 0.9 * rows["packed"][0]["loss"]
 
 
 def test_clients_that_are_refused_keep_the_memory_they_had(base: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,6 +387,7 @@ def test_clients_that_are_refused_keep_the_memory_they_had(base: dict, tmp_path:
     monkeypatch.setattr(run.checkpoint, "save", spy)
     real = loop.refuse
     monkeypatch.setattr(loop, "refuse", lambda up, m, s, c: "no" if c.id == 1 and len(kept) == 1 else real(up, m, s, c))
-    config = resolve(base, {"method": {"name": "fedit"}, "clients": {"count": 4, "rank": 2, "sample": 4}, "transform": [TOPK]})
+    clients, train = {"count": 4, "rank": 2, "sample": 4}, base["train"] | {"rounds": 3}
+    config = resolve(base, {"method": {"name": "fedit"}, "clients": clients, "train": train, "transform": [TOPK]})
     run.execute(config, tmp_path / "run", False, Silent())
     assert same(kept[2][1], kept[1][1]) and not same(kept[3][1], kept[2][1]) and not same(kept[2][0], kept[1][0])

@@ -97,5 +97,7 @@ def _pack(codes: Tensor) -> Tensor:
 
 
 def _unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if len(packed) != (prod(shape) + 1) // 2:
+        raise ValueError(f"{len(packed)} bytes of codes for a tensor of {shape}")
     pairs = torch.stack([packed // 16, packed % 16], dim=1).flatten()
     return (pairs[: prod(shape)].to(torch.int8) - 8).view(shape)

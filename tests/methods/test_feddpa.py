@@ -1,0 +1,136 @@
+"""FedDPA (2403.19211): a global and a local adapter."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from toy import Trainer, dense, distance, federate, make_clients, make_setup, same, tensors
+
+from fedlora.engine.check import refuse
+from fedlora.errors import BadInput
+from fedlora.methods import make
+from fedlora.types import SHARED, Features, Mix, Nothing, Observe, Reply, Similarity
+
+CLIENTS = make_clients((2, 2, 2, 2))
+SETUP = make_setup(CLIENTS)
+
+
+def dialogue(method, run, t: int, client):
+    """What a client asks in round t + 1 and gives back: (requests, Up, held)."""
+    trainer, asked = Trainer(SETUP), []
+    g = method.local(method.send(run.states[t], client), run.held[t][client.id], client)
+    answer = None
+    try:
+        while True:
+            asked.append(g.send(answer))
+            answer = trainer(client, asked[-1])
+    except StopIteration as end:
+        return asked, *end.value
+
+
+def asks(requests) -> list[tuple[str, dict[str, float]]]:
+    return [(next(iter({slot for slot, _ in ask.roles})), dict(ask.gate.weights)) for ask in requests]
+
+
+def test_together_the_local_adapter_trains_first_from_the_second_round_on():
+    method = make("feddpa", {"mix": 0.3})
+    run = federate(method, SETUP, 2)
+    first, up, held = dialogue(method, run, 0, CLIENTS[1])
+    assert first[0] == Observe(Features(5)) and asks(first[1:]) == [(SHARED, {SHARED: 0.7, "local": 0.3})]
+    assert same(held.local, method.hold(SETUP, CLIENTS[1]).local)
+    second, up, held = dialogue(method, run, 1, CLIENTS[1])
+    mix = {SHARED: 0.7, "local": 0.3}
+    assert asks(second) == [("local", mix), (SHARED, mix)]
+    assert same(second[1].slots["local"], held.local) and not same(second[0].slots["local"], held.local)
+    assert same(second[1].slots[SHARED], run.states[1].shared)
+    assert refuse(up, method, SETUP, CLIENTS[1]) is None
+
+
+def test_after_learns_as_fedit_and_then_alone_and_silently():
+    method = make("feddpa", {"variant": "f", "federated": 0.5})  # two rounds of four
+    run = federate(method, SETUP, 4)
+    for t in (0, 1):
+        requests, up, _ = dialogue(method, run, t, CLIENTS[1])
+        assert asks(requests[1 - min(t, 1) :])[-1:] == [(SHARED, {SHARED: 1.0, "local": 0.0})]
+    for t in (2, 3):
+        requests, up, held = dialogue(method, run, t, CLIENTS[1])
+        assert asks(requests) == [("local", {SHARED: 0.5, "local": 0.5})]
+        assert up == Nothing() and not same(held.local, run.held[t][1].local)
+        assert same(run.states[t + 1].shared, run.states[2].shared)
+    fedit = federate(make("fedit", {}), SETUP, 2)
+    uniform = federate(make("feddpa", {"variant": "f", "uniform_weights": False}), SETUP, 2)
+    assert distance(dense(make("fedit", {}).deploy(fedit.states[2]), SETUP), dense(method.deploy(uniform.states[2]), SETUP)) < 1e-12
+    assert distance(dense(method.deploy(run.states[2]), SETUP), dense(method.deploy(uniform.states[2]), SETUP)) > 1e-3
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_without_a_share_of_the_local_adapter_it_is_fedit(rounds):
+    fedit, method = make("fedit", {}), make("feddpa", {"mix": 0.0, "cap": 0.0, "uniform_weights": False})
+    one, two = federate(fedit, SETUP, rounds), federate(method, SETUP, rounds)
+    expected = dense(fedit.deploy(one.states[-1]), SETUP)
+    assert distance(dense(method.deploy(two.states[-1]), SETUP), expected) < 1e-12
+    for c in CLIENTS:
+        assert distance(dense(method.deploy(two.states[-1], c, two.held[-1][c.id]), SETUP), expected) < 1e-12
+
+
+def test_neither_the_local_adapter_nor_the_anchors_travel():
+    method = make("feddpa", {})
+    run = federate(method, SETUP, 3)
+    trained = [x for x in tensors([h.local.B for held in run.held[2:] for h in held.values()])]
+    anchors = [h.anchors for h in run.held[-1].values()]
+    private = {x.contiguous().numpy().tobytes() for x in [*trained, *anchors]}
+    messages = [x for exchanged in run.rounds for order, reply in exchanged for x in (order.down, reply.up)]
+    assert len(private) == 2 * 4 * 2 + 4
+    assert not private & {x.contiguous().numpy().tobytes() for x in tensors(messages)}
+
+
+def test_anchors_are_drawn_once():
+    method, trainer = make("feddpa", {"anchors": 3}), Trainer(SETUP)
+    run = federate(method, SETUP, 3, trainer=trainer)
+    for c in CLIENTS:
+        assert torch.equal(run.held[1][c.id].anchors, trainer.data[c.id]["q"][0][:3])
+        assert same(run.held[3][c.id].anchors, run.held[1][c.id].anchors)
+    requests, _, _ = dialogue(method, run, 3, CLIENTS[0])
+    assert not any(isinstance(ask, Observe) for ask in requests)
+
+
+def test_models():
+    method = make("feddpa", {"cap": 0.4})
+    run = federate(method, SETUP, 3, lambda t: CLIENTS[:3])
+    state, held = run.states[-1], run.held[-1]
+    own = method.deploy(state, CLIENTS[1], held[1])
+    assert own.slots.keys() == {SHARED, "local"} and isinstance(own.gate, Similarity)
+    assert (own.gate.slot, own.gate.cap) == ("local", 0.4) and torch.equal(own.gate.anchors, held[1].anchors)
+    assert method.deploy(state).slots.keys() == {SHARED} and method.deploy(state).gate is None
+    stranger = method.deploy(state, CLIENTS[3], held[3])
+    assert stranger.gate == Mix({"local": 0.0})
+    assert distance(dense(stranger, SETUP), dense(method.deploy(state), SETUP)) == 0.0
+
+
+def test_silence_is_allowed_to_this_method_alone_and_counts_for_nothing():
+    method, fedit = make("feddpa", {}), make("fedit", {})
+    assert refuse(Nothing(), method, SETUP, CLIENTS[0]) is None
+    assert "no message" in refuse(Nothing(), fedit, SETUP, CLIENTS[0])
+    run = federate(method, SETUP, 2)
+    replies = [reply for _, reply in run.rounds[2]]
+    silenced = [replace(replies[0], up=Nothing()), *replies[1:]]
+    assert same(method.aggregate(run.states[1], iter(silenced))[0], method.aggregate(run.states[1], iter(replies[1:]))[0])
+    state, _ = method.aggregate(run.states[1], iter([Reply(c, Nothing()) for c in CLIENTS]))
+    assert same(state.shared, run.states[1].shared) and state.rounds == 2
+
+
+def test_means_are_uniform_unless_said_otherwise():
+    for settings, weights in (({}, [1] * 4), ({"uniform_weights": False}, [c.num_examples for c in CLIENTS])):
+        method = make("feddpa", settings)
+        run = federate(method, SETUP, 1)
+        ups = [reply.up for _, reply in run.rounds[1]]
+        for m in SETUP.shapes:
+            mean = np.average([up.B[m].numpy() for up in ups], axis=0, weights=weights)
+            np.testing.assert_allclose(run.states[1].shared.B[m], mean, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{"mix": 1.5}, {"cap": -0.1}, {"anchors": 0}, {"federated": 0.0}])
+def test_settings(settings):
+    with pytest.raises(BadInput):
+        make("feddpa", settings)
