@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedlora import seeds
-from fedlora.engine.check import refuse
+from fedlora.engine.check import missing, refuse
 from fedlora.types import (
     BASE,
     GATE,
@@ -338,7 +338,7 @@ def federate(
             top_up(trainer, method, state, order)
             up, keep = play(method, trainer, order.down, held[client.id], client)
             up, keep = tamper(order, carry(up)), carry(keep)
-            if problem := refuse(up, method, setup, client):
+            if problem := refuse(up, method, setup, client) or missing(up, method, state):
                 why[client.id] = problem
             else:
                 now[client.id] = keep

@@ -68,6 +68,8 @@ def run(
     if resume:
         if out is None:
             raise BadInput("--resume needs --out, the folder of the run to go on with")
+        if recipe is None and not out.exists():
+            raise BadInput(f"--resume: there is no run in {out} to go on with; to start one, name a recipe or leave --resume out")
         if (out / "config.toml").exists():
             layers.insert(0, read_recipe(str(out / "config.toml")))
     layers += [

@@ -370,6 +370,8 @@ class Facts:
         upload, download: what one client sends and receives in a round, in parameters, as a formula.
         server: the cost of one aggregation for one module.
         dims: (method, setup, client) -> axis name -> its size, the range that it may lie in, or its size by module (see `value`).
+        sends: (method, state) -> the fields of an Up that a reply in answer to that state must fill, where that is not every
+            `value`, `change` and `index`.
         silent: there may be rounds in which clients train but send Nothing.
     """
 
@@ -383,6 +385,7 @@ class Facts:
     download: str
     server: str
     dims: Callable[[Any, Setup, Client], Mapping[str, int | range | Mapping[str, int]]] = lambda method, setup, client: {}
+    sends: Callable[[Any, Any], frozenset[str]] | None = None
     silent: bool = False
 
 

@@ -122,6 +122,12 @@ BAD = {
     "recipe syntax": (["run", "{broken}"], "not valid TOML"),
     "set without value": (["run", "--set", "train.lr"], "table.key=value"),
     "resume without out": (["run", "--resume"], "--out"),
+    "resume of nothing": (["run", "--resume", "--out", "nowhere"], "no run in nowhere"),
+    "transform": (["run", "{quick}", "--set", 'transform=[{{name="clop"}}]'], "clip"),
+    "transform on values": (
+        ["run", "{quick}", "--method", "flexlora", "--set", 'transform=[{{name="clip", max_norm=1.0}}]'],
+        "FlexLoRA",
+    ),
     "export of nothing": (["export", "nowhere", "--to", "x"], "no run folder"),
     "predict of nothing": (["predict", "nowhere", "text"], "no run folder"),
     "predict no text": (["predict", "nowhere"], "no text"),

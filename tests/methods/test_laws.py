@@ -12,7 +12,7 @@ from cases import ROWS, Row, Start, takes_part
 from toy import SHAPES, Trainer, dense, distance, federate, make_clients, make_setup, play, same, tensors, top_up, weighted
 
 from fedlora.engine import wire
-from fedlora.engine.check import refuse
+from fedlora.engine.check import missing, refuse
 from fedlora.methods import names
 from fedlora.types import GATE, ByTask, Client, Factors, Model, Reply
 
@@ -329,7 +329,9 @@ def test_only_trained_roles_change(row):
             continue
         before, now = (method.deploy(state).slots for state in run.states)
         assert before.keys() == now.keys() or t == row.switch
-        for slot, role in ((s, r) for s in before.keys() & now.keys() for r in "ABCD" if (s, r) not in row.trained(t) and r not in row.recast):
+        pairs = [(s, r) for s in before.keys() & now.keys() for r in "ABCD"]
+        resting = [(s, r) for s, r in pairs if (s, r) not in row.trained(t) and r not in row.recast]
+        for slot, role in resting:
             assert same(getattr(now[slot], role), getattr(before[slot], role))
 
 
@@ -453,6 +455,23 @@ def test_a_good_reply_is_not_refused_but_an_undeclared_tensor_is(row):
     assert refuse(method, method, setup, order.client) is not None
     assert refuse(type(reply.up), method, setup, order.client) is not None
     assert is_dataclass(reply.up)
+
+
+@every_row
+def test_a_reply_that_lacks_a_field_is_refused_and_the_others_count(row):
+    """Every single field left out, and, where the fields change from round to round, the answer to another round: whatever is
+    not refused can be aggregated."""
+    method, setup, run = standard(row)
+    everything = {t: [reply for _, reply in played] for t, played in enumerate(run.rounds) if t}
+    for t, replies in everything.items():
+        state = run.states[t - 1]
+        assert missing(replies[0].up, method, state) is None
+        others = [r for u in everything if u != t for r in everything[u] if r.client.id == replies[0].client.id]
+        emptied = [replace(replies[0], up=replace(replies[0].up, **{f.name: {}})) for f in fields(replies[0].up) if f.metadata]
+        for bad in (*others, *emptied):
+            if refuse(bad.up, method, setup, bad.client) or missing(bad.up, method, state):
+                continue
+            method.aggregate(state, iter([bad, *replies[1:]]))
 
 
 # ---- 7. clients that skip rounds ------------------------------------------------------------------------------------------------

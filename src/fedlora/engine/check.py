@@ -69,6 +69,16 @@ def refuse(up: Any, method: Method, setup: Setup, client: Client) -> str | None:
     return None
 
 
+def missing(up: Any, method: Method, state: Any) -> str | None:
+    """Which fields an Up that `refuse` accepts still lacks for an answer to `state`, in one line, or None."""
+    if type(up) is Nothing:
+        return None
+    declared = {f.name for f in fields(up) if f.metadata.get("kind") in ("value", "change", "index")}
+    wanted = declared if method.FACTS.sends is None else method.FACTS.sends(method, state)
+    lacking = sorted(name for name in wanted if not getattr(up, name))
+    return f"it lacks {', '.join(lacking)}" if lacking else None
+
+
 def _unlike(part: Mapping[Any, Any], known: Mapping[str, Any]) -> str | None:
     """The first name that is missing from a mapping, or that it should not have."""
     for name in known:

@@ -8,7 +8,7 @@ from typing import Any
 from fedlora import seeds
 from fedlora.algebra.tensors import weighted_mean
 from fedlora.engine import wire
-from fedlora.engine.check import refuse
+from fedlora.engine.check import missing, refuse
 from fedlora.engine.pipeline import UNCHANGED, Pipeline
 from fedlora.engine.transport import Transport
 from fedlora.types import Client, Diagnostics, Method, Order, Reply, Setup, Tensors
@@ -61,7 +61,7 @@ def rounds(
         orders = [Order(t, client, method.send(server.state, client), server.head) for client in participants(t)]
         tally = Tally(down=sum((_traffic(order.down, order.head) for order in orders), Traffic()))
         heads: list[tuple[float, tuple[Tensors]]] = []
-        replies = _accepted(method, setup, orders, transport, transforms, tally, heads)
+        replies = _accepted(method, setup, server.state, orders, transport, transforms, tally, heads)
         first = next(replies, None)
         state, head = server.state, server.head
         diagnostics: Diagnostics = {}
@@ -93,6 +93,7 @@ def sampler(setup: Setup, sample: int | float) -> Callable[[int], list[Client]]:
 def _accepted(
     method: Method,
     setup: Setup,
+    state: Any,
     orders: Sequence[Order],
     transport: Transport,
     transforms: Pipeline,
@@ -113,7 +114,7 @@ def _accepted(
             continue  # nobody asked
         try:
             up = transforms.unpack(reply.up)
-            why = refuse(up, method, setup, order.client) or _refuse_head(reply.head, order.head)
+            why = refuse(up, method, setup, order.client) or missing(up, method, state) or _refuse_head(reply.head, order.head)
         except ValueError as error:
             why = str(error)
         if why is not None:
