@@ -95,7 +95,7 @@ class FSLoRA:
         return Down(Factors(A, B, shared.scale), ranks)
 
     def local(self, down: Down, held: None, client: Client) -> Local:
-        weight = 1.0
+        weight = len(down.ranks) / client.rank
         C = each(lambda A: A.new_full((A.shape[0],), weight), down.sketch.A)
         start = replace(down.sketch, C=C)
         done = (yield Train({SHARED: start}, frozenset({(SHARED, "A"), (SHARED, "B")}))).slots[SHARED]
