@@ -363,7 +363,7 @@ class Facts:
     """What a method claims; `tests/methods/cases.py` holds it to each of them.
 
     Attributes:
-        title, paper, year: the method's name, its arXiv id, the year of the first version.
+        title, paper, year: the method's name, its arXiv id (its venue where there is none), the year of the first version.
         exact: the server's update equals sum_k p_k s_k B_k A_k in every round.
         mixed_ranks: clients may have different ranks.
         personal: clients end with different models.

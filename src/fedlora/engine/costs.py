@@ -125,7 +125,7 @@ def _row(name: str, facts: Facts, c: Cost) -> str:
     tick = {True: "yes", False: "no"}
     cells = [
         f"`{name}`",
-        f"[{facts.title}](https://arxiv.org/abs/{facts.paper})",
+        f"[{facts.title}](https://arxiv.org/abs/{facts.paper})" if facts.paper[:4].isdigit() else f"{facts.title} ({facts.paper})",
         str(facts.year),
         *(tick[flag] for flag in (facts.exact, facts.mixed_ranks, facts.personal)),
         f"{c.upload_bytes / 1e6:.2f}",
