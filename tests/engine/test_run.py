@@ -191,8 +191,8 @@ def test_a_client_that_fails_is_dropped_and_counted(base: dict, tmp_path: Path, 
 
     train_job = InProcess._job
 
-    def poisoned(self, running):
-        job = train_job(self, running)
+    def poisoned(self, running, asked):
+        job = train_job(self, running, asked)
         if running.order.round == 2 and running.order.client.id == 1:
             from dataclasses import replace
 
