@@ -82,3 +82,24 @@ def save_data(folder: Path, train: int = 90, test: int = 45) -> Path:
             writer.writerow(["text", "label"])
             writer.writerows(zip(*examples(count, seed), strict=True))
     return folder
+
+
+class Silent:
+    """Follows a run (`fedlora.engine.run.Listener`): keeps the notes it hears, and can stop the run after a round."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.notes: list[str] = []
+        self.stop_after = stop_after
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def stage(self, text: str) -> None: ...
+
+    def begin(self, first: int, last: int, clients: int) -> None: ...
+
+    def examples(self, count: int) -> None: ...
+
+    def round(self, row: dict[str, Any]) -> None:
+        if row["round"] == self.stop_after:
+            raise KeyboardInterrupt

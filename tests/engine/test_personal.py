@@ -5,24 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import Silent
 
 from fedlora.config import resolve
 from fedlora.engine import run
 from fedlora.engine.export import export, read_result
 from fedlora.engine.record import read_rows
 from fedlora.errors import BadInput
-
-
-class Silent:
-    def note(self, text: str) -> None: ...
-
-    def stage(self, text: str) -> None: ...
-
-    def begin(self, first: int, last: int, clients: int) -> None: ...
-
-    def examples(self, count: int) -> None: ...
-
-    def round(self, row: dict) -> None: ...
 
 
 def execute(bert_folder: Path, csv_folder: Path, out: Path, **method) -> list[dict]:

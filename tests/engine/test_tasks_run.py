@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
+from tiny import Silent
 from toy import same, tensors
 
 from fedlora.config import resolve
@@ -26,27 +27,6 @@ TABLES = {
     "train": {"rounds": 3, "batch_size": 8, "lr": 5e-3},
     "data": {"alpha": 10.0},
 }
-
-
-class Silent:
-    """A listener that keeps what it hears, and can stop a run."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.notes: list[str] = []
-        self.stop_after = stop_after
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def stage(self, text: str) -> None: ...
-
-    def begin(self, first: int, last: int, clients: int) -> None: ...
-
-    def examples(self, count: int) -> None: ...
-
-    def round(self, row: dict) -> None:
-        if row["round"] == self.stop_after:
-            raise KeyboardInterrupt
 
 
 def rows_of(out: Path) -> list[dict]:

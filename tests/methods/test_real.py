@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from tiny import Silent
 
 from fedlora import methods
 from fedlora.config import resolve
@@ -16,18 +17,6 @@ from fedlora.engine import run
 from fedlora.engine.record import read_rows
 
 pytestmark = pytest.mark.slow
-
-
-class Silent:
-    def note(self, text: str) -> None: ...
-
-    def stage(self, text: str) -> None: ...
-
-    def begin(self, first: int, last: int, clients: int) -> None: ...
-
-    def examples(self, count: int) -> None: ...
-
-    def round(self, row: dict) -> None: ...
 
 
 def source() -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import Silent
 from toy import Trainer, federate, make_clients, make_setup, play, same
 
 from fedlora import methods, types
@@ -60,25 +61,6 @@ def total(up) -> np.ndarray:
 def carried(message, method):
     """What is left after a message was encoded and decoded."""
     return wire.decode(wire.encode(message), [*wire.message_classes(method), *pipeline.message_classes()])
-
-
-class Silent:
-    """A listener that hears nothing and can stop a run."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.stop_after = stop_after
-
-    def note(self, text: str) -> None: ...
-
-    stage = note
-
-    def begin(self, first: int, last: int, clients: int) -> None: ...
-
-    def examples(self, count: int) -> None: ...
-
-    def round(self, row: dict) -> None:
-        if row["round"] == self.stop_after:
-            raise KeyboardInterrupt
 
 
 def rows_of(out: Path) -> list[dict]:
