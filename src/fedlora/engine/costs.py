@@ -35,7 +35,7 @@ from fedlora.types import (
 
 CLIENTS, ROUNDS, RANK = 10, 4, 8
 BLOCKS, HIDDEN, WIDE = 12, 768, 3072  # RoBERTa-base
-CLASSES, COMPONENTS = 20, 3
+CLASSES = 20
 ENCODER = 124_055_040  # its parameters without pooler and head, which full fine-tuning sends
 
 
@@ -43,9 +43,7 @@ ENCODER = 124_055_040  # its parameters without pooler and head, which full fine
 class Cost:
     """Of one client in one round, on average."""
 
-    upload_params: float
     upload_bytes: float
-    download_params: float
     download_bytes: float
 
 
@@ -78,9 +76,10 @@ def cost(method: Method, setup: Setup) -> Cost:
     """Play made-up rounds and count the messages."""
     state = method.init(setup)
     held = {client.id: method.hold(setup, client) for client in setup.clients}
-    up, down = [0, 0], [0, 0]
+    up = down = 0
 
     def replies(t: int) -> Iterator[Reply]:
+        nonlocal up, down
         for client in setup.clients:
             order = method.send(state, client)
             local = method.local(order, held[client.id], client)
@@ -90,15 +89,14 @@ def cost(method: Method, setup: Setup) -> Cost:
                     answer = _make_up(local.send(answer), setup, t, client)
             except StopIteration as end:
                 message, held[client.id] = end.value
-            for total, sent in ((up, message), (down, order)):
-                total[0] += wire.count_values(sent)
-                total[1] += wire.measure(sent).total
+            up += wire.measure(message).total
+            down += wire.measure(order).total
             yield Reply(client, message)
 
     for t in range(1, setup.rounds + 1):
         state, _ = method.aggregate(state, replies(t))
     turns = setup.rounds * len(setup.clients)
-    return Cost(up[0] / turns, up[1] / turns, down[0] / turns, down[1] / turns)
+    return Cost(up / turns, down / turns)
 
 
 def table() -> str:

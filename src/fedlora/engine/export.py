@@ -15,13 +15,13 @@ from fedlora.errors import BadInput
 from fedlora.models import peft
 from fedlora.models.load import Pretrained
 from fedlora.training.encode import encode
-from fedlora.types import Mix, Model, Tensors
+from fedlora.types import Model, Tensors
 
 
 def write_result(config: Config, roster: Roster, result: Model, head: Tensors, out: Path) -> str:
     """Write `adapter/` under `out`, or `model/` where the result is no fixed low-rank change; returns which. What depends on the
     input has no such format, and is in the checkpoint only: "checkpoint"."""
-    if _gated(result):
+    if not peft.has_fixed_weights(result):
         return "checkpoint"
     name = "adapter" if peft.is_adapter(result) else "model"
     _write_folder(config, roster, result, head, out / name, merged=name == "model")
@@ -38,7 +38,7 @@ def export(run: Path, to: Path, client_id: int | None, merged: bool) -> str:
     if to.exists():
         raise BadInput(f"{to} exists already; give another --to")
     config, roster, result, head = read_result(run, client_id)
-    if _gated(result):
+    if not peft.has_fixed_weights(result):
         raise BadInput(
             f"{run}: this model weighs its adapters anew for each input (or has one for each task), and neither an adapter nor a "
             "whole model can hold that; `fedlora predict` uses it"
@@ -83,11 +83,6 @@ def predict(run: Path, texts: list[str]) -> list[tuple[str, float]]:
     logits = torch.from_numpy(make_trainer(config, pretrained).logits(result, head, data))
     best = logits.softmax(dim=1).max(dim=1)
     return [(roster.label_names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-
-
-def _gated(result: Model) -> bool:
-    """Whether the weights of the slots depend on the input or on its task."""
-    return not (result.gate is None or isinstance(result.gate, Mix))
 
 
 def _write_folder(config: Config, roster: Roster, result: Model, head: Tensors, to: Path, merged: bool) -> None:

@@ -5,12 +5,12 @@ A file `lora_a2.py` holds the method `lora-a2`: the one class in it that has FAC
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
 from fedlora.errors import BadInput, unknown
+from fedlora.settings import build
 from fedlora.types import Method
 
 
@@ -36,19 +36,5 @@ def find(name: str) -> type[Any]:
 
 def make(name: str, settings: Mapping[str, Any]) -> Method:
     """The method with these hyper-parameters. BadInput names a field it does not have or a value it cannot take."""
-    from pydantic import TypeAdapter, ValidationError
-
-    kind = find(name)
-    known = [f.name for f in fields(kind)]
-    for key in settings:
-        if key not in known:
-            if not known:
-                raise BadInput(f"unknown config key 'method.{key}'; the method {name} has no settings")
-            raise unknown("config key", f"method.{key}", [f"method.{k}" for k in known])
-    try:
-        method: Method = TypeAdapter(kind).validate_python(dict(settings))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(["method", *map(str, first["loc"])])
-        raise BadInput(f"{where} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}") from error
+    method: Method = build(find(name), settings, "config key", "method.")
     return method

@@ -20,8 +20,12 @@ from fedlora.types import Factors, Mix, Model
 
 def is_adapter(model: Model) -> bool:
     """Whether a result is a fixed low-rank change of the base, so that an adapter can hold it."""
-    fixed = model.gate is None or isinstance(model.gate, Mix)
-    return fixed and not model.full and not model.base.dense and not model.drop_base
+    return has_fixed_weights(model) and not model.full and not model.base.dense and not model.drop_base
+
+
+def has_fixed_weights(model: Model) -> bool:
+    """Whether the weights of the slots depend neither on the input nor on its task."""
+    return model.gate is None or isinstance(model.gate, Mix)
 
 
 def stack(model: Model) -> Factors:

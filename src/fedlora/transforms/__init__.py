@@ -20,14 +20,15 @@ loses, changes - decode(encode(changes)), is kept by the client and added to its
 """
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Protocol
 
 import numpy as np
 
-from fedlora.errors import BadInput, unknown
+from fedlora.errors import unknown
+from fedlora.settings import build
 from fedlora.types import Tensors
 
 
@@ -64,21 +65,7 @@ def _find(name: str) -> type[Any]:
 
 def make(name: str, settings: Mapping[str, Any]) -> Transform:
     """The transform with these settings. BadInput names a field that it does not have, lacks, or cannot take."""
-    from pydantic import TypeAdapter, ValidationError
-
-    kind = _find(name)
-    known = [f"{name}.{f.name}" for f in fields(kind)]
-    for key in settings:
-        if f"{name}.{key}" not in known:
-            raise unknown("field of a transform", f"{name}.{key}", known)
-    try:
-        transform: Transform = TypeAdapter(kind).validate_python(dict(settings))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join([name, *map(str, first["loc"])])
-        if first["type"] == "missing":
-            raise BadInput(f"transform {where} is missing") from error
-        raise BadInput(f"transform {where} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}") from error
+    transform: Transform = build(_find(name), settings, "field of a transform", f"{name}.", "transform ")
     return transform
 
 
