@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedlora.history import History, append, numbers, update
-from fedlora.types import BaseUpdate, Factors
+from fedlora.history import History, append, append_matrices, noting, numbers, update
+from fedlora.types import BaseUpdate, Client, Factors, Reply
 
 SHAPES = {"q": (12, 8), "up": (20, 12)}
 DENSE = 12 * 8 + 20 * 12
@@ -130,3 +130,60 @@ def test_the_dtype_of_the_pairs_is_kept():
     for dtype in (torch.float32, torch.float64):
         log = append(History(), pair(0, 8, dtype))
         assert {x.dtype for x in log.dense.values()} == {dtype} and len(log.dense) == 2
+
+
+def products(seed: int, rank: int) -> dict:
+    p = pair(seed, rank)
+    return {m: (p.B[m], p.A[m]) for m in SHAPES}
+
+
+def test_a_product_that_fits_is_logged_as_it_is():
+    log = append_matrices(append(History(), pair(0, 2)), products(1, 4), 1.5)  # six ranks: see `test_when_it_collapses`
+    assert [len(p.A["q"]) for p in log.pairs] == [2, 4] and log.pairs[1].scale == 1.5
+    assert all(torch.equal(log.pairs[1].B[m], pair(1, 4).B[m]) for m in SHAPES)
+
+
+def test_what_does_not_fit_is_merged_at_once():
+    one = append_matrices(append(History(), pair(0, 2)), products(1, 5), 1.5)
+    two = append(append(History(), pair(0, 2)), pair(1, 5))  # of the same scale
+    assert (one.start, one.pairs, one.version) == (2, (), 2)
+    for m in SHAPES:
+        torch.testing.assert_close(one.dense[m], two.dense[m])
+        given = {k: B @ A for k, (B, A) in products(1, 5).items()}
+        torch.testing.assert_close(append_matrices(append(History(), pair(0, 2)), given, 1.5).dense[m], one.dense[m])
+        torch.testing.assert_close(append_matrices(one, given).dense[m], one.dense[m] + given[m])
+
+
+@pytest.mark.parametrize("tall", [True, False])
+def test_what_is_wider_than_its_module_is_logged_as_the_matrix_beside_an_identity(tall):
+    """A small module among large ones: the log as a whole still fits."""
+    rng, small = np.random.default_rng(5), (6, 4) if tall else (4, 6)
+    shapes = {"s": small, "l": (100, 100)}
+    random = {m: (torch.tensor(rng.normal(size=(o, 9))), torch.tensor(rng.normal(size=(9, i)))) for m, (o, i) in shapes.items()}
+    for given in (random, random | {"s": random["s"][0] @ random["s"][1]}):
+        (logged,) = append_matrices(History(), given, 2.0).pairs
+        assert (logged.B["s"].shape, logged.A["s"].shape, len(logged.A["l"])) == ((small[0], 4), (4, small[1]), 9)
+        torch.testing.assert_close(logged.B["s"] @ logged.A["s"], random["s"][0] @ random["s"][1], rtol=0, atol=1e-12)
+
+
+def test_matrices_are_not_changed():
+    given = {m: torch.ones(shape) for m, shape in SHAPES.items()}
+    log = append_matrices(append_matrices(History(), given, 0.5), given, 0.5)
+    assert all(bool((x == 1).all()) for x in given.values()) and all(bool((x == 1).all()) for x in log.dense.values())
+
+
+def test_replies_are_noted_as_they_pass():
+    seen = {1: 3}
+    replies = noting((Reply(Client(k, 1, 1), None) for k in (1, 2)), seen, 7)
+    assert seen == {1: 3}
+    assert [r.client.id for r in replies] == [1, 2] and seen == {1: 7, 2: 7}
+
+
+def test_clients_that_need_the_whole_share_one_sum():
+    """Also where pairs came after the log collapsed."""
+    log = append(append(History(), pair(0, 8)), pair(1, 1))
+    one, two = update(log, 0), update(log, 0)
+    for m, want in oracle((8, 1), 2).items():
+        assert one.dense[m] is two.dense[m]
+        np.testing.assert_allclose(one.dense[m].numpy(), want, rtol=0, atol=2e-5)
+        assert not torch.equal(one.dense[m], log.dense[m])

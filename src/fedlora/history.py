@@ -4,14 +4,15 @@ A log is a list of factor pairs, one a version. Once its pairs outweigh the matr
 up in the same order, so that a base has the same bits whichever way it came to its version.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fedlora import seeds
-from fedlora.types import BaseUpdate, Factors, Tensors
+from fedlora.types import BaseUpdate, Factors, Reply, Tensors
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class History:
     @property
     def version(self) -> int:
         return self.start + len(self.pairs)
+
+    @cached_property
+    def whole(self) -> Tensors:
+        """The sum of all versions: added up once, however many clients are sent it."""
+        return _sum(self.dense, self.pairs)
 
 
 def numbers(pair: Factors) -> int:
@@ -46,6 +52,23 @@ def append(history: History, pair: Factors, cost: Callable[[Factors], int] = num
     return History(history.version + 1, _sum(history.dense, pairs))
 
 
+def append_matrices(history: History, matrices: Mapping[str, Tensor | tuple[Tensor, Tensor]], scale: float = 1.0) -> History:
+    """The history with one more version, `scale` times a matrix of every module, given as it is or as factors (B, A).
+
+    It is logged as a pair of at most min(d_out, d_in) ranks: what is wider becomes the matrix beside an identity, without loss.
+    Where the log collapses anyway no such pair is made.
+    """
+    shapes = {m: tuple(M.shape) if isinstance(M, Tensor) else (len(M[0]), M[1].shape[1]) for m, M in matrices.items()}
+    widths = {m: min(*shapes[m], shapes[m][1] if isinstance(M, Tensor) else len(M[1])) for m, M in matrices.items()}
+    size = sum(widths[m] * (d_out + d_in) for m, (d_out, d_in) in shapes.items())
+    if sum(map(numbers, history.pairs)) + size <= sum(d_out * d_in for d_out, d_in in shapes.values()):
+        pairs = {m: _narrow(M, widths[m]) for m, M in matrices.items()}
+        return append(history, Factors({m: A for m, (_, A) in pairs.items()}, {m: B for m, (B, _) in pairs.items()}, scale))
+    total = history.whole
+    new = {m: M if isinstance(M, Tensor) else M[0] @ M[1] for m, M in matrices.items()}
+    return History(history.version + 1, {m: total[m].add(x, alpha=scale) if m in total else scale * x for m, x in new.items()})
+
+
 def restart(pair: Factors, seed: int, *purpose: str | int) -> Factors:
     """The adapter to start from again once a pair is merged: A uniform in +-1/sqrt(d_in), drawn for this purpose, and B zero."""
 
@@ -62,14 +85,30 @@ def update(history: History, since: int, cost: Callable[[Factors], int] = number
     missed = history.pairs[max(0, since - history.start) :]
     if since >= history.start and _smaller(missed, cost):
         return BaseUpdate(since, history.version, missed)
-    return BaseUpdate(0, history.version, dense=_sum(history.dense, history.pairs))
+    return BaseUpdate(0, history.version, dense=history.whole)
+
+
+def noting(replies: Iterable[Reply], seen: dict[int, int], version: int) -> Iterator[Reply]:
+    """The same replies; as they pass, it is noted in `seen` that their clients hold this version."""
+    for reply in replies:
+        seen[reply.client.id] = version
+        yield reply
+
+
+def _narrow(M: Tensor | tuple[Tensor, Tensor], width: int) -> tuple[Tensor, Tensor]:
+    if not isinstance(M, Tensor) and len(M[1]) == width:
+        return M
+    W = M if isinstance(M, Tensor) else M[0] @ M[1]
+    unit = torch.eye(width, dtype=W.dtype, device=W.device)
+    return (W, unit) if W.shape[0] >= W.shape[1] else (unit, W)
 
 
 def _sum(dense: Tensors, pairs: tuple[Factors, ...]) -> dict[str, Tensor]:
-    total = dict(dense)
+    total = {m: x.clone() for m, x in dense.items()} if pairs else dict(dense)
     for pair in pairs:
         for m, B in pair.B.items():
-            total[m] = total.get(m, torch.zeros((), dtype=B.dtype)) + pair.scale * (B @ pair.A[m])
+            product = (B @ pair.A[m]).mul_(pair.scale)
+            total[m] = total[m].add_(product) if m in total else product
     return total
 
 

@@ -4,7 +4,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlora.algebra.lowrank import complete_rows, factored_svd, pad_rank, product_norm
+from fedlora.algebra.lowrank import (
+    complete_rows,
+    energy_rank,
+    factored_pays,
+    factored_svd,
+    leading,
+    pad_rank,
+    principal,
+    product_norm,
+)
 
 # (d_out, d_in, R, rank of the product)
 CASES = {
@@ -14,6 +23,7 @@ CASES = {
     "R above the smaller side": (12, 8, 10, 8),
     "R above both": (12, 8, 30, 8),
     "R equal to the smaller side": (12, 8, 8, 8),
+    "R a little below both": (12, 12, 11, 11),
     "rank-deficient": (20, 12, 6, 2),
     "rank-deficient and dense": (20, 12, 14, 2),
     "zero B": (20, 12, 4, 0),
@@ -64,6 +74,69 @@ def test_factored_svd_is_computed_in_float64_and_returned_in_its_inputs_dtype():
         assert {x.dtype for x in got} == {dtype}
         exact = np.linalg.svd(B_low.double().numpy() @ A_low.double().numpy(), compute_uv=False)[:3]
         np.testing.assert_allclose(got[1].double().numpy(), exact, rtol=tolerance)
+
+
+# ---- the leading singular vectors ---------------------------------------------------------------------------------------------
+
+DTYPES = {torch.float64: 1e-12, torch.float32: 1e-6}  # and what may be lost, relative to the largest singular value
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rank", [1, 3, 50])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_leading_is_the_best_approximation_however_it_is_given(case, rank, dtype):
+    d_out, d_in, R, _ = case
+    B, A = (x.to(dtype) for x in pair(*case))
+    M = B.double().numpy() @ A.double().numpy()
+    U, S, Vt = np.linalg.svd(M, full_matrices=False)
+    atol = DTYPES[dtype] * max(1.0, S[0])
+    for M_or_pair, q in (((B, A), min(rank, R, d_out, d_in)), (torch.tensor(M, dtype=dtype), min(rank, d_out, d_in))):
+        b, a = leading(M_or_pair, rank)
+        assert b.shape == (d_out, q) and a.shape == (q, d_in) and b.dtype == a.dtype == dtype
+        assert b.is_contiguous() and a.is_contiguous()
+        b, a = b.double().numpy(), a.double().numpy()
+        np.testing.assert_allclose(b @ a, (U[:, :q] * S[:q]) @ Vt[:q], rtol=0, atol=atol)
+        np.testing.assert_allclose(np.linalg.norm(b, axis=0), S[:q], rtol=0, atol=atol)
+        np.testing.assert_allclose(a @ a.T, np.eye(q), rtol=0, atol=10 * DTYPES[dtype])
+        largest = b[np.abs(b).argmax(axis=0), np.arange(q)]
+        assert (largest >= 0).all()
+
+
+@pytest.mark.parametrize("d_out, d_in, R", [(300, 200, 60), (200, 300, 60), (150, 160, 149)], ids=["tall", "wide", "product"])
+def test_singular_values_of_float32_factors_keep_their_digits(d_out, d_in, R):
+    """Over four orders of magnitude, where an SVD in float32 has three digits for the smallest."""
+    assert factored_pays(d_out, d_in, R) == (R == 60)
+    rng = np.random.default_rng(3)
+    left, right = (np.linalg.qr(rng.normal(size=(d, R)))[0] for d in (d_out, d_in))
+    B, A = torch.tensor(left * np.logspace(0, -4, R), dtype=torch.float32), torch.tensor(right.T, dtype=torch.float32)
+    product = B.double().numpy() @ A.double().numpy()
+    b, a = (x.double().numpy() for x in leading((B, A), R))
+    np.testing.assert_allclose(np.linalg.norm(b, axis=0), np.linalg.svd(product, compute_uv=False)[:R], rtol=4e-7)
+    np.testing.assert_allclose(b @ a, product, rtol=0, atol=1e-6 * np.abs(product).max())
+
+
+def test_float64_factors_keep_singular_values_that_a_square_would_lose():
+    rng, S = np.random.default_rng(4), np.array([1.0, 1e-9, 1e-11])
+    U, V = (np.linalg.qr(rng.normal(size=(d, 3)))[0] for d in (20, 12))
+    b, _ = leading(torch.tensor((U * S) @ V.T), 3)
+    np.testing.assert_allclose(b.norm(dim=0).numpy(), S, rtol=1e-4)
+
+
+def test_leading_does_not_change_what_it_is_given():
+    for dtype in DTYPES:
+        B, A = (x.to(dtype) for x in pair(20, 12, 4, 4))
+        before = B.clone(), A.clone()
+        leading((B, A), 3)
+        leading(B, 3)
+        assert torch.equal(B, before[0]) and torch.equal(A, before[1])
+
+
+def test_factors_pay_while_they_are_narrow():
+    """By hand, in units of d^3: 3 x^2 + 4 x^3 < x / 2 + 3 for square matrices and R = x d; both are 3.375 at x = 3/4."""
+    for d in (8, 768, 4096):
+        assert factored_pays(d, d, 1) and factored_pays(d, d, d * 3 // 4 - 1) and not factored_pays(d, d, d * 3 // 4)
+        assert not factored_pays(d, d, d)
+    assert factored_pays(3072, 768, 500) and factored_pays(768, 3072, 650) and not factored_pays(3072, 768, 768)
 
 
 sizes = st.integers(1, 12)
@@ -123,3 +196,35 @@ def test_pad_rank_keeps_the_product_and_what_was_there():
     assert B5.shape == (12, 5) and A5.shape == (5, 8)
     assert torch.equal(B5[:, :3], B) and torch.equal(A5[:3], A) and not B5[:, 3:].any() and not A5[3:].any()
     assert torch.equal(pad_rank(B, A, 3)[0], B)
+
+
+@pytest.mark.parametrize(
+    "d_out, d_in, rank", [(12, 8, 3), (8, 12, 3), (12, 8, 2), (8, 12, 1), (12, 8, 8), (12, 8, 11), (8, 12, 10)]
+)
+def test_principal_is_the_best_approximation_shared_evenly(d_out, d_in, rank):
+    W = torch.tensor(np.random.default_rng(2).normal(size=(d_out, d_in)))
+    B, A = principal(W, rank)
+    assert B.shape == (d_out, rank) and A.shape == (rank, d_in) and B.is_contiguous() and A.is_contiguous()
+    U, S, Vt = np.linalg.svd(W.numpy(), full_matrices=False)
+    np.testing.assert_allclose(B.numpy() @ A.numpy(), (U[:, :rank] * S[:rank]) @ Vt[:rank], rtol=0, atol=1e-12)
+    q = min(rank, 8)
+    np.testing.assert_allclose((B.T @ B).numpy()[:q, :q], np.diag(S[:q]), rtol=0, atol=1e-12)
+    np.testing.assert_allclose((A @ A.T).numpy()[:q, :q], np.diag(S[:q]), rtol=0, atol=1e-12)
+    assert not B[:, q:].any() and (rank <= q or A[q : min(rank, d_in)].any(dim=1).all())
+
+
+@pytest.mark.parametrize(
+    "S, share, p",
+    [
+        ([3.0, 2.0, 1.0], 9 / 14 - 1e-9, 1),  # squares 9, 4, 1 of 14
+        ([3.0, 2.0, 1.0], 9 / 14 + 1e-9, 2),
+        ([3.0, 2.0, 1.0], 13 / 14 + 1e-9, 3),
+        ([3.0, 2.0, 1.0], 1e-9, 1),
+        ([3.0, 2.0, 0.0], 1.0, 2),
+        ([1.0, 1e-9, 1e-12], 1.0, 3),  # far below the rounding of the sum, and still kept
+        ([0.0, 0.0], 1.0, 0),
+        ([2.0, 2.0, 2.0, 2.0], 0.5, 2),
+    ],
+)
+def test_energy_rank(S, share, p):
+    assert energy_rank(torch.tensor(S, dtype=torch.float64), share) == p

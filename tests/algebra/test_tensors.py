@@ -64,6 +64,15 @@ def test_terms_are_not_changed_and_are_taken_one_at_a_time():
     assert alive == [0, 1, 2] and x.tolist() == [1.0, 1.0]
 
 
+def test_shorter_terms_count_as_zero_past_their_ends():
+    """By hand: (1 * [1, 2] + 3 * [5]) / 4 = [4, 1/2], of three places."""
+    terms = [(1.0, ({"m": torch.tensor([1.0, 2.0])},)), (3.0, ({"m": torch.tensor([5.0])},))]
+    (mean,) = weighted_mean(terms, padded=({"m": torch.zeros(3)},))
+    assert mean["m"].tolist() == [4.0, 0.5, 0.0] and mean["m"].dtype == torch.float32
+    rows = [(1.0, ({"m": torch.ones(2, 1)},)), (1.0, ({"m": torch.ones(1, 3)},))]
+    assert weighted_mean(rows, padded=({"m": torch.ones(2, 3)},))[0]["m"].tolist() == [[1.0, 0.5, 0.5], [0.5, 0.0, 0.0]]
+
+
 def test_terms_must_have_as_many_mappings():
     x = {"m": torch.ones(1)}
     with pytest.raises(ValueError):

@@ -1,37 +1,111 @@
-"""Products of two thin matrices, handled by their factors. B is (d_out, R), A is (R, d_in); the product is never formed
-unless that is the cheaper way."""
+"""Singular value decompositions of products of two thin matrices, B (d_out, R) and A (R, d_in), and what goes with them. The
+product is formed only where that is the cheaper way."""
 
 import torch
 from torch import Tensor
 
+from fedlora.algebra.products import Matrix, Product, norm, times, whole
+
 
 def product_norm(B: Tensor, A: Tensor) -> Tensor:
     """||BA||_F, by tr((B'B)(AA')): O(R^2 (d_out + d_in)). float64 inside; a scalar of B's dtype."""
-    B64, A64 = B.to(torch.float64), A.to(torch.float64)
-    return ((B64.mT @ B64) * (A64 @ A64.mT)).sum().clamp_min(0).sqrt().to(B.dtype)
+    return norm((B, A)).to(B.dtype)
+
+
+def leading(M: Matrix, rank: int) -> Product:
+    """The best approximation of M at a rank (Eckart and Young): B = U S (d_out, q), A = V' (q, d_in) with orthonormal rows, and
+    q = min(rank, the ranks of a product, d_out, d_in). Singular values fall; signs and rows as in `factored_svd`.
+
+    float64 goes by the SVD. For float32 V are the eigenvectors of M'M, in float64 and only as many as asked for, and U S = M V:
+    several times cheaper. Squaring takes half of float64's sixteen digits, and what is left is more than float32 factors carry:
+    singular values are right to 1e-8 of the largest. A product is multiplied out where `factored_pays` says no.
+    """
+    parts = (M,) if isinstance(M, Tensor) else M
+    rank, dtype = min(rank, *(n for part in parts for n in part.shape)), parts[0].dtype
+    M = M.to(torch.float64) if isinstance(M, Tensor) else _cheaper((M[0].to(torch.float64), M[1].to(torch.float64)))
+    if dtype == torch.float64:
+        U, S, Vt = svd(M)
+        return (U * S)[:, :rank].contiguous(), Vt[:rank]
+    V = _right_vectors(M, rank)
+    scaled = times(M, V)
+    sign = _signs(scaled)
+    return (scaled * sign).to(dtype).contiguous(), (V * sign).mT.to(dtype).contiguous()
+
+
+def _right_vectors(M: Matrix, count: int) -> Tensor:
+    """(d_in, count): the first right singular vectors of M, from the smallest symmetric matrix that has its eigenvalues: M'M,
+    M M', or, with the R of a QR of B, R (A A') R'."""
+    if isinstance(M, Tensor):
+        if M.shape[0] >= M.shape[1]:
+            return _eigenvectors(M.mT @ M, count)
+        columns = M.mT @ _eigenvectors(M @ M.mT, count)
+    else:
+        T = torch.linalg.qr(M[0], mode="r").R
+        columns = M[1].mT @ (T.mT @ _eigenvectors(T @ (M[1] @ M[1].mT) @ T.mT, count))
+    V: Tensor = torch.linalg.qr(columns).Q  # orthogonal already, of lengths S, but for rounding
+    return V
 
 
 def factored_svd(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The thin SVD of BA.
 
-    With R < min(d_out, d_in): QR of both factors and an SVD of the (R, R) core, O((d_out + d_in) R^2 + R^3); otherwise an
-    SVD of the product. Computed in float64 and returned in B's dtype. Signs are fixed: the entry of largest magnitude of
-    every left vector is positive. Rows are contiguous, whatever LAPACK left: the bits of later products depend on it.
+    By QR of both factors and an SVD of the (R, R) core, or, where `factored_pays` denies, an SVD of the product. Computed in
+    float64 and returned in B's dtype. Signs are fixed: the entry of largest magnitude of every left vector is positive. Rows are
+    contiguous, whatever LAPACK left: the bits of later products depend on it.
 
     Returns:
         U (d_out, q), S (q,) falling, Vt (q, d_in), with q = min(R, d_out, d_in).
     """
-    dtype, B, A = B.dtype, B.to(torch.float64), A.to(torch.float64)
-    if B.shape[1] < min(B.shape[0], A.shape[1]):
-        Q1, T1 = torch.linalg.qr(B)
-        Q2, T2 = torch.linalg.qr(A.mT)
+    U, S, Vt = svd(_cheaper((B.to(torch.float64), A.to(torch.float64))))
+    q = min(len(S), len(A))  # of a product that was formed there may be more
+    return U[:, :q].to(B.dtype).contiguous(), S[:q].to(B.dtype), Vt[:q].to(B.dtype)
+
+
+def svd(M: Matrix) -> tuple[Tensor, Tensor, Tensor]:
+    """The thin SVD of M as it is given, in its own dtype: of a product by its factors. Signs and rows as in `factored_svd`."""
+    if isinstance(M, Tensor):
+        U, S, Vt = torch.linalg.svd(M, full_matrices=False)
+    else:
+        Q1, T1 = torch.linalg.qr(M[0])
+        Q2, T2 = torch.linalg.qr(M[1].mT)
         u, S, vt = torch.linalg.svd(T1 @ T2.mT, full_matrices=False)
         U, Vt = Q1 @ u, vt @ Q2.mT
-    else:
-        U, S, Vt = torch.linalg.svd(B @ A, full_matrices=False)
+    sign = _signs(U)
+    return (U * sign).contiguous(), S, (Vt * sign.mT).contiguous()
+
+
+def factored_pays(d_out: int, d_in: int, R: int) -> bool:
+    """Whether the SVD of a (d_out, R) by (R, d_in) product costs less by its factors than by the product.
+
+    In multiplications, weighed to fit timings on CPUs: LAPACK's count double, and those of the product by half. By factors: a QR
+    of B, A A', and an (R, R) core. By the product: itself, its Gram matrix, and a core of the smaller side. So factors pay up to
+    3/4 d for square matrices, and up to 0.8 or 0.9 of the smaller side where the other is four times as long.
+    """
+    small, large = min(d_out, d_in), max(d_out, d_in)
+    factored = 2 * d_out * R**2 + d_in * R**2 + 4 * R**3
+    dense = d_out * d_in * R / 2 + large * small**2 + 2 * small**3
+    return factored < dense
+
+
+def _cheaper(M: Product) -> Matrix:
+    return M if factored_pays(len(M[0]), M[1].shape[1], len(M[1])) else whole(M)
+
+
+def _eigenvectors(G: Tensor, count: int) -> Tensor:
+    """(n, count): those of the largest eigenvalues of a symmetric matrix, falling."""
+    import scipy.linalg  # computes a few of them, which torch does not
+
+    n = len(G)
+    if not count:
+        return G[:, :0]
+    vectors = scipy.linalg.eigh(G.cpu().numpy(), subset_by_index=(n - count, n - 1))[1]
+    return torch.from_numpy(vectors[:, ::-1].copy()).to(G.device)
+
+
+def _signs(U: Tensor) -> Tensor:
+    """(1, q) of 1 and -1: what makes the entry of largest magnitude of every column positive."""
     sign = torch.gather(U, 0, U.abs().argmax(dim=0, keepdim=True)).sign()
-    sign = torch.where(sign == 0, torch.ones_like(sign), sign)
-    return (U * sign).to(dtype).contiguous(), S.to(dtype), (Vt * sign.mT).to(dtype).contiguous()
+    return torch.where(sign == 0, torch.ones_like(sign), sign)
 
 
 def complete_rows(V: Tensor, rows: int) -> Tensor:
@@ -52,39 +126,25 @@ def complete_rows(V: Tensor, rows: int) -> Tensor:
     return torch.cat([V, Q.mT[q:].to(V.dtype), V.new_zeros(max(rows - d, 0), d)])
 
 
-def pad_rank(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def pad_rank(B: Tensor, A: Tensor, rank: int) -> Product:
     """B (d_out, rank) and A (rank, d_in) with zeros past the rank they have; the product is unchanged."""
     missing = rank - A.shape[0]
     return torch.nn.functional.pad(B, (0, missing)), torch.nn.functional.pad(A, (0, 0, 0, missing))
 
 
-def compress(B: Tensor, A: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
-    """The product BA as factors of at most min(d_out, d_in) ranks, without loss; with a smaller `rank`, its best approximation
-    (Eckart and Young). Comes back as it is where it is no wider. Otherwise the rows of A are orthonormal."""
-    limit = min(B.shape[0], A.shape[1]) if rank is None else min(B.shape[0], A.shape[1], rank)
-    if B.shape[1] <= limit:
-        return B, A
-    U, S, Vt = factored_svd(B, A)
-    return (U * S)[:, :limit].contiguous(), Vt[:limit]
-
-
-def principal(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def principal(W: Tensor, rank: int) -> Product:
     """The best approximation of a matrix at a rank, its singular values shared evenly: B = U S^1/2 and A = S^1/2 V'.
 
     Past the smaller side of W, B is zero and A orthonormal, as far as there are directions left.
     """
-    if 4 * rank <= min(W.shape):  # the eigenvectors of the smaller Gram matrix: several times faster, and as good for the largest
-        tall = W.to(torch.float64) if W.shape[0] >= W.shape[1] else W.to(torch.float64).mT
-        V = torch.linalg.eigh(tall.mT @ tall).eigenvectors[:, -rank:].flip(1)
-        U, S, Vt = factored_svd(tall @ V, V.mT)
-        U, S, Vt = (U, S, Vt) if W.shape[0] >= W.shape[1] else (Vt.mT, S, U.mT)
-        U, S, Vt = U.to(W.dtype), S.to(W.dtype), Vt.to(W.dtype)
-    else:
-        U, S, Vt = factored_svd(W, torch.eye(W.shape[1], dtype=W.dtype, device=W.device))
-    U, root, Vt = U[:, :rank], S[:rank].sqrt(), Vt[:rank]
-    B, _ = pad_rank(U * root, Vt, rank)
+    tall = W.shape[0] >= W.shape[1]
+    scaled, Vt = leading(W if tall else W.mT, min(rank, *W.shape))
+    S = torch.linalg.vector_norm(scaled, dim=0)
+    U = scaled / S.where(S > 0, 1.0)
+    U, Vt = (U, Vt) if tall else (Vt.mT, U.mT)
+    B, _ = pad_rank(U * S.sqrt(), Vt, rank)
     A = complete_rows(Vt, rank).clone(memory_format=torch.contiguous_format)
-    A[: len(root)] *= root[:, None]
+    A[: len(S)] *= S.sqrt()[:, None]
     return B.contiguous(), A
 
 

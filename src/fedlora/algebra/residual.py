@@ -1,4 +1,4 @@
-"""What averaging two factors apart leaves out, and two ways to make up for it in B alone. Everything by factors, in float64.
+"""What averaging two factors apart leaves out, and two ways to make up for it in B alone, without a d_out x d_in matrix.
 
 With weights w_k of sum 1 and means B = sum_k w_k B_k, A = sum_k w_k A_k
 
@@ -8,51 +8,84 @@ The last form holds since sum_k w_k (B_k - B) = 0, and has one block less: rank 
 constant is added to all B_k or to all A_k, so changes do as well as values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from fedlora.algebra.lowrank import product_norm
+from fedlora.algebra.products import Matrix, Product, ProductMean, Tensors, norm, times
+from fedlora.algebra.tensors import weighted_mean
 
 
-def residual(weights: Sequence[float], B: Sequence[Tensor], A: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Factors (d_out, (K - 1) r) and ((K - 1) r, d_in) of sum_k w_k B_k A_k - (sum_k w_k B_k)(sum_k w_k A_k). The weights are
-    brought to sum 1."""
+def means_and_residuals(
+    terms: Iterable[tuple[float, tuple[Tensors, Tensors]]],
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Matrix]]:
+    """The means of A and B, and module by module what the product of the means lacks of the mean of the products: a product of
+    (K - 1) r ranks, or, where more ranks came than the matrix has, the matrix. One pass: memory does not grow with K.
+
+    Args:
+        terms: (w_k, (A_k, B_k)) with w_k > 0; at least one.
+    """
+    products: dict[str, ProductMean] = {}
+
+    def taken(term: tuple[float, tuple[Tensors, Tensors]]) -> tuple[float, tuple[Tensors, Tensors]]:
+        w, (A, B) = term
+        for m in A:
+            products.setdefault(m, ProductMean()).add(w, B[m], A[m])
+        return term
+
+    A, B = weighted_mean(map(taken, terms))
+    return A, B, {m: _residual(mean, B[m], A[m]) for m, mean in products.items()}
+
+
+def _residual(products: ProductMean, B: Tensor, A: Tensor) -> Matrix:
+    if products.folded is None:
+        weights, left, right = zip(*products.waiting, strict=True)
+        return residual(weights, left, right)
+    M = products.value()
+    assert isinstance(M, Tensor)
+    return M.addmm_(B.to(M.dtype), A.to(M.dtype), alpha=-1.0)
+
+
+def residual(weights: Sequence[float], B: Sequence[Tensor], A: Sequence[Tensor]) -> Product:
+    """Factors (d_out, (K - 1) r) and ((K - 1) r, d_in) of sum_k w_k B_k A_k - (sum_k w_k B_k)(sum_k w_k A_k), rounded to their
+    dtype only at the end. The weights are brought to sum 1."""
     total = sum(weights)
-    shares = [w / total for w in weights]
-    B64, A64 = [x.to(torch.float64) for x in B], [x.to(torch.float64) for x in A]
-    mean = torch.stack([w * x for w, x in zip(shares, B64, strict=True)]).sum(0)
-    left = [w * (x - mean) for w, x in zip(shares[:-1], B64[:-1], strict=True)]
-    right = [x - A64[-1] for x in A64[:-1]]
-    return torch.cat([mean[:, :0], *left], dim=1), torch.cat([A64[-1][:0], *right])
+    mean, last = torch.zeros_like(B[0], dtype=torch.float64), A[-1].to(torch.float64)
+    for w, x in zip(weights, B, strict=True):
+        mean.add_(x, alpha=w / total)
+    left = [((x - mean) * (w / total)).to(x.dtype) for w, x in zip(weights[:-1], B[:-1], strict=True)]
+    right = [(x - last).to(x.dtype) for x in A[:-1]]
+    return torch.cat([B[0][:, :0], *left], dim=1), torch.cat([A[0][:0], *right])
 
 
-def ridge_correction(A: Tensor, left: Tensor, right: Tensor, penalty: float) -> Tensor:
-    """The X that minimises ||LR - XA||_F^2 + penalty ||X||_F^2 for the residual LR: L (R A') (A A' + penalty I)^-1."""
+def ridge_correction(A: Tensor, residual: Matrix, penalty: float) -> Tensor:
+    """The X that minimises ||M - XA||_F^2 + penalty ||X||_F^2 for the residual M: M A' (A A' + penalty I)^-1. In float64."""
+    N = times(residual, A.mT).to(torch.float64)
     A = A.to(torch.float64)
-    return _divide(left @ (right @ A.mT), A @ A.mT, penalty)
+    return _divide(N, A @ A.mT, penalty)
 
 
-def cosine_correction(B: Tensor, A: Tensor, left: Tensor, right: Tensor, penalty: float, steps: int) -> Tensor:
-    """An X that lowers 1 - cos(M, (B + X) A) + penalty ||X||_F^2, where M = BA + LR and cos is that of the two as vectors.
+def cosine_correction(B: Tensor, A: Tensor, residual: Matrix, penalty: float, steps: int) -> Tensor:
+    """An X that lowers 1 - cos(M, (B + X) A) + penalty ||X||_F^2, where M = BA + residual and cos is that of the two as vectors.
 
     With N = M A', G = A A' and |Y|^2 = tr(Y G Y'), cos = <N, Y> / (||M||_F |Y|) for Y = B + X. Where the gradient is zero
 
         Y = (2 penalty B + a N) (b G + 2 penalty I)^-1,   a = 1 / (||M||_F |Y|),   b = <N, Y> / (||M||_F |Y|^3)
 
-    and this is repeated `steps` times, from X = 0. M, which is d_out x d_in, is never formed.
+    and this is repeated `steps` times, from X = 0. In float64.
     """
+    lacking = times(residual, A.mT).to(torch.float64)
     B, A = B.to(torch.float64), A.to(torch.float64)
     G = A @ A.mT
-    N = B @ G + left @ (right @ A.mT)
-    norm = product_norm(torch.cat([B, left], dim=1), torch.cat([A, right]))
+    N = B @ G + lacking
+    length_of_M = (((B @ G) * B).sum() + 2 * (lacking * B).sum() + norm(residual).square()).clamp_min(0).sqrt()
     Y = B
     for _ in range(steps):
         length = ((Y @ G) * Y).sum().clamp_min(0).sqrt()
-        if norm * length == 0:  # one of the two is zero: no angle between them
+        if length_of_M * length == 0:  # one of the two is zero: no angle between them
             break
-        a = 1 / (norm * length)
+        a = 1 / (length_of_M * length)
         b = ((N * Y).sum() * a / length.square()).clamp_min(0)
         Y = B + _divide(a * N - b * (B @ G), b * G, 2 * penalty)
     return Y - B

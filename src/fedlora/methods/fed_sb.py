@@ -19,7 +19,8 @@ from typing import ClassVar
 
 import torch
 
-from fedlora.algebra.lowrank import complete_rows, factored_svd
+from fedlora.algebra.lowrank import complete_rows, factored_svd, leading
+from fedlora.algebra.products import mean_of_products
 from fedlora.algebra.tensors import minus, plus, weighted_mean
 from fedlora.errors import BadInput
 from fedlora.types import SHARED, Client, Diagnostics, Factors, Facts, Local, Model, Reply, Setup, Tensors, Train, change, one_rank
@@ -84,7 +85,7 @@ class FedSB:
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
         if not state.rounds:
-            return State(1, fixed(state.shared, list(replies))), {}
+            return State(1, fixed(state.shared, replies)), {}
         know = set(state.know)
 
         def term(reply: Reply) -> tuple[float, tuple[Tensors]]:
@@ -99,16 +100,14 @@ class FedSB:
         return Model({SHARED: state.shared})
 
 
-def fixed(start: Factors, replies: list[Reply]) -> Factors:
+def fixed(start: Factors, replies: Iterator[Reply]) -> Factors:
     """U[:, :r], diag(S[:r]) / s and V[:, :r]' of the mean of the products. Past the smaller side of a module there are no more
     directions: what is left is zero."""
-    total = sum(r.client.num_examples for r in replies)
+    terms = ((r.client.num_examples, 1.0, plus(start.B, r.up.B), plus(start.A, r.up.A)) for r in replies)
     A, B, C = {}, {}, {}
-    for m, A0 in start.A.items():
-        rank = len(A0)
-        left = torch.cat([r.client.num_examples / total * (start.B[m] + r.up.B[m]) for r in replies], dim=1)
-        U, S, Vt = factored_svd(left, torch.cat([A0 + r.up.A[m] for r in replies]))
-        B[m] = complete_rows(U.mT[:rank], rank).mT.contiguous()
-        A[m] = complete_rows(Vt[:rank], rank)
-        C[m] = torch.nn.functional.pad(S[:rank], (0, max(0, rank - len(S)))).diag()  # the scale s is outside of it
+    for m, mean in mean_of_products(terms).items():
+        rank = len(start.A[m])
+        U, S, Vt = factored_svd(*leading(mean, rank))
+        B[m], A[m] = complete_rows(U.mT, rank).mT.contiguous(), complete_rows(Vt, rank)
+        C[m] = torch.nn.functional.pad(S, (0, rank - len(S))).diag()  # the scale s is outside of it
     return replace(start, A=A, B=B, C=C)

@@ -11,18 +11,18 @@ where that is smaller. `residual_rank` cuts the residual to its best approximati
 the singular values that were cut.
 
 The paper's mean is uniform over clients. Ours: the K - 1 blocks (the paper orthogonalises K of them); a residual wider than
-min(d_out, d_in) is cut to that without loss.
+min(d_out, d_in) is formed.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from fedlora.algebra.lowrank import compress
-from fedlora.algebra.residual import residual
-from fedlora.algebra.tensors import minus, plus, weighted_mean
+from fedlora.algebra.lowrank import leading
+from fedlora.algebra.residual import means_and_residuals
+from fedlora.algebra.tensors import minus, plus
 from fedlora.errors import BadInput
-from fedlora.history import History, append, update
+from fedlora.history import History, append_matrices, noting, update
 from fedlora.types import (
     SHARED,
     BaseUpdate,
@@ -99,17 +99,14 @@ class FedExLoRA:
         return Up(A=minus(done.A, start.A), B=minus(done.B, start.B)), held
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
-        got, shared = list(replies), state.shared
-        weights = [1.0 if self.uniform_weights else r.client.num_examples for r in got]
-        A, B = {}, {}
-        for m, x in shared.A.items():
-            # The start is common, so the residual of the changes is that of the factors.
-            left, right = compress(*residual(weights, [r.up.B[m] for r in got], [r.up.A[m] for r in got]), self.residual_rank)
-            B[m], A[m] = left.to(x.dtype), right.to(x.dtype)
-        dA, dB = weighted_mean(zip(weights, ((r.up.A, r.up.B) for r in got), strict=True))
+        shared, seen = state.shared, dict(state.seen)
+        noted = noting(replies, seen, state.merged.version)
+        terms = ((1.0 if self.uniform_weights else r.client.num_examples, (r.up.A, r.up.B)) for r in noted)
+        dA, dB, lacking = means_and_residuals(terms)  # the start is common, so the residual of the changes is that of the factors
+        if self.residual_rank is not None:
+            lacking = {m: leading(M, self.residual_rank) for m, M in lacking.items()}
         moved = replace(shared, A=plus(shared.A, dA), B=plus(shared.B, dB))
-        seen = {**state.seen, **{r.client.id: state.merged.version for r in got}}
-        return State(moved, append(state.merged, Factors(A, B, shared.scale)), seen), {}
+        return State(moved, append_matrices(state.merged, lacking, shared.scale), seen), {}
 
     def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
         return Model({SHARED: state.shared}, update(state.merged, 0))

@@ -18,11 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from fedlora.algebra.lowrank import principal
-from fedlora.algebra.tensors import each
+from fedlora.algebra.products import mean_of_products, whole
 from fedlora.errors import BadInput
 from fedlora.types import (
     SHARED,
@@ -63,16 +60,8 @@ def inner_rank(share: float, d_out: int, d_in: int) -> int:
 
 def cut(W: Tensors, share: float) -> Factors:
     """Every matrix at its rank of the share, by the SVD. The ranks are nested: those of a smaller share come first."""
-    pairs = {m: upright(x, inner_rank(share, *x.shape)) for m, x in W.items()}
+    pairs = {m: principal(x, inner_rank(share, *x.shape)) for m, x in W.items()}
     return Factors({m: A for m, (_, A) in pairs.items()}, {m: B for m, (B, _) in pairs.items()}, 1.0)
-
-
-def upright(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """`principal` by way of the tall form of a matrix, in which it is some times faster."""
-    if W.shape[0] >= W.shape[1]:
-        return principal(W, rank)
-    A, B = principal(W.mT, rank)
-    return B.mT.contiguous(), A.mT.contiguous()
 
 
 @dataclass(frozen=True)
@@ -128,13 +117,8 @@ class FedHM:
         return Up(done.A, done.B), held
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
-        total, examples = {m: torch.zeros_like(W, dtype=torch.float64) for m, W in state.W.items()}, 0
-        for reply in replies:
-            n, up = reply.client.num_examples, reply.up
-            for m, sum_ in total.items():
-                sum_ += n * (up.B[m].double() @ up.A[m].double())
-            examples += n
-        W = each(lambda sum_, before: (sum_ / examples).to(before.dtype), total, state.W)
+        means = mean_of_products((r.client.num_examples, 1.0, r.up.B, r.up.A) for r in replies)
+        W = {m: whole(mean) for m, mean in means.items()}
         return State(state.rounds + 1, state.largest, W, cut(W, self.rank_share)), {}
 
     def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:

@@ -23,7 +23,7 @@ from typing import ClassVar
 from fedlora.algebra.cycle import cycle_length
 from fedlora.algebra.tensors import minus, plus, weighted_mean
 from fedlora.errors import BadInput
-from fedlora.history import History, append, restart, update
+from fedlora.history import History, append, noting, restart, update
 from fedlora.types import (
     SHARED,
     BaseUpdate,
@@ -110,12 +110,8 @@ class FedLoRU:
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
         seen = dict(state.seen)
-
-        def term(reply: Reply) -> tuple[float, tuple[Tensors, Tensors]]:
-            seen[reply.client.id] = state.merged.version
-            return reply.client.num_examples, (reply.up.A, reply.up.B)
-
-        dA, dB = weighted_mean(map(term, replies))
+        noted = noting(replies, seen, state.merged.version)
+        dA, dB = weighted_mean((r.client.num_examples, (r.up.A, r.up.B)) for r in noted)
         shared = replace(state.shared, A=plus(state.shared.A, dA), B=plus(state.shared.B, dB))
         now = replace(state, rounds=state.rounds + 1, shared=shared, seen=seen)
         if now.rounds % now.cycle == 0:

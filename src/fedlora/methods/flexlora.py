@@ -4,18 +4,18 @@
     client k receives  B = U[:, :r_k] S[:r_k] / s_k,   A = V[:, :r_k]'
 
 Exact up to the truncation: ||W_g - s_k B A||_F^2 is the sum of the squared singular values past r_k. The SVD works on the stacked
-factors, (d_out, R) and (R, d_in) with R = sum_k r_k, by QR and an (R, R) core: O(d R^2 + R^3), never d_out x d_in unless R is no
-smaller. Where W_g has fewer ranks than a client, the rest of B is zero and the rest of A orthonormal, so that they can still
-learn. What crosses the wire: r_k (d_out + d_in) a module, both ways.
+factors, (d_out, R) and (R, d_in) with R = sum_k r_k, by an (R, R) core: O(d R^2 + R^3); W_g itself is formed where that is cheaper
+(see `factored_pays`), and once R is above d_out or d_in, so that memory does not grow with the clients. Where W_g has fewer ranks
+than a client, the rest of B is zero and the rest of A orthonormal, so that they can still learn. What crosses the wire: r_k (d_out
++ d_in) a module, both ways.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from fedlora.algebra.lowrank import complete_rows, factored_svd, pad_rank
+from fedlora.algebra.lowrank import complete_rows, leading, pad_rank
+from fedlora.algebra.products import mean_of_products
 from fedlora.algebra.tensors import each
 from fedlora.types import SHARED, Client, Diagnostics, Factors, Facts, Local, Model, Reply, Setup, Tensors, Train, value
 
@@ -62,17 +62,11 @@ class FlexLoRA:
         return Up(done.A, done.B), held
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
-        got = list(replies)
-        total = sum(r.client.num_examples for r in got)
-        weights = [state.scale[r.client.rank] * r.client.num_examples / total for r in got]
-        A, B = {}, {}
+        terms = ((r.client.num_examples, state.scale[r.client.rank], r.up.B, r.up.A) for r in replies)
+        mean, A, B = mean_of_products(terms), {}, {}
         for m, before in state.shared.A.items():
-            rank = before.shape[0]
-            U, S, Vt = factored_svd(
-                torch.cat([w * r.up.B[m] for w, r in zip(weights, got, strict=True)], dim=1), torch.cat([r.up.A[m] for r in got])
-            )
-            B[m] = pad_rank((U * S)[:, :rank], Vt[:rank], rank)[0]
-            A[m] = complete_rows(Vt[:rank], rank)
+            scaled, Vt = leading(mean[m], len(before))
+            B[m], A[m] = pad_rank(scaled, Vt, len(before))[0], complete_rows(Vt, len(before))
         return State(Factors(A, B, 1.0), state.scale), {}
 
     def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:

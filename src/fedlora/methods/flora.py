@@ -6,8 +6,8 @@
 
 Exact for any ranks: B_st A_st = sum_k w_k s_k B_k A_k. What crosses the wire: up, A_k and B_k, r_k (d_out + d_in) a module; down,
 the stack of every round that a client missed, (d_out + d_in) sum_j r_j each; once the stack is wider than min(d_out, d_in) it is
-cut to that by an SVD without loss, and many stacks become one dense sum where that is smaller. A_k is drawn from the seed by client
-and round, so it never comes down.
+formed, which needs no more numbers, and many stacks become one dense sum where that is smaller. A_k is drawn from the seed by
+client and round, so it never comes down.
 
 Ours: the paper's text puts the weights on A; on B it is the same product. Clients draw different A_k, as the public code does.
 """
@@ -19,9 +19,9 @@ from typing import ClassVar
 import torch
 
 from fedlora import seeds
-from fedlora.algebra.lowrank import compress
+from fedlora.algebra.products import mean_of_products
 from fedlora.algebra.tensors import each
-from fedlora.history import History, append, update
+from fedlora.history import History, append_matrices, noting, update
 from fedlora.types import (
     SHARED,
     BaseUpdate,
@@ -112,15 +112,11 @@ class FLoRA:
         return Up(done.A, done.B), held
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
-        got = list(replies)
-        total = sum(r.client.num_examples for r in got)
-        weights = [state.scale[r.client.rank] * r.client.num_examples / total for r in got]
-        A, B = {}, {}
-        for m in got[0].up.A:
-            stacked = torch.cat([w * r.up.B[m] for w, r in zip(weights, got, strict=True)], dim=1)
-            B[m], A[m] = compress(stacked, torch.cat([r.up.A[m] for r in got]))
-        seen = {**state.seen, **{r.client.id: state.merged.version for r in got}}
-        return State(state.rounds + 1, state.scale, append(state.merged, Factors(A, B, 1.0)), seen), {}
+        seen = dict(state.seen)
+        noted = noting(replies, seen, state.merged.version)
+        means = mean_of_products((r.client.num_examples, state.scale[r.client.rank], r.up.B, r.up.A) for r in noted)
+        merged = append_matrices(state.merged, means)
+        return State(state.rounds + 1, state.scale, merged, seen), {}
 
     def deploy(self, state: State, client: Client | None = None, held: Held | None = None) -> Model:
         return Model(base=update(state.merged, 0))

@@ -6,8 +6,8 @@
     client k receives its first min(p, r_k) ranks (B over s_k), and fills up to r_k with B = 0 and the rows of A that the seed gives
 
 Exact only for tau = 1: otherwise ||W_g - B A||_F^2 is the energy that was cut, at most 1 - tau of the whole. The SVD works on the
-stacked factors, by QR and an (R, R) core with R = sum_k r_k: O(d R^2 + R^3). What crosses the wire: up, r_k (d_out + d_in) a
-module; down, min(p, r_k) (d_out + d_in), nothing in round 1.
+stacked factors, by an (R, R) core with R = sum_k r_k: O(d R^2 + R^3), or on their product where that is cheaper. What crosses the
+wire: up, r_k (d_out + d_in) a module; down, min(p, r_k) (d_out + d_in), nothing in round 1.
 
 Ours: p is at least 1; where p is above r_k a client gets the best r_k ranks, and what it learns on them replaces the whole in the
 next mean.
@@ -19,7 +19,8 @@ from typing import ClassVar
 
 import torch
 
-from fedlora.algebra.lowrank import energy_rank, factored_svd, pad_rank
+from fedlora.algebra.lowrank import energy_rank, leading, pad_rank
+from fedlora.algebra.products import mean_of_products
 from fedlora.algebra.tensors import each
 from fedlora.errors import BadInput
 from fedlora.types import SHARED, Client, Diagnostics, Factors, Facts, Local, Model, Reply, Setup, Tensors, Train, value
@@ -78,16 +79,12 @@ class FLoRIST:
         return Up(done.A, done.B), held
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
-        got = list(replies)
-        total = sum(r.client.num_examples for r in got)
-        weights = [state.scale[r.client.rank] * r.client.num_examples / total for r in got]
+        terms = ((r.client.num_examples, state.scale[r.client.rank], r.up.B, r.up.A) for r in replies)
         A, B = {}, {}
-        for m in state.shared.A:
-            U, S, Vt = factored_svd(
-                torch.cat([w * r.up.B[m] for w, r in zip(weights, got, strict=True)], dim=1), torch.cat([r.up.A[m] for r in got])
-            )
-            p = max(1, energy_rank(S, self.tau))
-            A[m], B[m] = Vt[:p], (U * S)[:, :p].contiguous()
+        for m, mean in mean_of_products(terms).items():
+            scaled, Vt = leading(mean, min(state.shared.B[m].shape[0], state.shared.A[m].shape[1]))
+            p = max(1, energy_rank(torch.linalg.vector_norm(scaled, dim=0, dtype=torch.float64), self.tau))
+            A[m], B[m] = Vt[:p], scaled[:, :p].contiguous()
         return State(Factors(A, B, 1.0), state.scale), {"ranks": {m: len(x) for m, x in A.items()}}
 
     def deploy(self, state: State, client: Client | None = None, held: Tensors | None = None) -> Model:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedlora.algebra.lowrank import principal
 from fedlora.algebra.tensors import each, minus, plus, weighted_mean
-from fedlora.history import History, append, numbers, update
+from fedlora.history import History, append, noting, numbers, update
 from fedlora.types import (
     SHARED,
     BaseUpdate,
@@ -139,12 +139,8 @@ class FRLoRA:
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
         start, seen = state.start, dict(state.seen)
-
-        def term(reply: Reply) -> tuple[float, tuple[Tensors, Tensors]]:
-            seen[reply.client.id] = state.merged.version
-            return 1.0 if self.uniform_weights else reply.client.num_examples, (reply.up.A, reply.up.B)
-
-        dA, dB = weighted_mean(map(term, replies))
+        noted = noting(replies, seen, state.merged.version)
+        dA, dB = weighted_mean((1.0 if self.uniform_weights else r.client.num_examples, (r.up.A, r.up.B)) for r in noted)
         mean = replace(start, A=plus(start.A, dA), B=plus(start.B, dB))
         merged = append(state.merged, step(mean, start), lambda pair: numbers(news(pair, start)))
         return State(start, merged, seen), {}

@@ -15,9 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-
-from fedlora.algebra.lowrank import pad_rank, product_norm
+from fedlora.algebra.products import norm
 from fedlora.algebra.tensors import each, weighted_mean
 from fedlora.errors import BadInput
 from fedlora.types import SHARED, Client, Diagnostics, Factors, Facts, Local, Model, Reply, Setup, TailNorm, Tensors, Train, value
@@ -42,8 +40,7 @@ def truncate(factors: Factors, rank: int) -> Factors:
 
 def joint_norm(factors: Factors | Up, first: int = 0) -> float:
     """The Frobenius norm over the whole model of B[:, first:] A[first:, :]."""
-    norms = [product_norm(factors.B[m][:, first:], factors.A[m][first:]).double().square() for m in factors.A]
-    return float(torch.stack(norms).sum().sqrt())
+    return math.hypot(*(norm((factors.B[m][:, first:], A[first:])) for m, A in factors.A.items()))
 
 
 @dataclass(frozen=True)
@@ -93,18 +90,16 @@ class HetLoRA:
         return Up(done.A, done.B), held
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
-        largest = next(iter(state.shared.A.values())).shape[0]
         ranks = dict(state.ranks)
 
-        def padded(reply: Reply) -> tuple[float, tuple[Tensors, Tensors]]:
+        def term(reply: Reply) -> tuple[float, tuple[Tensors, Tensors]]:
             up = reply.up
             ranks[reply.client.id] = next(iter(up.A.values())).shape[0]
-            both = {m: pad_rank(up.B[m], up.A[m], largest) for m in up.A}
             # The second term decides only where every norm is zero: next to any real norm it is below rounding.
             weight = joint_norm(up) + 1e-60 * reply.client.num_examples
-            return weight, ({m: A for m, (_, A) in both.items()}, {m: B for m, (B, _) in both.items()})
+            return weight, (up.A, up.B)
 
-        A, B = weighted_mean(map(padded, replies))
+        A, B = weighted_mean(map(term, replies), padded=(state.shared.A, state.shared.B))
         return State(replace(state.shared, A=A, B=B), ranks), {"ranks": {str(k): r for k, r in sorted(ranks.items())}}
 
     def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:

@@ -5,7 +5,8 @@
 
 `ridge` takes S = ||M - (B + X) A||_F^2, which has a closed form: X = (M - B A) A' (A A' + lambda I)^-1. As lambda grows it becomes
 FedIT; as lambda falls, the best approximation of M in the row space of A. `cosine` takes S = 1 - cos(M, (B + X) A), the paper's
-similarity turned into a distance; cos does not see the length, so the penalty holds it. Neither forms a d_out x d_in matrix.
+similarity turned into a distance; cos does not see the length, so the penalty holds it. Neither forms a d_out x d_in matrix while
+the clients have no more ranks than that has.
 
 Not exact: the correction reduces the error of averaging apart, only as far as the rows of A reach. What crosses the wire: both
 factors, r (d_out + d_in) a module, both ways; uploads as changes.
@@ -19,8 +20,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import ClassVar
 
-from fedlora.algebra.residual import cosine_correction, residual, ridge_correction
-from fedlora.algebra.tensors import minus, plus, weighted_mean
+from fedlora.algebra.residual import cosine_correction, means_and_residuals, ridge_correction
+from fedlora.algebra.tensors import minus, plus
 from fedlora.errors import BadInput
 from fedlora.types import SHARED, Client, Diagnostics, Factors, Facts, Local, Model, Reply, Setup, Tensors, Train, change, one_rank
 
@@ -76,17 +77,14 @@ class LoRAFAIR:
         return Up(A=minus(done.A, down.A), B=minus(done.B, down.B)), held
 
     def aggregate(self, state: Factors, replies: Iterator[Reply]) -> tuple[Factors, Diagnostics]:
-        got = list(replies)
-        weights = [r.client.num_examples for r in got]
-        dA, dB = weighted_mean(zip(weights, ((r.up.A, r.up.B) for r in got), strict=True))
+        # The start is common, so the residual of the changes is that of the factors.
+        dA, dB, lacking = means_and_residuals((r.client.num_examples, (r.up.A, r.up.B)) for r in replies)
         A, B = plus(state.A, dA), plus(state.B, dB)
         for m, x in B.items():
-            # The start is common, so the residual of the changes is that of the factors.
-            left, right = residual(weights, [r.up.B[m] for r in got], [r.up.A[m] for r in got])
             if self.objective is Objective.RIDGE:
-                correction = ridge_correction(A[m], left, right, self.penalty)
+                correction = ridge_correction(A[m], lacking[m], self.penalty)
             else:
-                correction = cosine_correction(x, A[m], left, right, self.penalty, self.steps)
+                correction = cosine_correction(x, A[m], lacking[m], self.penalty, self.steps)
             B[m] = x + correction.to(x.dtype)
         return replace(state, A=A, B=B), {}
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from fedlora.algebra.cycle import cycle_length
 from fedlora.algebra.tensors import each, minus, plus, weighted_mean
 from fedlora.errors import BadInput
-from fedlora.history import History, append, restart, update
+from fedlora.history import History, append, noting, restart, update
 from fedlora.types import (
     SHARED,
     BaseUpdate,
@@ -129,20 +129,20 @@ class MFedLoRU:
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
         seen = dict(state.seen)
-        sent: dict[int, tuple[Factors, dict[str, Tensor]]] = {}
+        sent: dict[int, tuple[Factors, dict[str, Tensor], dict[str, Tensor]]] = {}  # by rank; last, P^+
 
         def term(reply: Reply) -> tuple[float, tuple[Tensors, Tensors]]:
-            seen[reply.client.id] = state.merged.version
             rank = reply.client.rank
             if rank not in sent:
-                sent[rank] = nested(state.shared, rank)
-            inner, P = sent[rank]
+                inner, P = nested(state.shared, rank)
+                sent[rank] = inner, P, each(lambda x: torch.linalg.pinv(x.double()).to(x.dtype), P)
+            inner, P, back = sent[rank]
             A, B = plus(inner.A, reply.up.A), plus(inner.B, reply.up.B)
             if P:
-                A, B = each(torch.matmul, P, A), each(lambda L, P: L @ torch.linalg.pinv(P.double()).to(L.dtype), B, P)
+                A, B = each(torch.matmul, P, A), each(torch.matmul, B, back)
             return reply.client.num_examples, (A, B)
 
-        A, B = weighted_mean(map(term, replies))
+        A, B = weighted_mean(map(term, noting(replies, seen, state.merged.version)))
         shared = replace(state.shared, A=A, B=B)
         now = replace(state, rounds=state.rounds + 1, shared=shared, seen=seen)
         if now.rounds % now.cycle == 0:

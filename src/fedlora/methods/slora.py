@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fedlora import seeds
-from fedlora.algebra.lowrank import complete_rows, factored_svd, pad_rank
+from fedlora.algebra.lowrank import complete_rows, leading, pad_rank
 from fedlora.algebra.sparse import spread
 from fedlora.algebra.tensors import minus, plus, weighted_mean
 from fedlora.errors import BadInput
@@ -181,7 +181,6 @@ def _factorise(W: Tensors, drawn: Drawn, like: Factors) -> Factors:
         rank = like.A[m].shape[0]
         dense = spread(x, masks[m])
         dense = dense.mT if m in drawn.transposed else dense
-        U, S, Vt = factored_svd(dense, torch.eye(dense.shape[1], dtype=dense.dtype, device=dense.device))
-        B[m], _ = pad_rank((U * S / like.scale)[:, :rank].contiguous(), Vt[:rank], rank)
-        A[m] = complete_rows(Vt[:rank], rank).contiguous()
+        scaled, Vt = leading(dense, rank)
+        B[m], A[m] = pad_rank(scaled / like.scale, Vt, rank)[0], complete_rows(Vt, rank)
     return Factors(A, B, like.scale)
