@@ -1,6 +1,7 @@
 """Models and data small enough to train in a test."""
 
 import csv
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
+
+from fedlora.training.encode import Encoded
+from fedlora.training.learner import Job, Outcome
+from fedlora.training.trainer import Question, Trainer
+from fedlora.types import Model, Tensors
 
 WORDS = [f"w{i}" for i in range(60)] + ["apple", "banana", "cherry"]
 CLASSES = ("apple", "banana", "cherry")
@@ -82,6 +88,18 @@ def save_data(folder: Path, train: int = 90, test: int = 45) -> Path:
             writer.writerow(["text", "label"])
             writer.writerows(zip(*examples(count, seed), strict=True))
     return folder
+
+
+def train_one(trainer: Trainer, job: Job) -> Outcome:
+    """The outcome of one job alone."""
+    ((_, outcome),) = trainer.train(deque([job]))
+    return outcome
+
+
+def logits(trainer: Trainer, model: Model, head: Tensors, data: Encoded) -> np.ndarray:
+    """Logits of one model."""
+    (found,) = trainer.logits([Question(model, head, data)])
+    return found
 
 
 class Silent:

@@ -65,7 +65,7 @@ def uploads(name: str, model: Any, rank: int) -> list[int]:
         except StopIteration as end:
             up, held = end.value
         assert name == "fedavg" or refuse(up, method, setup, client) is None
-        counts.append(wire.count_values(up))
+        counts.append(wire.measure(up).numbers)
         if name != "fedavg":
             state, _ = method.aggregate(state, iter([Reply(client, up)]))
     return counts

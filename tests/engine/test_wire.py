@@ -98,7 +98,7 @@ def test_a_tensor_that_occurs_twice_is_stored_once_and_shared_again():
     assert wire.measure(two).values == wire.measure(one).values == 4000
     back = again(two)
     assert back.x is back.y["again"]
-    assert wire.count_values(two) == 1000
+    assert wire.measure(two).numbers == 1000
     assert wire.measure((t, t.clone())).values == 8000
 
 
@@ -119,7 +119,7 @@ def test_values_indices_and_header_are_told_apart():
     size = wire.measure(tree)
     assert (size.values, size.indices) == (10 * 4 + 3 * 8, 7 * 4 + 2)
     assert size.total == size.values + size.indices + size.header == len(wire.encode(tree))
-    assert wire.count_values(tree) == 13
+    assert wire.measure(tree).numbers == 13
     assert wire.Size(1, 2, 3) + wire.Size(10, 20, 30) == wire.Size(11, 22, 33)
 
 

@@ -158,10 +158,10 @@ def test_a_message_is_r_squared_a_module_and_mixtures_come_once():
     run = federate(CELoRA(), SETUP, 3)
     for t in (1, 2, 3):
         for order, reply in run.rounds[t]:
-            assert wire.count_values(order.down) == 2 * 4
-            assert wire.count_values(reply.up) == 2 * 4 + (2 * 3 * (2 * 8 + 1) + 2 if t == 1 else 0)
+            assert wire.measure(order.down).numbers == 2 * 4
+            assert wire.measure(reply.up).numbers == 2 * 4 + (2 * 3 * (2 * 8 + 1) + 2 if t == 1 else 0)
     only_models = federate(CELoRA(combination=Combination.MODEL), SETUP, 1)
-    assert all(wire.count_values(reply.up) == 8 for _, reply in only_models.rounds[1])
+    assert all(wire.measure(reply.up).numbers == 8 for _, reply in only_models.rounds[1])
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_what_clients_compute_themselves_is_not_sent():
     setup = world(1)
     run = federate(METHOD, setup, 2)
     first = METHOD.send(run.states[0], setup.clients[0])
-    assert wire.count_values(first) == 0 and (first.base.since, first.base.version) == (0, 1)
+    assert wire.measure(first).numbers == 0 and (first.base.since, first.base.version) == (0, 1)
     late = METHOD.send(run.states[2], setup.clients[0])  # was in round 2: knows versions 1 and 2
     assert (late.base.since, late.base.version) == (2, 3)
     start = run.states[0].start

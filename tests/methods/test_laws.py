@@ -294,9 +294,9 @@ def test_only_declared_roles_go_up_and_counts_equal_the_formulas(row):
             sent = {name for name, kind in kinds.items() if kind not in ("index", "statistic")}
             assert None not in kinds.values()
             assert sent == ({"full"} if row.slot == "base" else row.roles(t))
-            assert wire.count_values(up) == row.upload(setup, client, t, up)
-            assert wire.count_values(order.down) == row.download(setup, client, t, last[client.id])
-            assert wire.measure(up).values == 8 * wire.count_values(up)
+            assert wire.measure(up).numbers == row.upload(setup, client, t, up)
+            assert wire.measure(order.down).numbers == row.download(setup, client, t, last[client.id])
+            assert wire.measure(up).values == 8 * wire.measure(up).numbers
             assert wire.measure(up).indices == row.index_bytes(setup)
             for message in (up, order.down):
                 assert wire.measure(message).total == len(wire.encode(message))

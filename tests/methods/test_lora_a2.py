@@ -197,7 +197,8 @@ def test_columns_are_added_with_the_weights_of_all_participants():
     assert state.shared.B["m"].tolist() == [[11.75, 21.5], [34.25, 43.0]]
     assert torch.equal(state.shared.A["m"], before.shared.A["m"])
     assert (state.rounds, state.seen, state.shared.scale) == (1, {5: 0, 7: 0}, 8.0)
-    assert diagnostics["ranks_chosen"].tolist() == [[1], [2]] and diagnostics["ranks_chosen_clients"].tolist() == [5, 7]
+    assert diagnostics["ranks_chosen"].tolist() == [[[True, False]], [[True, True]]]
+    assert diagnostics["ranks_chosen_clients"].tolist() == [5, 7]
 
 
 def test_rows_are_added_in_even_rounds():

@@ -1,5 +1,6 @@
 """Training and results without the target modules' own weights, and the decay of a product, against plain torch."""
 
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from fedlora.models.load import Pretrained, load
 from fedlora.models.peft import is_adapter, save_model
 from fedlora.models.slots import find_targets
 from fedlora.training.encode import Encoded, encode
-from fedlora.training.trainer import Job, Trainer, batches
+from fedlora.training.learner import Job, batches
+from fedlora.training.trainer import Trainer
 from fedlora.types import BaseUpdate, Factors, Model, ProductDecay, Train
 
 ROLES = frozenset({("shared", "A"), ("shared", "B")})
@@ -105,7 +107,7 @@ def test_training_equals_a_model_whose_targets_are_products(folder, pretrained, 
     base = BaseUpdate(0, 1, (pair,)) if merged else BaseUpdate()
     fixed = {m: pair.scale * pair.B[m] @ pair.A[m] for m in start.A} if merged else {}
     penalty = ProductDecay("shared", decay) if decay else None
-    (outcome,) = trainer.train([Job(Train({"shared": start}, ROLES, penalty=penalty, base=base, drop_base=True), data, 7, {})])
+    outcome = tiny.train_one(trainer, Job(Train({"shared": start}, ROLES, penalty=penalty, base=base, drop_base=True), data, 7, {}))
     model = plain_model(folder, pretrained, start, fixed)
     assert outcome.trained.loss == pytest.approx(train(model, data, list(start.A), decay), abs=1e-4)
     done = outcome.trained.slots["shared"]
@@ -121,7 +123,7 @@ def test_the_decay_is_of_the_product_and_makes_a_difference(trainer, data) -> No
 
     def norm(decay: float) -> float:
         ask = Train({"shared": start}, ROLES, penalty=ProductDecay("shared", decay), drop_base=True)
-        (outcome,) = trainer.train([Job(ask, data, 7, {})])
+        outcome = tiny.train_one(trainer, Job(ask, data, 7, {}))
         done = outcome.trained.slots["shared"]
         return sum(float((done.B[m] @ done.A[m]).square().sum()) for m in start.A)
 
@@ -134,8 +136,8 @@ def test_the_model_is_put_back_bit_for_bit(trainer, data) -> None:
     before = weights(trainer)
     inside = []
     job = Job(Train({"shared": start}, ROLES, base=BaseUpdate(1, 1), drop_base=True), data, 7, {})
-    list(trainer.train([job], lambda n: inside.append(weights(trainer))))
-    trainer.logits(Model({"shared": start}, BaseUpdate(1, 1), drop_base=True), {}, data)
+    list(trainer.train(deque([job]), lambda n: inside.append(weights(trainer))))
+    tiny.logits(trainer, Model({"shared": start}, BaseUpdate(1, 1), drop_base=True), {}, data)
     after = weights(trainer)
     assert all(torch.equal(x, after[name]) for name, x in before.items())
     targets = {f"{m}.weight" for m in trainer.shapes}
@@ -166,8 +168,8 @@ def test_a_result_is_scored_and_exported_as_the_model_that_it_is(folder, pretrai
         {m: torch.zeros(1, x.shape[1]) for m, x in formed.items()}, {m: torch.zeros(len(x), 1) for m, x in formed.items()}
     )
     want = plain_logits(plain_model(folder, pretrained, nothing, dict(formed)), data)
-    np.testing.assert_allclose(trainer.logits(result, {}, data), want, atol=2e-5)
-    assert np.abs(want - trainer.logits(Model(), {}, data)).max() > 1e-2
+    np.testing.assert_allclose(tiny.logits(trainer, result, {}, data), want, atol=2e-5)
+    assert np.abs(want - tiny.logits(trainer, Model(), {}, data)).max() > 1e-2
     assert not is_adapter(result)
     save_model(load(ModelConfig(source=str(folder)), tiny.CLASSES, seed=5), result, tmp_path)
     exported = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()

@@ -12,8 +12,9 @@ from fedlora.config import ModelConfig, TrainConfig
 from fedlora.models.load import from_config, load
 from fedlora.models.slots import find_targets
 from fedlora.training.encode import Encoded, encode
+from fedlora.training.learner import Job
 from fedlora.training.observe import observe, similarity_weights
-from fedlora.training.trainer import Job, Trainer
+from fedlora.training.trainer import Trainer
 from fedlora.types import BaseUpdate, ClassMixtures, Factors, Features, Mix, Model, Observe, Similarity, Train
 
 SETTINGS = TrainConfig(batch_size=8, lr=5e-3, epochs=1)
@@ -123,7 +124,7 @@ def test_mixed_slots_train_as_rescaled_ones_do(trainer, data):
     one, two = slot(trainer, 1), slot(trainer, 2)
     ask = Train({"one": one, "two": two}, frozenset({("one", "A"), ("one", "B")}), gate=Mix({"one": 0.25}))
     by_gate, by_scale = (
-        next(trainer.train([Job(each, data, 7, {})])).trained
+        tiny.train_one(trainer, Job(each, data, 7, {})).trained
         for each in (ask, Train({"one": Factors(one.A, one.B, 0.5), "two": two}, ask.roles))
     )
     assert by_gate.loss == pytest.approx(by_scale.loss, abs=1e-6) and by_gate.gate == ask.gate
@@ -142,10 +143,10 @@ def test_a_similarity_gate_weighs_every_input_by_its_own_features(bert_folder, t
         weights.append(min(max(np.mean(cosines), 0.0), 0.3))
     assert 0 < min(weights) < 0.3 == max(weights)
     np.testing.assert_allclose(similarity_weights(torch.from_numpy(x), anchors, 0.3), weights, atol=1e-5)
-    got = trainer.logits(Model(slots, gate=Similarity("local", anchors, 0.3)), {}, data)
-    plain = trainer.logits(Model(slots), {}, data)
+    got = tiny.logits(trainer, Model(slots, gate=Similarity("local", anchors, 0.3)), {}, data)
+    plain = tiny.logits(trainer, Model(slots), {}, data)
     for i, a in enumerate(weights):
         mixed = Model(slots, gate=Mix({"local": a, "shared": 1 - a}))
-        np.testing.assert_allclose(got[i], trainer.logits(mixed, {}, data.take(np.array([i])))[0], atol=1e-4)
+        np.testing.assert_allclose(got[i], tiny.logits(trainer, mixed, {}, data.take(np.array([i])))[0], atol=1e-4)
         assert np.abs(got[i] - plain[i]).max() > 1e-2
     assert not trainer.adapted.bound

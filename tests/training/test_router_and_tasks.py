@@ -13,7 +13,8 @@ from fedlora.config import ModelConfig, TrainConfig
 from fedlora.models.load import Pretrained, load
 from fedlora.models.slots import LiveRouter, find_targets, route
 from fedlora.training.encode import Encoded, encode
-from fedlora.training.trainer import Job, Trainer, batches
+from fedlora.training.learner import Job, batches
+from fedlora.training.trainer import Trainer
 from fedlora.types import GATE, ByTask, Factors, Model, Router, Train
 
 SETTINGS = TrainConfig(batch_size=8, lr=5e-3, epochs=2)
@@ -98,10 +99,10 @@ def test_a_routed_mixture_trains_as_a_plain_torch_model(bert_folder, pretrained,
     gate = router(trainer, "expert1", ("expert0", "expert2"), renormalise)
     model, layers = mixture_model(bert_folder, pretrained, slots, gate)
     before = model(**padded(data, range(12))).logits.detach().numpy()
-    np.testing.assert_allclose(trainer.logits(Model(slots, gate=gate), {}, data), before, atol=1e-5)
+    np.testing.assert_allclose(tiny.logits(trainer, Model(slots, gate=gate), {}, data), before, atol=1e-5)
 
     ask = Train(slots, frozenset({("expert1", "A"), ("expert1", "B"), (GATE, "G")}), gate=gate)
-    (outcome,) = trainer.train([Job(ask, data, 7, {})])
+    outcome = tiny.train_one(trainer, Job(ask, data, 7, {}))
     moving = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(moving, SETTINGS.lr, weight_decay=SETTINGS.weight_decay)
     total = 0.0
@@ -121,9 +122,9 @@ def test_a_routed_mixture_trains_as_a_plain_torch_model(bert_folder, pretrained,
         for other in ("expert0", "expert2"):  # bit for bit
             assert torch.equal(done.slots[other].A[m], slots[other].A[m]) and torch.equal(done.slots[other].B[m], slots[other].B[m])
     after = model(**padded(data, range(12))).logits.detach().numpy()
-    np.testing.assert_allclose(trainer.logits(Model(done.slots, gate=done.gate), {}, data), after, atol=1e-2)
+    np.testing.assert_allclose(tiny.logits(trainer, Model(done.slots, gate=done.gate), {}, data), after, atol=1e-2)
     assert np.abs(after - before).max() > 0.1
-    np.testing.assert_allclose(trainer.logits(Model(slots, gate=gate), {}, data), before, atol=1e-5)  # nothing stays behind
+    np.testing.assert_allclose(tiny.logits(trainer, Model(slots, gate=gate), {}, data), before, atol=1e-5)  # nothing stays behind
 
 
 def test_chosen_weights_sum_to_one_and_between_one_and_all_experts_answer() -> None:
@@ -149,13 +150,13 @@ def test_an_example_sees_the_classes_of_its_task_only(bert_folder, pretrained, d
     several, plain = replace(data, tasks=tasks), data
     trainer = make(pretrained, TASKS)
     slots = {"shared": adapter(trainer, 1)}
-    free, own = trainer.logits(Model(slots), {}, plain), trainer.logits(Model(slots), {}, several)
+    free, own = tiny.logits(trainer, Model(slots), {}, plain), tiny.logits(trainer, Model(slots), {}, several)
     for row, logits, t in zip(own, free, tasks, strict=True):
         keep = np.array([t == 0, t == 1, t == 1])
         assert np.array_equal(row[keep], logits[keep]) and np.isneginf(row[~keep]).all()
     assert (own.argmax(axis=1)[tasks == 0] == 0).all() and (own.argmax(axis=1)[tasks == 1] > 0).all()
     one_step = Train(slots, frozenset({("shared", "B")}), epochs=1)
-    (outcome,) = trainer.train([Job(one_step, several.take(np.arange(8)), 0, {})])
+    outcome = tiny.train_one(trainer, Job(one_step, several.take(np.arange(8)), 0, {}))
     first = zip(free[:8].astype(np.float64), data.labels[:8], strict=True)
     expected = [np.log(np.exp(row[1:]).sum()) - row[y] if y else 0.0 for row, y in first]
     assert outcome.trained.loss == pytest.approx(np.mean(expected), abs=1e-5)
@@ -166,10 +167,10 @@ def test_training_on_one_task_is_training_on_its_examples_alone(pretrained, data
     several = replace(data, tasks=(data.labels > 0).astype(np.int64))
     trainer = make(pretrained, TASKS)
     ask = Train({"shared": adapter(trainer, 1)}, frozenset({("shared", "A"), ("shared", "B")}), data="one")
-    (got,) = trainer.train([Job(ask, several, 3, {})])
+    got = tiny.train_one(trainer, Job(ask, several, 3, {}))
     own = np.flatnonzero(data.labels > 0)
     assert 0 < len(own) < len(data)
-    (expected,) = trainer.train([Job(replace(ask, data=""), several.take(own), 3, {})])
+    expected = tiny.train_one(trainer, Job(replace(ask, data=""), several.take(own), 3, {}))
     assert got.trained.num_steps == expected.trained.num_steps == 2 * -(-len(own) // 8)
     for m in trainer.shapes:
         assert torch.equal(got.trained.slots["shared"].B[m], expected.trained.slots["shared"].B[m])
@@ -181,11 +182,11 @@ def test_a_gate_by_task_runs_each_example_through_its_tasks_slot(pretrained, dat
     several = replace(data, tasks=tasks)
     trainer = make(pretrained, TASKS)
     a, b = adapter(trainer, 1), adapter(trainer, 2)
-    got = trainer.logits(Model({"s0": a, "s1": b}, gate=ByTask({"one": "s0", "two": "s1"})), {}, several)
-    by_a, by_b = (trainer.logits(Model({"x": f}), {}, several) for f in (a, b))
+    got = tiny.logits(trainer, Model({"s0": a, "s1": b}, gate=ByTask({"one": "s0", "two": "s1"})), {}, several)
+    by_a, by_b = (tiny.logits(trainer, Model({"x": f}), {}, several) for f in (a, b))
     np.testing.assert_allclose(got[tasks == 1], by_a[tasks == 1], atol=1e-5)
     np.testing.assert_allclose(got[tasks == 0], by_b[tasks == 0], atol=1e-5)
     finite = np.isfinite(by_a)
     assert np.abs(by_a[finite] - by_b[finite]).max() > 0.1
-    partly = trainer.logits(Model({"s0": a}, gate=ByTask({"one": "s0"})), {}, several)
-    np.testing.assert_allclose(partly[tasks == 0], trainer.logits(Model(), {}, several)[tasks == 0], atol=1e-5)
+    partly = tiny.logits(trainer, Model({"s0": a}, gate=ByTask({"one": "s0"})), {}, several)
+    np.testing.assert_allclose(partly[tasks == 0], tiny.logits(trainer, Model(), {}, several)[tasks == 0], atol=1e-5)

@@ -14,7 +14,8 @@ from fedlora.config import ModelConfig, TrainConfig
 from fedlora.models.load import Pretrained, from_config, load
 from fedlora.models.slots import find_targets
 from fedlora.training.encode import Encoded, encode
-from fedlora.training.trainer import Job, Trainer, batches
+from fedlora.training.learner import Job, batches
+from fedlora.training.trainer import Trainer
 from fedlora.types import BASE, FULL, BaseUpdate, Factors, Model, TailNorm, Train
 
 AB = frozenset({("shared", "A"), ("shared", "B")})
@@ -44,7 +45,7 @@ def data(pretrained: Pretrained) -> Encoded:
 
 
 def run(trainer: Trainer, ask: Train, data: Encoded, seed: int = 7, head: dict[str, torch.Tensor] | None = None):
-    (outcome,) = trainer.train([Job(ask, data, seed, head or {})])
+    outcome = tiny.train_one(trainer, Job(ask, data, seed, head or {}))
     return outcome
 
 
@@ -204,7 +205,7 @@ def test_slots_add_up_to_the_dense_formula(pretrained: Pretrained, data: Encoded
         C={m: torch.randn(2, generator=g) for m in two.A},
         D={m: torch.randn(o, generator=g) for m, (o, _) in trainer.shapes.items()},
     )
-    got = trainer.logits(Model({"one": one, "two": two}), {}, data)
+    got = tiny.logits(trainer, Model({"one": one, "two": two}), {}, data)
     dense = transformers.AutoModelForSequenceClassification.from_pretrained(bert_folder, num_labels=3).eval()
     for name in pretrained.head:
         dense.get_parameter(name).data = trainer.pretrained[name].clone()
@@ -248,9 +249,9 @@ def test_base_updates_merge_for_every_architecture(kind: str, data: Encoded) -> 
     """A merged pair and the same pair as a slot are one function; Conv1D stores its weight the other way round."""
     trainer = make(from_config(tiny.config(kind), tiny.tokenizer(), seed=1))
     pair = adapter(trainer)
-    as_slot = trainer.logits(Model({"shared": pair}), {}, data)
-    plain = trainer.logits(Model(), {}, data)
-    merged = trainer.logits(Model(base=BaseUpdate(0, 1, (pair,))), {}, data)
+    as_slot = tiny.logits(trainer, Model({"shared": pair}), {}, data)
+    plain = tiny.logits(trainer, Model(), {}, data)
+    merged = tiny.logits(trainer, Model(base=BaseUpdate(0, 1, (pair,))), {}, data)
     np.testing.assert_allclose(merged, as_slot, atol=2e-4)
     assert np.abs(merged - plain).max() > 1e-2
 

@@ -53,8 +53,8 @@ def refuse(up: Any, method: Method, setup: Setup, client: Client) -> str | None:
                     return f"field '{field}', '{module}': its shape is {tuple(t.shape)}, expected {tuple(known[module])}"
                 continue
             lengths = (int(t.sum()), len(t)) if kind == "index" else tuple(t.shape)
-            here = {axis: n[module] if isinstance(n, Mapping) else n for axis, n in sizes.items()}
-            here |= {"out": known[module][0], "in": known[module][1]}
+            here = {axis: n if isinstance(n, int | range) else n[module] for axis, n in sizes.items()}
+            here["out"], here["in"] = known[module]
             for axis, length in zip(dims, lengths, strict=True):
                 agreed = here.get(axis, seen.get((module, axis), length))
                 if "*" in axis:  # several axes, laid out as one
@@ -117,7 +117,12 @@ def _kind(t: Any, kind: str, ndim: int) -> str | None:
         return f"it is {t.dtype}, expected a floating-point number"
     if t.ndim != ndim:
         return f"it has {t.ndim} axes, expected {ndim}"
-    return None if bool(torch.isfinite(t).all()) else "not all of its numbers are finite"
+    return None if _finite(t) else "not all of its numbers are finite"
+
+
+def _finite(t: Tensor) -> bool:
+    """A finite sum has finite terms; only where it is not, which large terms can do too, each of them is looked at."""
+    return math.isfinite(t.sum().item()) or bool(torch.isfinite(t).all())
 
 
 def _plain(part: Any) -> bool:

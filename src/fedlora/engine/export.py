@@ -8,13 +8,14 @@ import numpy as np
 import torch
 
 from fedlora.config import Config, Head, read_recipe, resolve
-from fedlora.engine import checkpoint
+from fedlora.engine import checkpoint, wire
 from fedlora.engine.federation import Roster, load_pretrained, make_method, make_trainer, read_roster
-from fedlora.engine.inprocess import Kept
+from fedlora.engine.kept import Kept, Shelf
 from fedlora.errors import BadInput
 from fedlora.models import peft
 from fedlora.models.load import Pretrained
 from fedlora.training.encode import encode
+from fedlora.training.trainer import Question
 from fedlora.types import Model, Tensors
 
 
@@ -67,9 +68,10 @@ def read_result(run: Path, client_id: int | None = None) -> tuple[Config, Roster
             f"--client {client_id}: {method.FACTS.title} with a {config.model.head.value} head trains one model for all; "
             "leave --client out"
         )
-    if saved.kept and client_id not in saved.kept:  # nobody's is there where the server holds all that a method knows of a client
+    # Nobody's is there where the server holds all that a method knows of a client.
+    if saved.places and client_id not in saved.places:
         raise BadInput(f"--client {client_id}: this client has not taken part in any round yet")
-    kept = saved.kept.get(client_id, Kept())
+    kept = Shelf(run / "checkpoint", wire.message_classes(method), saved.places).get(client_id) or Kept()
     model = method.deploy(saved.server.state, roster.clients[client_id], kept.held)
     return config, roster, model, kept.head or saved.server.head
 
@@ -80,8 +82,8 @@ def predict(run: Path, texts: list[str]) -> list[tuple[str, float]]:
     pretrained = load_pretrained(config, roster)
     limit = min(config.data.max_length, pretrained.tokenizer.model_max_length)
     data = encode(pretrained.tokenizer, texts, np.zeros(len(texts), dtype=np.int64), limit)
-    logits = torch.from_numpy(make_trainer(config, pretrained).logits(result, head, data))
-    best = logits.softmax(dim=1).max(dim=1)
+    (logits,) = make_trainer(config, pretrained).logits([Question(result, head, data)])
+    best = torch.from_numpy(logits).softmax(dim=1).max(dim=1)
     return [(roster.label_names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ class Roster:
         names: of the clients, by id.
         num_test: test examples of each client.
         tasks: of a run of several.
+        modules: the adapted layers, in the order of arrays that have a row for each. No matter of who takes part, so two rosters
+            may differ in it.
+        rows: tokens that fill a step of training, which decides who trains together; a run that is resumed keeps it.
     """
 
     label_names: tuple[str, ...]
@@ -37,6 +40,8 @@ class Roster:
     names: tuple[str, ...]
     num_test: tuple[int, ...]
     tasks: tuple[Task, ...] = ()
+    modules: tuple[str, ...] = field(default=(), compare=False)
+    rows: int | None = field(default=None, compare=False)
 
     def to_json(self) -> str:
         rows = [
@@ -45,7 +50,8 @@ class Roster:
             for c, name, n in zip(self.clients, self.names, self.num_test, strict=True)
         ]
         tasks = {"tasks": [asdict(task) for task in self.tasks]} if self.tasks else {}
-        return json.dumps({"label_names": self.label_names, **tasks, "clients": rows}, indent=1)
+        model = {"modules": self.modules, "rows": self.rows}
+        return json.dumps({"label_names": self.label_names, **tasks, **model, "clients": rows}, indent=1)
 
 
 def read_roster(path: Path) -> Roster:
@@ -59,6 +65,8 @@ def read_roster(path: Path) -> Roster:
             tuple(r["name"] for r in rows),
             tuple(r["num_test"] for r in rows),
             tuple(Task(t["name"], t["first"], t["count"]) for t in found.get("tasks", ())),
+            tuple(found.get("modules", ())),
+            found.get("rows"),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: missing or damaged, so this is no run folder ({error})") from error

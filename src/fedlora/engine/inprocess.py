@@ -1,15 +1,19 @@
 """Clients in this process: their generators advance together, and their pending requests train over one resident base."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from fedlora import seeds
 from fedlora.config import Head
+from fedlora.engine.kept import Kept, Shelf
 from fedlora.engine.pipeline import UNCHANGED, Pipeline
+from fedlora.engine.study import MOST_CLIENTS, Learned
+from fedlora.engine.wire import message_classes
 from fedlora.training.encode import Encoded
-from fedlora.training.trainer import Job, Trainer
+from fedlora.training.learner import Job
+from fedlora.training.trainer import Trainer
 from fedlora.types import (
     BASE,
     GATE,
@@ -22,21 +26,13 @@ from fedlora.types import (
     Reply,
     Router,
     Setup,
+    Slots,
     Tensors,
     Train,
     Trained,
 )
 
-WAVE_BYTES = 1 << 30  # trained parameters of the clients that are under way at once
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What one client keeps between rounds: the method's part, its own head where heads are personal, the transforms' part."""
-
-    held: Any = None
-    head: Tensors = field(default_factory=dict)
-    memory: Tensors = field(default_factory=dict)  # what the transforms of its changes lost so far
+WAVE_BYTES = 1 << 28  # trained parameters of the clients that are under way at once
 
 
 @dataclass
@@ -47,13 +43,16 @@ class _Running:
     local: Local
     ask: Train | Observe
     head: Tensors
+    memory: Tensors
+    before: Slots | None = None  # as it began to train in earnest
+    after: Slots = field(default_factory=dict)
     requests: int = 0
     loss: float = 0.0
     num_steps: int = 0
 
 
 class InProcess:
-    """A transport over one trainer. `kept` is what every client that was ever accepted keeps."""
+    """A transport over one trainer. `shelf` holds what clients keep; `learned` is what some clients did in the last round."""
 
     def __init__(
         self,
@@ -62,29 +61,31 @@ class InProcess:
         trainer: Trainer,
         data: Mapping[int, Encoded],
         head: Head,
-        kept: Mapping[int, Kept] | None = None,
+        shelf: Shelf | None = None,
         on_examples: Callable[[int], None] = lambda n: None,
         transforms: Pipeline = UNCHANGED,
     ) -> None:
         self.method, self.setup, self.trainer, self.data, self.head = method, setup, trainer, data, head
-        self.kept = dict(kept or {})
+        self.shelf = Shelf(None, message_classes(method)) if shelf is None else shelf
         self.on_examples, self.transforms = on_examples, transforms
-        self._fresh: dict[int, Kept] = {}
+        self.learned: list[Learned] = []
 
     def kept_by(self, client: Client) -> Kept:
         """What a client keeps; what it starts with when it was never accepted."""
-        if client.id in self.kept:
-            return self.kept[client.id]
+        kept = self.shelf.get(client.id)
+        if kept is not None:
+            return kept
         return Kept(self.method.hold(self.setup, client), self.trainer.head if self.head is Head.PERSONAL else {})
 
     def exchange(self, orders: Sequence[Order]) -> Iterator[Reply]:
-        self._fresh = {}
+        self.learned = []
         wave: list[_Running] = []
         size = 0
         for order in sorted(orders, key=lambda o: o.client.id):
             kept = self.kept_by(order.client)
             local = self.method.local(order.down, kept.held, order.client)
-            run = _Running(order, local, next(local), kept.head if self.head is Head.PERSONAL else order.head)
+            head = kept.head if self.head is Head.PERSONAL else order.head
+            run = _Running(order, local, next(local), head, kept.memory)
             extra = self._trained_bytes(run.ask)
             if wave and size + extra > WAVE_BYTES:
                 yield from self._finish(wave)
@@ -94,42 +95,58 @@ class InProcess:
         yield from self._finish(wave)
 
     def commit(self, accepted: Collection[int]) -> None:
-        self.kept |= {i: kept for i, kept in self._fresh.items() if i in accepted}
-        self._fresh = {}
+        self.shelf.commit(accepted)
 
     def _finish(self, wave: Sequence[_Running]) -> Iterator[Reply]:
-        """Advance all clients of a wave until each has replied."""
+        """Advance all clients of a wave until each has replied. Who has most to train begins first, so that nobody is left to train
+        alone at the end."""
         replies: dict[int, Reply] = {}
-        pending = list(wave)
-        while pending:
-            jobs = [self._job(run, run.ask) for run in pending if isinstance(run.ask, Train)]
-            outcomes = self.trainer.train(jobs, self.on_examples)
-            unfinished = []
-            for run in pending:
-                answer: Trained | Observed
-                if isinstance(run.ask, Observe):
-                    answer = self.trainer.observe(run.ask, self.data[run.order.client.id], self._seed(run))
-                else:
-                    outcome = next(outcomes)
-                    answer = outcome.trained
-                    if not run.ask.probe:
-                        run.head, run.loss = outcome.head, answer.loss
-                    run.num_steps += answer.num_steps
-                run.requests += 1
-                try:
-                    run.ask = run.local.send(answer)
-                    unfinished.append(run)
-                except StopIteration as end:
-                    up, held = end.value
-                    id = run.order.client.id
-                    personal = self.head is Head.PERSONAL
-                    memory = self.kept[id].memory if id in self.kept else {}
-                    up, memory = self.transforms.pack(up, memory, run.order.round, run.order.client)
-                    self._fresh[id] = Kept(held, run.head if personal else {}, memory)
-                    replies[id] = Reply(run.order.client, up, {} if personal else run.head, run.loss, run.num_steps)
-            pending = unfinished
+        jobs: deque[Job] = deque()
+        asked: dict[Job, _Running] = {}
+
+        def ask(run: _Running) -> None:
+            """Put a client's request in the queue, at its head when the client is in the middle of its round."""
+            while isinstance(run.ask, Observe):
+                seen = self.trainer.observe(run.ask, self.data[run.order.client.id], self._seed(run))
+                if not self._advance(run, seen, replies):
+                    return
+            job = self._job(run, run.ask)
+            asked[job] = run
+            if run.num_steps:
+                jobs.appendleft(job)
+            else:
+                jobs.append(job)
+
+        for run in sorted(wave, key=lambda run: -len(self.data[run.order.client.id])):
+            ask(run)
+        for job, outcome in self.trainer.train(jobs, self.on_examples):
+            run = asked.pop(job)
+            if not job.ask.probe:
+                run.head, run.loss = outcome.head, outcome.trained.loss
+                run.before = job.ask.slots if run.before is None else run.before
+                run.after = outcome.trained.slots
+            run.num_steps += outcome.trained.num_steps
+            if self._advance(run, outcome.trained, replies):
+                ask(run)
         for id in sorted(replies):
             yield replies.pop(id)
+
+    def _advance(self, run: _Running, answer: Trained | Observed, replies: dict[int, Reply]) -> bool:
+        """Answer a client's request; False when that was its last one, and its reply is there."""
+        run.requests += 1
+        try:
+            run.ask = run.local.send(answer)
+        except StopIteration as end:
+            up, held = end.value
+            id = run.order.client.id
+            personal = self.head is Head.PERSONAL
+            up, memory = self.transforms.pack(up, run.memory, run.order.round, run.order.client)
+            if run.before is not None and len(self.learned) < MOST_CLIENTS:
+                self.learned.append(Learned(id, run.order.client.num_examples, run.before, run.after))
+            self.shelf.put(run.order.round, id, Kept(held, run.head if personal else {}, memory))
+            replies[id] = Reply(run.order.client, up, {} if personal else run.head, run.loss, run.num_steps)
+            return False
+        return True
 
     def _job(self, run: _Running, ask: Train) -> Job:
         return Job(ask, self.data[run.order.client.id], self._seed(run), run.head)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,6 +47,7 @@ class Tally:
     examples: int = 0
     exchange_s: float = 0.0  # wall seconds in the transport
     aggregate_s: float = 0.0
+    wire_s: float = 0.0  # measuring, unpacking and checking messages
 
 
 def rounds(
@@ -59,18 +61,20 @@ def rounds(
     """Play the rounds after `server.round` up to the last one of the setup; yields the server after each."""
     for t in range(server.round + 1, setup.rounds + 1):
         orders = [Order(t, client, method.send(server.state, client), server.head) for client in participants(t)]
-        tally = Tally(down=sum((_traffic(order.down, order.head) for order in orders), Traffic()))
+        tally = Tally()
+        with _clock(tally):
+            tally.down = sum((_traffic(order.down, order.head) for order in orders), Traffic())
         heads: list[tuple[float, tuple[Tensors]]] = []
         replies = _accepted(method, setup, server.state, orders, transport, transforms, tally, heads)
         first = next(replies, None)
         state, head = server.state, server.head
         diagnostics: Diagnostics = {}
         if first is not None:
-            start, waited = time.perf_counter(), tally.exchange_s
+            start, waited = time.perf_counter(), tally.exchange_s + tally.wire_s
             state, diagnostics = method.aggregate(state, _chain(first, replies))
             for _ in replies:
                 raise AssertionError("aggregate must take every reply")
-            tally.aggregate_s = time.perf_counter() - start - (tally.exchange_s - waited)
+            tally.aggregate_s = time.perf_counter() - start - (tally.exchange_s + tally.wire_s - waited)
             if server.head:
                 (head,) = weighted_mean(heads)
         transport.commit(tally.accepted)
@@ -112,15 +116,17 @@ def _accepted(
         order = expected.pop(reply.client.id, None)
         if order is None:
             continue  # nobody asked
-        try:
-            up = transforms.unpack(reply.up)
-            why = refuse(up, method, setup, order.client) or missing(up, method, state) or _refuse_head(reply.head, order.head)
-        except ValueError as error:
-            why = str(error)
+        with _clock(tally):
+            try:
+                up = transforms.unpack(reply.up)
+                why = refuse(up, method, setup, order.client) or missing(up, method, state) or _refuse_head(reply.head, order.head)
+            except ValueError as error:
+                why = str(error)
+            if why is None:
+                tally.up += _traffic(reply.up, reply.head, transforms)
         if why is not None:
             tally.failed[order.client.id] = why
             continue
-        tally.up += _traffic(reply.up, reply.head, transforms)
         tally.accepted.append(order.client.id)
         tally.loss += reply.loss * order.client.num_examples
         tally.examples += order.client.num_examples
@@ -128,6 +134,13 @@ def _accepted(
             heads.append((order.client.num_examples, (reply.head,)))
         yield replace(reply, client=order.client, up=up)
     tally.failed |= {id: "no reply" for id in expected}
+
+
+@contextmanager
+def _clock(tally: Tally) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    tally.wire_s += time.perf_counter() - start
 
 
 def _refuse_head(got: Tensors, sent: Tensors) -> str | None:
@@ -139,7 +152,7 @@ def _refuse_head(got: Tensors, sent: Tensors) -> str | None:
 
 def _traffic(message: Any, head: Tensors, transforms: Pipeline = UNCHANGED) -> Traffic:
     size = transforms.measure(message)
-    return Traffic(transforms.count(message), size + wire.measure(head) if head else size)
+    return Traffic(size.numbers, size + wire.measure(head) if head else size)
 
 
 def _chain(first: Reply, rest: Iterator[Reply]) -> Iterator[Reply]:

@@ -89,16 +89,14 @@ class Pipeline:
         except (ValueError, *wire.DAMAGE) as error:
             raise ValueError(f"its transformed changes cannot be read: {str(error).splitlines()[0]:.120}") from error
 
-    def count(self, sent: Any) -> int:
+    def _count(self, sent: Packed) -> int:
         """How many values of weights a message carries, however coarse."""
-        if not isinstance(sent, Packed):
-            return wire.count_values(sent)
         x: Tensors = sent.numbers
         for step, side in zip(reversed(self.steps), reversed(sent.sides), strict=True):
             if step.numbers_out:
                 break
             x = step.decode(x, side)
-        return sum(u.numel() for u in x.values()) + wire.count_values(sent.up)
+        return sum(u.numel() for u in x.values()) + wire.measure(sent.up).numbers
 
     def measure(self, sent: Any) -> wire.Size:
         """The parts of a message's bytes; codes count as values, scales too."""
@@ -106,7 +104,7 @@ class Pipeline:
         if not isinstance(sent, Packed):
             return size
         codes = sum(u.numel() * u.element_size() for u in sent.numbers.values() if not u.is_floating_point())
-        return replace(size, values=size.values + codes, indices=size.indices - codes)
+        return replace(size, values=size.values + codes, indices=size.indices - codes, numbers=self._count(sent))
 
 
 UNCHANGED = Pipeline()

@@ -62,7 +62,8 @@ def read_rows(path: Path) -> list[Row]:
 def summarise(rows: list[Row]) -> dict[str, Any]:
     """Final and best metrics and the totals of the run."""
     best = max(rows, key=lambda row: row["accuracy"] if row["accuracy"] is not None else -1.0)
-    totals = ("upload_params", "upload_bytes", "download_params", "download_bytes", "wall_s", "train_s")
+    traffic = ("upload_params", "upload_bytes", "download_params", "download_bytes")
+    totals = (*traffic, "wall_s", "train_s", "evaluate_s", "aggregate_s", "wire_s", "other_s")
     return {
         "rounds": rows[-1]["round"],
         "final": {name: rows[-1][name] for name in ("accuracy", "macro_f1", "loss")},

@@ -5,19 +5,21 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from torch.profiler import record_function
 
 from fedlora.config import Config, Head, as_tables, resolve, to_toml
 from fedlora.data.dataset import Dataset
 from fedlora.data.load import load as load_data
 from fedlora.data.partition import Parts
 from fedlora.data.tasks import deal, task_counts
-from fedlora.engine import checkpoint, pipeline
+from fedlora.engine import checkpoint, pipeline, wire
 from fedlora.engine.export import write_result
 from fedlora.engine.federation import (
     Roster,
@@ -29,14 +31,16 @@ from fedlora.engine.federation import (
     read_roster,
     versions,
 )
-from fedlora.engine.inprocess import InProcess, Kept
+from fedlora.engine.inprocess import InProcess
+from fedlora.engine.kept import Kept, Shelf
 from fedlora.engine.loop import Server, Tally, rounds, sampler
 from fedlora.engine.pipeline import Pipeline
 from fedlora.engine.record import Record, Row, summarise
+from fedlora.engine.study import study
 from fedlora.errors import BadInput
 from fedlora.training.encode import Encoded, encode
 from fedlora.training.metrics import accuracy, macro_f1
-from fedlora.training.trainer import Trainer
+from fedlora.training.trainer import Question, Trainer
 from fedlora.types import Client, Method, Setup
 
 
@@ -75,8 +79,9 @@ class World:
     parts: Parts
 
 
-def execute(config: Config, out: Path, resume: bool, listener: Listener) -> dict[str, Any]:
-    """Run, or go on with, the run in `out`; returns its summary. Everything in `out` is whole at any moment.
+def execute(config: Config, out: Path, resume: bool, listener: Listener, profile: bool = False) -> dict[str, Any]:
+    """Run, or go on with, the run in `out`; returns its summary. Everything in `out` is whole at any moment. With `profile`, the
+    first round that is played leaves trace.json.gz, which chrome://tracing and ui.perfetto.dev open.
 
     Raises:
         BadInput: the configuration asks for what cannot be, or `out` exists (without `resume`) or belongs to another
@@ -93,16 +98,16 @@ def execute(config: Config, out: Path, resume: bool, listener: Listener) -> dict
                 listener.note(f"{out} is complete: {done['rounds']} rounds; nothing to do")
                 return done
     world = prepare(config, listener)
-    _check_roster(world.roster, out)
+    world.trainer.rows = _check_roster(world.roster, out)
     _open(config, world, out)
     record = Record(out)
     saved = checkpoint.load(out / "checkpoint", world.method)
     if saved is None:
-        saved = checkpoint.Saved(Server(0, world.method.init(world.setup), _head(world)), {}, {})
+        saved = checkpoint.Saved(Server(0, world.method.init(world.setup), _head(world)), {})
     for problem in saved.problems:
         listener.note(f"damaged checkpoint {problem}; going on from the one before, round {saved.server.round}")
     record.cut(saved.server.round)
-    server = _play(world, saved, record, out, listener)
+    server = play(world, saved, record, out, listener, profile)
     listener.stage("writing the result")
     return _finish(world, server, record, out)
 
@@ -131,6 +136,10 @@ def prepare(config: Config, listener: Listener) -> World:
         for part in (dataset.train, dataset.test)
     )
     trainer = make_trainer(config, pretrained, dataset.tasks)
+    roster = replace(roster, modules=tuple(trainer.shapes), rows=trainer.rows)
+    if trainer.packing is None:
+        name = type(pretrained.model).__name__
+        listener.note(f"{name} does not take packed texts, so they are padded: right as well, but slower")
     setup = make_setup(config, trainer, clients)
     method.init(setup)  # refuses here, before anything is written, what it cannot do
     empty = [roster.names[c.id] for c in clients if c.num_examples == 0]
@@ -142,8 +151,9 @@ def prepare(config: Config, listener: Listener) -> World:
     return World(config, method, transforms, setup, trainer, roster, own, test, dataset, parts)
 
 
-def _play(world: World, saved: checkpoint.Saved, record: Record, out: Path, listener: Listener) -> Server:
-    setup, server, files = world.setup, saved.server, saved.files
+def play(world: World, saved: checkpoint.Saved, record: Record, out: Path, listener: Listener, profile: bool = False) -> Server:
+    """Play the rounds that are left, each recorded and kept when it is complete; returns the server after the last."""
+    setup, server = world.setup, saved.server
     participants = sampler(setup, world.config.clients.sample)
     transport = InProcess(
         world.method,
@@ -151,7 +161,7 @@ def _play(world: World, saved: checkpoint.Saved, record: Record, out: Path, list
         world.trainer,
         world.train,
         world.config.model.head,
-        saved.kept,
+        Shelf(out / "checkpoint", wire.message_classes(world.method), saved.places),
         listener.examples,
         world.transforms,
     )
@@ -161,19 +171,35 @@ def _play(world: World, saved: checkpoint.Saved, record: Record, out: Path, list
     skipped = [c.id for c in setup.clients if c.num_examples == 0]
     start = time.perf_counter()
     played = rounds(world.method, setup, server, transport, participants, world.transforms)
-    for server, tally, diagnostics in played:
-        scored = time.perf_counter()
-        row = _row(server.round, tally)
-        if server.round % world.config.train.evaluate_every == 0 or server.round == setup.rounds:
-            row |= evaluate(world, server, transport)
-        row |= {"evaluate_s": time.perf_counter() - scored, "wall_s": time.perf_counter() - start}
-        start = time.perf_counter()
-        if skipped:
-            row["skipped"] = skipped
-        row = record.add(row, diagnostics)
-        files = checkpoint.save(out / "checkpoint", server, transport.kept, tally.accepted, files)
-        listener.round(row)
+    with ExitStack() as trace:
+        if profile:
+            trace.enter_context(_trace(out / "trace.json.gz"))
+        for server, tally, diagnostics in played:
+            row = _row(server.round, tally)
+            if server.round % world.config.train.evaluate_every == 0 or server.round == setup.rounds:
+                scored = time.perf_counter()
+                row |= evaluate(world, server, transport)
+                row["evaluate_s"] = time.perf_counter() - scored
+                diagnostics = {**study(transport.learned), **diagnostics}
+            row["wall_s"] = time.perf_counter() - start
+            row["other_s"] = row["wall_s"] - sum(row[f"{part}_s"] for part in ("train", "evaluate", "aggregate", "wire"))
+            start = time.perf_counter()  # what comes now counts as the next round's other time
+            if skipped:
+                row["skipped"] = skipped
+            row = record.add(row, diagnostics)
+            checkpoint.save(out / "checkpoint", server, transport.shelf.places)
+            trace.close()  # one round: a longer trace is too large for its viewers
+            listener.round(row)
     return server
+
+
+@contextmanager
+def _trace(file: Path) -> Iterator[None]:
+    from torch.profiler import profile
+
+    with profile() as profiler:
+        yield
+    profiler.export_chrome_trace(str(file))
 
 
 def _row(round: int, tally: Tally) -> Row:
@@ -184,7 +210,9 @@ def _row(round: int, tally: Tally) -> Row:
     row: Row = {
         "round": round,
         "train_s": tally.exchange_s,
+        "evaluate_s": 0.0,
         "aggregate_s": tally.aggregate_s,
+        "wire_s": tally.wire_s,
         "loss": tally.loss / tally.examples if tally.examples else math.nan,
         "accuracy": math.nan,
         "macro_f1": math.nan,
@@ -197,24 +225,29 @@ def _row(round: int, tally: Tally) -> Row:
     return row
 
 
+@record_function("evaluate")
 def evaluate(world: World, server: Server, transport: InProcess) -> Row:
     """Test metrics: of the one model on the whole test set, or, where clients end with different models, of each client's on
     its own part, weighted by its size."""
     personal_head = world.config.model.head is Head.PERSONAL
     predicted = np.zeros(len(world.test), dtype=np.int64)
     if not (world.method.FACTS.personal or personal_head):
-        predicted = world.trainer.logits(world.method.deploy(server.state), server.head, world.test).argmax(axis=1)
+        (logits,) = world.trainer.logits([Question(world.method.deploy(server.state), server.head, world.test)])
+        predicted = logits.argmax(axis=1)
         scores: Row = {"accuracy": accuracy(predicted, world.test.labels), "macro_f1": macro_f1(predicted, world.test.labels)}
         return scores | _by_task(world, predicted, np.arange(len(predicted)))
     by_client: dict[str, float] = {}
-    for client in world.setup.clients:
+    scored = [client for client in world.setup.clients if len(world.parts.test[client.id])]
+
+    def ask(client: Client) -> Question:
+        kept: Kept = transport.kept_by(client)
+        model = world.method.deploy(server.state, client, kept.held)
+        return Question(model, kept.head if personal_head else server.head, world.test.take(world.parts.test[client.id]))
+
+    for client, logits in zip(scored, world.trainer.logits(map(ask, scored)), strict=True):
         where = world.parts.test[client.id]
-        if len(where):
-            kept: Kept = transport.kept_by(client)
-            model = world.method.deploy(server.state, client, kept.held)
-            head = kept.head if personal_head else server.head
-            predicted[where] = world.trainer.logits(model, head, world.test.take(where)).argmax(axis=1)
-            by_client[str(client.id)] = accuracy(predicted[where], world.test.labels[where])
+        predicted[where] = logits.argmax(axis=1)
+        by_client[str(client.id)] = accuracy(predicted[where], world.test.labels[where])
     everyone = np.concatenate(world.parts.test)
     own, labels = predicted[everyone], world.test.labels[everyone]
     scores = {"accuracy": accuracy(own, labels), "macro_f1": macro_f1(own, labels), "client_accuracy": by_client}
@@ -232,11 +265,8 @@ def _by_task(world: World, predicted: np.ndarray, scored: np.ndarray) -> Row:
 
 def _finish(world: World, server: Server, record: Record, out: Path) -> dict[str, Any]:
     """Write the result and, last, the summary: its presence says that the run is complete."""
-    from fedlora.report.curves import plot_run
-
     rows = record.rows()
     where = write_result(world.config, world.roster, world.method.deploy(server.state), server.head, out)
-    plot_run(rows, f"{world.method.FACTS.title} on {world.config.data.title}", out)
     summary = summarise(rows) | {
         "result": where,
         "seed": world.config.seed,
@@ -309,9 +339,13 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
     return out
 
 
-def _check_roster(roster: Roster, out: Path) -> None:
+def _check_roster(roster: Roster, out: Path) -> int:
+    """BadInput when the run in `out` was started with other data; returns the tokens that fill a step of it."""
     file = out / "federation.json"
-    if file.exists() and read_roster(file) != roster:
+    before = read_roster(file) if file.exists() else roster
+    if before != roster:
         raise BadInput(
             f"{out} was started with other data: the clients of {file} are not those of data.source now; use another --out"
         )
+    assert roster.rows is not None
+    return before.rows or roster.rows

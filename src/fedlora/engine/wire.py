@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from fedlora.history import History
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 OTHERS = (torch.int64, torch.int32, torch.uint8, torch.int8, torch.bool)
 DTYPES = {str(d).removeprefix("torch."): d for d in FLOATS + OTHERS}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Limits on what a hostile header can ask for.
 LARGEST_TREE = 1 << 26  # bytes of JSON after decompression
 MOST_AXES = 16
@@ -34,18 +36,25 @@ DAMAGE = (SafetensorError, zlib.error, LookupError, TypeError, RuntimeError, Ari
 
 @dataclass(frozen=True)
 class Size:
-    """Bytes of one message: `values` carry weights, `indices` say where they belong, `header` is the rest."""
+    """Bytes of one message: `values` carry weights, `indices` say where they belong, `header` is the rest. `numbers` counts the
+    weights: what papers call communicated parameters."""
 
     values: int = 0
     indices: int = 0
     header: int = 0
+    numbers: int = 0
 
     @property
     def total(self) -> int:
         return self.values + self.indices + self.header
 
     def __add__(self, other: "Size") -> "Size":
-        return Size(self.values + other.values, self.indices + other.indices, self.header + other.header)
+        return Size(
+            self.values + other.values,
+            self.indices + other.indices,
+            self.header + other.header,
+            self.numbers + other.numbers,
+        )
 
 
 def encode(tree: Any) -> bytes:
@@ -62,14 +71,10 @@ def measure(tree: Any) -> Size:
     counts = {name: sum(_stored(t) for t in group) for name, group in groups.items()}
     size = {name: counts[name] * DTYPES[name].itemsize for name in groups}
     values = sum(s for name, s in size.items() if DTYPES[name].is_floating_point)
-    buffers = {"tree": torch.empty(len(_header(node)), dtype=torch.uint8, device="meta")}
-    buffers |= {name: torch.empty(counts[name], dtype=_dtype(name), device="meta") for name in groups}
-    return Size(values, sum(size.values()) - values, _safetensors_header(buffers) + buffers["tree"].numel())
-
-
-def count_values(tree: Any) -> int:
-    """How many floating-point numbers a tree carries: what papers call communicated parameters."""
-    return sum(t.numel() for t in _flatten(tree)[1] if t.is_floating_point())
+    numbers = sum(count for name, count in counts.items() if DTYPES[name].is_floating_point)
+    header = len(_header(node))
+    around = _safetensors_header(tuple(sorted({"tree": header, **counts}.items())))
+    return Size(values, sum(size.values()) - values, around + header, numbers)
 
 
 def decode(data: bytes, classes: Iterable[type[Any]]) -> Any:
@@ -120,21 +125,21 @@ def _flatten(tree: Any) -> tuple[Any, list[Tensor]]:
     seen: dict[int, int] = {}
 
     def node(x: Any) -> Any:
-        if isinstance(x, Enum):  # first: an enum may also be an int or a str
-            return {"e": [type(x).__name__, x.value]}
-        if x is None or isinstance(x, bool | int | str):
-            return x
-        if isinstance(x, float):
-            return {"f": x.hex()}
         if isinstance(x, Tensor):
             if id(x) not in seen:
                 seen[id(x)] = len(tensors)
                 tensors.append(x)
             return {"t": seen[id(x)]}
+        if isinstance(x, Enum):  # before int and str: an enum may also be one of them
+            return {"e": [type(x).__name__, x.value]}
+        if x is None or isinstance(x, bool | int | str):
+            return x
+        if isinstance(x, float):
+            return {"f": x.hex()}
         if is_dataclass(x):
             return {"d": [type(x).__name__, *(node(getattr(x, f.name)) for f in fields(x))]}
         if isinstance(x, Mapping):
-            return {"m": [[node(k), node(v)] for k, v in x.items()]}
+            return {"m": [[k if type(k) is str else node(k), node(v)] for k, v in x.items()]}
         if isinstance(x, list):
             return {"l": [node(v) for v in x]}
         if isinstance(x, tuple):
@@ -192,10 +197,9 @@ def _plain_classes() -> list[type[Any]]:
 
 
 def _name(t: Tensor) -> str:
-    name = str(t.dtype).removeprefix("torch.")
-    if name not in DTYPES:
+    if t.dtype not in NAMES:
         raise TypeError(f"a tensor of {t.dtype} cannot travel")
-    return name
+    return NAMES[t.dtype]
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -242,18 +246,25 @@ def _cut(buffers: Mapping[str, Tensor], shapes: list[list[Any]]) -> list[Tensor]
 
 
 def _header(node: Any) -> bytes:
-    return zlib.compress(json.dumps(node, separators=(",", ":")).encode(), 6)
+    return _compressed(json.dumps(node, separators=(",", ":")))
 
 
-def _safetensors_header(buffers: Mapping[str, Tensor]) -> int:
-    """Length of what safetensors itself adds: 8 bytes and a JSON padded to a multiple of 8."""
-    empty = save({name: torch.empty(0, dtype=t.dtype) for name, t in buffers.items()})
-    table = json.loads(empty[8:])
+@lru_cache(maxsize=256)  # the same for most clients of a round
+def _compressed(text: str) -> bytes:
+    return zlib.compress(text.encode(), 6)
+
+
+@lru_cache(maxsize=256)
+def _safetensors_header(counts: tuple[tuple[str, int], ...]) -> int:
+    """Length of what safetensors itself adds: 8 bytes and a JSON padded to a multiple of 8. `counts`: buffer -> its elements."""
+    dtypes = {name: torch.uint8 if name == "tree" else _dtype(name) for name, _ in counts}
+    empty = save({name: torch.empty(0, dtype=dtype) for name, dtype in dtypes.items()})
+    table, elements = json.loads(empty[8:]), dict(counts)
     end = 0
     # safetensors lays out wider dtypes first, then by name; offsets are the only thing that depends on the sizes.
     for name in table:
-        size = buffers[name].numel() * buffers[name].element_size()
-        table[name] |= {"shape": [buffers[name].numel()], "data_offsets": [end, end + size]}
+        size = elements[name] * dtypes[name].itemsize
+        table[name] |= {"shape": [elements[name]], "data_offsets": [end, end + size]}
         end += size
     text = len(json.dumps(table, separators=(",", ":")))
     return 8 + math.ceil(text / 8) * 8

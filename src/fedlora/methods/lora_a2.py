@@ -171,7 +171,7 @@ class LoRAA2:
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
         role, shared, seen = trained_role(state.rounds + 1), state.shared, dict(state.seen)
         total = {m: torch.zeros_like(x, dtype=torch.float64) for m, x in shared.role(role).items()}
-        examples, counts = 0, {}
+        examples, chosen_by = 0, {}
         for reply in replies:
             for m, chosen in reply.up.ranks.items():
                 if role == "B":
@@ -180,10 +180,13 @@ class LoRAA2:
                     total[m][chosen] += reply.client.num_examples * reply.up.A[m].double()
             examples += reply.client.num_examples
             seen[reply.client.id] = state.rounds
-            counts[reply.client.id] = torch.stack([chosen.sum() for chosen in reply.up.ranks.values()])
+            chosen_by[reply.client.id] = torch.stack([reply.up.ranks[m] for m in total])
         mean = {m: (t / examples).to(shared.A[m].dtype) for m, t in total.items()}
         moved = shared.with_role(role, plus(shared.role(role), mean))
-        diagnostics = {"ranks_chosen": torch.stack(list(counts.values())), "ranks_chosen_clients": torch.tensor(list(counts))}
+        diagnostics = {
+            "ranks_chosen": torch.stack(list(chosen_by.values())),  # (K, N, r_G): what each client chose of each module
+            "ranks_chosen_clients": torch.tensor(list(chosen_by)),
+        }
         return State(state.rounds + 1, state.epochs, moved, seen), diagnostics
 
     def deploy(self, state: State, client: Client | None = None, held: Factors | None = None) -> Model:

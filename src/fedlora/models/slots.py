@@ -1,20 +1,21 @@
 """Adapter slots on a model's linear layers.
 
-A hook adds the sum over slots of scale * D (B C A x) to each adapted layer's output, so the model keeps its own modules and
-parameter names, and any linear layer will do: nn.Linear, GPT-2's Conv1D (whose weight is the transpose), quantised ones.
+The sum over slots of scale * D (B C A x) is added to each adapted layer's output. The model keeps its own modules and parameter
+names, and any linear layer will do: nn.Linear, GPT-2's Conv1D (whose weight is the transpose), quantised ones. A batch holds the
+rows of many clients, each with slots of its own.
 
 Shapes: x (..., d_in), A (r, d_in), C (r, r) or (r,), B (d_out, r), D (d_out,) or (1,).
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.utils.hooks import RemovableHandle
 
 from fedlora.errors import BadInput
 from fedlora.types import Factors, Gate, Router, Slots
@@ -33,6 +34,11 @@ class Live:
     C: Tensor | None = None
     D: Tensor | None = None
     weight: Weight = 1.0
+
+    @property
+    def is_simple(self) -> bool:
+        """Nothing but scale * B A x."""
+        return self.C is None and self.D is None and not isinstance(self.weight, Tensor)
 
 
 def apply_slot(x: Tensor, slot: Live) -> Tensor:
@@ -72,39 +78,107 @@ def route(x: Tensor, router: LiveRouter) -> Tensor:
     return by_expert[..., place].to(x.dtype)
 
 
+Bound = tuple[slice, tuple[Live, ...]]  # some rows of a batch, one client's, and the slots that they pass through
+
+
 class Adapted:
-    """A model with slots on the modules of `targets`. `bound` is what the next forward pass adds: module -> its slots; `routers`
-    weighs them where a module has one."""
+    """A model with slots on the modules of `targets`.
+
+    Attributes:
+        bound: what the next forward pass adds: module -> its slots, rows by rows in order, all rows or none; x (..., d_in) counts
+            as a matrix of rows.
+        routers: module -> what weighs its slots, for each of `bound` or None.
+    """
 
     def __init__(self, model: nn.Module, targets: Sequence[str]) -> None:
         self.model = model
         self.modules: dict[str, nn.Module] = {name: model.get_submodule(name) for name in targets}
         self.shapes = {name: layer_shape(module) for name, module in self.modules.items()}
-        self.bound: Mapping[str, Sequence[Live]] = {}
-        self.routers: Mapping[str, LiveRouter] = {}
-        self._hooks: list[RemovableHandle] = [m.register_forward_hook(self._hook(name)) for name, m in self.modules.items()]
+        self.bound: Mapping[str, Sequence[Bound]] = {}
+        self.routers: Mapping[str, Sequence[LiveRouter | None]] = {}
+        for name, module in self.modules.items():
+            module.forward = partial(self._forward, name, module, module.forward)
 
-    def _hook(self, name: str) -> Any:
-        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if name in self.routers:
-                weights = route(args[0], self.routers[name])
-                for i, slot in enumerate(self.bound[name]):
-                    output = output + weights[..., i : i + 1] * apply_slot(args[0], slot)
-                return output
-            for slot in self.bound.get(name, ()):
-                output = output + apply_slot(args[0], slot)
-            return output
+    def _forward(self, name: str, module: nn.Module, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        bound = self.bound.get(name, ())
+        if not bound:
+            return plain(x)
+        rows = x.flatten(0, -2)
+        simple = [(where, slot) for where, slots in bound for slot in slots if slot.is_simple]
+        routers = self.routers.get(name, [None] * len(bound))
+        if len(simple) == sum(len(slots) for _, slots in bound) and not any(routers) and is_plain(module):
+            places = tuple((where, slot.scale * slot.weight) for where, slot in simple)
+            factors = [x for _, slot in simple for x in (slot.A, slot.B)]
+            base = (module.weight, module.bias, transposed(module))
+            y: Tensor = _Projected.apply(rows, *base, places, *factors)  # type: ignore[no-untyped-call]
+            return y.view(*x.shape[:-1], -1)
+        out = plain(x).flatten(0, -2)
+        parts = [_add(out[where], rows[where], slots, router) for (where, slots), router in zip(bound, routers, strict=True)]
+        return torch.cat(parts).view(*x.shape[:-1], -1)
 
-        return add
+
+def _add(out: Tensor, x: Tensor, slots: Sequence[Live], router: LiveRouter | None) -> Tensor:
+    """The layer's output for some rows, with what their slots add."""
+    weights = None if router is None else route(x, router)
+    for i, slot in enumerate(slots):
+        out = out + (apply_slot(x, slot) if weights is None else weights[:, i : i + 1] * apply_slot(x, slot))
+    return out
 
 
-def bind(slots: Slots, modules: Sequence[str], weights: Mapping[str, Weight]) -> dict[str, list[Live]]:
-    """The slots of a message, module by module; `weights` are the gate's, by slot, 1 where absent."""
+class _Projected(torch.autograd.Function):
+    """y = W x + b + sum over places of scale * B A x, for x (rows, d_in), W frozen, in one node of the graph.
+
+    Writing each product into the output that is there already, and gradients only for what trains, is what makes many clients on
+    one base cheap: W meets the rows of all of them at once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        transposed: bool,
+        places: tuple[tuple[slice, float], ...],
+        *factors: Tensor,
+    ) -> Tensor:
+        W = weight.mT if transposed else weight
+        y = linear(x, W, bias)
+        hs = []
+        for (rows, scale), A, B in zip(places, factors[::2], factors[1::2], strict=True):
+            h = x[rows] @ A.mT
+            hs.append(h if scale == 1.0 else h.mul_(scale))
+            y[rows].addmm_(hs[-1], B.mT)
+        ctx.places, ctx.transposed = places, transposed
+        ctx.save_for_backward(x, weight, *hs, *factors)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, weight, *rest = ctx.saved_tensors
+        count = len(ctx.places)
+        hs, factors = rest[:count], rest[count:]
+        needed = ctx.needs_input_grad
+        dx = grad @ (weight.mT if ctx.transposed else weight) if needed[0] else None
+        out: list[Tensor | None] = []
+        for i, (rows, scale) in enumerate(ctx.places):
+            A, B = factors[2 * i], factors[2 * i + 1]
+            dA, dB = needed[5 + 2 * i], needed[6 + 2 * i]
+            g = grad[rows]
+            dh = torch.mm(g, B).mul_(scale) if dx is not None or dA else None
+            if dx is not None and dh is not None:
+                dx[rows].addmm_(dh, A)
+            out += [dh.mT @ x[rows] if dA and dh is not None else None, (hs[i].mT @ g).mT if dB else None]
+        return dx, None, None, None, None, *out
+
+
+def bind(slots: Slots, modules: Sequence[str], weights: Mapping[str, Weight]) -> dict[str, tuple[Live, ...]]:
+    """The slots of one client, module by module; `weights` are the gate's, by slot, 1 where absent."""
 
     def live(m: str, slot: str, f: Factors) -> Live:
         return Live(f.A[m], f.B[m], f.scale, f.C.get(m), f.D.get(m), weights.get(slot, 1.0))
 
-    return {m: [live(m, slot, f) for slot, f in slots.items() if m in f.A] for m in modules}
+    return {m: tuple(live(m, slot, f) for slot, f in slots.items() if m in f.A) for m in modules}
 
 
 def bind_routers(gate: Gate | None, slots: Slots) -> dict[str, LiveRouter]:
@@ -127,6 +201,12 @@ def layer_shape(module: nn.Module) -> tuple[int, int]:
         return module.out_features, module.in_features
     weight = module.get_parameter("weight")
     return weight.shape[1], weight.shape[0]
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a layer is exactly W x + b with a frozen matrix W, and not a quantised or otherwise wrapped one."""
+    exact = type(module) is nn.Linear or transposed(module)
+    return exact and not any(p.requires_grad for p in module.parameters(recurse=False))
 
 
 def is_linear(module: nn.Module) -> bool:

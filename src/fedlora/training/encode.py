@@ -1,12 +1,10 @@
-"""Texts as token ids, made once, and batches of them."""
+"""Texts as token ids, made once."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -35,23 +33,9 @@ def encode(tokenizer: Any, texts: Sequence[str], labels: np.ndarray, max_length:
     return Encoded(tuple(rows), np.asarray(labels, dtype=np.int64))
 
 
-def collate(data: Encoded, where: np.ndarray, pad: int, device: torch.device) -> dict[str, Tensor]:
-    """One batch for a model: input_ids and attention_mask, (batch, longest), padded at the end; and labels, (batch,)."""
-    rows = [data.ids[i] for i in where]
-    width = max(1, max(len(row) for row in rows))
-    ids = np.full((len(rows), width), pad, dtype=np.int64)
-    mask = np.zeros((len(rows), width), dtype=np.int64)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = 1
-    batch = {"input_ids": ids, "attention_mask": mask, "labels": data.labels[where]}
-    if len(data.tasks):
-        batch["tasks"] = data.tasks[where]
-    return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
-
-
 def by_length(data: Encoded, tokens: int) -> Iterator[np.ndarray]:
-    """Positions of all examples in batches of similar length, at most `tokens` padded tokens each: the order for evaluation."""
+    """Positions of all examples in batches of similar length, at most `tokens` padded tokens each (or one text): the order for
+    evaluation."""
     order = np.argsort([len(row) for row in data.ids], kind="stable")
     start = 0
     while start < len(order):

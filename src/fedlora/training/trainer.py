@@ -1,30 +1,35 @@
-"""Local training: Train requests of clients, one after the other, over one base model that stays in memory.
+"""Local training: Train requests of many clients over one base model that stays in memory.
+
+Clients train together: a step takes the next batch of each of several clients, side by side in one forward and backward pass, each
+passing through its own slots. A client that has finished makes room for the next one. How many take part in a step follows from
+the number of tokens in their batches alone, so a run that is repeated or resumed makes the same steps.
 
 The frozen model computes in `dtype` (bfloat16 where the hardware has it); what trains is kept, differentiated into and stepped in
 float32. Dropout is off. A masked entry has no gradient and is put back after each step, so weight decay cannot move it either.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import NamedTuple
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
+from torch.profiler import record_function
 
-from fedlora import seeds
 from fedlora.config import TrainConfig
+from fedlora.models.classifier import Body, Head, Texts, pack, try_packing
 from fedlora.models.load import Pretrained
-from fedlora.models.slots import Adapted, bind, bind_routers, transposed
-from fedlora.training.encode import Encoded, by_length, collate
+from fedlora.models.slots import Adapted, Weight, bind, bind_routers, transposed
+from fedlora.training.encode import Encoded, by_length
+from fedlora.training.learner import Job, Learner, Outcome, on_device, penalty
 from fedlora.training.observe import observe, similarity_weights
 from fedlora.types import (
     BASE,
-    GATE,
-    ROLES,
     BaseUpdate,
     ByTask,
     Factors,
@@ -33,45 +38,34 @@ from fedlora.types import (
     Model,
     Observe,
     Observed,
-    Penalty,
-    ProductDecay,
-    Role,
-    Router,
     Similarity,
-    Slots,
     Tensors,
-    Train,
-    Trained,
 )
 
-EVAL_TOKENS = 2048  # padded tokens in one forward pass of an evaluation
+Piece = tuple[int, np.ndarray]  # of which question, and the positions of some of its examples
+# Tokens in one step: on a CPU what its caches hold, on a GPU what keeps it busy. On "meta" there are only shapes.
+ROWS = {"cpu": 2048, "cuda": 32768, "meta": 0}
 
 
-@dataclass(frozen=True)
-class Job:
-    """One client's request. `head` holds the head's parameters where the head trains; the seed orders the batches."""
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A model to run on examples. `head` may be empty: the seed's."""
 
-    ask: Train
+    model: Model
+    head: Tensors
     data: Encoded
-    seed: int
-    head: Tensors
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The answer, and the trained head (empty where the head does not train)."""
+class Part:
+    """One client's share of a forward pass: its texts and what they pass through."""
 
-    trained: Trained
-    head: Tensors
-
-
-class Key(NamedTuple):
-    """What trains: a role of a slot in a module, or, in the slot BASE, a parameter of the model itself ("W") or of its head
-    ("head")."""
-
-    slot: str
-    role: str
-    name: str
+    ids: Sequence[np.ndarray]
+    tasks: np.ndarray
+    slots: Mapping[str, Factors]
+    gate: Gate | None
+    weights: Mapping[str, Weight]  # of slots; absent counts as 1
+    head: Mapping[str, Tensor]
 
 
 class Trainer:
@@ -82,6 +76,8 @@ class Trainer:
         params: parameter name -> shape, of what full fine-tuning trains: everything but the head.
         tasks: task -> its classes, in a run of several: an example competes among the logits of its own task only, which makes
             one head a head a task.
+        packing: how the model takes packed texts; None where it takes padded ones.
+        rows: tokens that fill a step.
     """
 
     def __init__(
@@ -92,20 +88,24 @@ class Trainer:
         device: torch.device,
         dtype: torch.dtype,
         tasks: Mapping[str, range] | None = None,
+        rows: int | None = None,
     ) -> None:
         self.settings, self.device, self.dtype = settings, device, dtype
+        self.rows = ROWS[device.type] if rows is None else rows
         self.tasks = dict(tasks or {})
         self._seen_by = _own_classes(list(self.tasks.values())).to(device)
         self.pad = pretrained.model.config.pad_token_id or 0
         # The fp32 values live on here: casting the model below gives its parameters new storage.
         self.pretrained: dict[str, Tensor] = {name: p.detach() for name, p in pretrained.model.named_parameters()}
         self.head_names = pretrained.head
+        self.packing = None if device.type == "meta" else try_packing(pretrained.model)
         self.model = pretrained.model.to(device=device, dtype=dtype)
         self.adapted = Adapted(self.model, targets)
+        self._body, self._head = Body(self.model, self.packing), Head(self.model, self.packing)
         self.shapes = self.adapted.shapes
         self.parameters = dict(self.model.named_parameters())
         self.params = {name: tuple(p.shape) for name, p in self.pretrained.items() if name not in self.head_names}
-        self.version, self.merged = 0, dict[str, Tensor]()
+        self.version, self.merged, self.dropped = 0, dict[str, Tensor](), False
 
     # ---- the base ------------------------------------------------------------------------------------------------------
 
@@ -142,179 +142,222 @@ class Trainer:
                 for m, B in pair.B.items():
                     self.merged[m] = self.merged.get(m, torch.zeros(())) + pair.scale * (B @ pair.A[m])
         self.version = update.version
-        for m in self.merged:
-            self._write(f"{m}.weight", self._resident(f"{m}.weight"))
+        self._show(self.merged)
+
+    def drop(self, dropped: bool) -> None:
+        """With True, a target module's own weight is what was merged into it, or zero; with False, it is itself again."""
+        if dropped != self.dropped:
+            self.dropped = dropped
+            self._show(self.shapes)
 
     def _unmerge(self) -> None:
-        for m in self.merged:
-            self._write(f"{m}.weight", self.pretrained[f"{m}.weight"])
-        self.version, self.merged = 0, {}
+        gone, self.version, self.merged = self.merged, 0, {}
+        self._show(gone)
+
+    def _show(self, modules: Iterable[str]) -> None:
+        """Give these modules the weights that the state of the base says."""
+        for m in modules:
+            name = f"{m}.weight"
+            value = torch.zeros_like(self.pretrained[name]) if self.dropped else self.pretrained[name]
+            if m in self.merged:
+                value = value + (self.merged[m].mT if transposed(self.adapted.modules[m]) else self.merged[m])
+            self._write(name, value)
+
+    @contextmanager
+    def _as_pretrained(self) -> Iterator[None]:
+        dropped = self.dropped
+        for name in (f"{m}.weight" for m in {*self.merged, *(self.shapes if dropped else ())}):
+            self._write(name, self.pretrained[name])
+        try:
+            yield
+        finally:
+            self._show({*self.merged, *(self.shapes if dropped else ())})
 
     def _write(self, name: str, value: Tensor) -> None:
         self.parameters[name].data = value.to(device=self.device, dtype=self.dtype)
 
-    # ---- training ------------------------------------------------------------------------------------------------------
+    # ---- a forward pass ------------------------------------------------------------------------------------------------
 
-    def train(self, jobs: Sequence[Job], on_examples: Callable[[int], None] = lambda n: None) -> Iterator[Outcome]:
-        """The outcomes of the jobs, in their order. `on_examples` hears of every batch."""
-        for job in jobs:
-            yield self._train_one(job, on_examples)
+    def _pack(self, ids: Sequence[np.ndarray]) -> Texts:
+        return pack(ids, self.packing, self.pad, self.device)
 
-    def _train_one(self, job: Job, on_examples: Callable[[int], None]) -> Outcome:
-        ask = job.ask
-        job = replace(job, data=self._of_task(job.data, ask.data))
-        self.fold(ask.base)
-        leaves = self._leaves(job)
-        masks = {key: ask.mask[key.slot, key.role][key.name].to(self.device) for key in leaves if (key.slot, key.role) in ask.mask}
-        before = {key: leaves[key].detach().clone() for key in masks}
-        sums = {key: torch.zeros_like(leaf) for key, leaf in leaves.items()} if ask.want_grad else {}
-        optimizer = self._optimizer(leaves, ask.lr_scale)
-        total, seen, steps = 0.0, 0, 0
-        with self._live(ask.slots, leaves, ask.gate, ask.drop_base) as own:
-            for where in batches(job, self.settings):
-                if steps == ask.max_steps:
-                    break
-                loss = self._loss(collate(job.data, where, self.pad, self.device))
-                whole = loss if ask.penalty is None else loss + penalty(ask.penalty, ask.slots[ask.penalty.slot], leaves)
-                whole.backward()  # type: ignore[no-untyped-call]
-                for key in own:
-                    leaves[key].grad = _grad(self.parameters[key.name]).to(torch.float32)
-                    self.parameters[key.name].grad = None
-                for key, mask in masks.items():
-                    _grad(leaves[key]).mul_(mask)
-                for key, sum_ in sums.items():
-                    sum_ += _grad(leaves[key])
-                if self.settings.clip is not None:
-                    torch.nn.utils.clip_grad_norm_(leaves.values(), self.settings.clip)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                with torch.no_grad():
-                    for key, mask in masks.items():
-                        leaves[key].copy_(torch.where(mask.bool(), leaves[key], before[key]))
-                for key in own:
-                    self._write(key.name, leaves[key].detach())
-                total, seen, steps = total + loss.item() * len(where), seen + len(where), steps + 1
-                on_examples(len(where))
-        done = {key: leaf.detach().cpu() for key, leaf in leaves.items()}
-        trained = Trained(
-            slots=_with_trained(ask.slots, done),
-            gate=_with_trained_router(ask.gate, done),
-            loss=total / max(1, seen),
-            num_steps=steps,
-            full={key.name: x - self.pretrained[key.name] for key, x in done.items() if key.slot == BASE and key.role == "W"},
-            grad=_by_role({key: g / max(1, steps) for key, g in sums.items()}),
-        )
-        return Outcome(trained, {key.name: x for key, x in done.items() if key.slot == BASE and key.role == "head"})
-
-    def _leaves(self, job: Job) -> dict[Key, Tensor]:
-        """A fresh fp32 leaf of everything that trains."""
-        start: dict[Key, Tensor] = {}
-        for slot, role in sorted(job.ask.roles):
-            if slot == BASE:
-                for name in job.ask.mask.get((BASE, "W"), self.params):
-                    value = self.pretrained[name]
-                    start[Key(BASE, "W", name)] = value + job.ask.full[name] if name in job.ask.full else value
-            elif slot == GATE and isinstance(job.ask.gate, Router):
-                start |= {Key(GATE, role, m): G for m, G in job.ask.gate.G.items()}
-            else:
-                start |= {Key(slot, role, m): x for m, x in job.ask.slots[slot].role(role).items()}
-        start |= {Key(BASE, "head", name): x for name, x in job.head.items()}
-        return {key: x.to(self.device, torch.float32, copy=True).requires_grad_(True) for key, x in start.items()}
-
-    @contextmanager
-    def _live(
-        self, slots: Slots, leaves: Mapping[Key, Tensor], gate: Gate | None = None, drop_base: bool = False
-    ) -> Iterator[list[Key]]:
-        """The model with these slots bound, and with the leaves in the place of what they stand for. Gives the keys of the
-        model's own parameters among the leaves; the body's go back to their merged values afterwards. With `drop_base` a target
-        module's own weight is what was merged into it, or zero."""
-        own = [key for key in leaves if key.slot == BASE]
-        placed = {s: _each_role(f, partial(self._placed, leaves, s)) for s, f in slots.items()}
-        self.adapted.bound = bind(placed, list(self.shapes), gate.weights if isinstance(gate, Mix) else {})
-        if isinstance(gate, Router):
-            gate = replace(gate, G={m: self._placed(leaves, GATE, "G", m, G) for m, G in gate.G.items()})
-        self.adapted.routers = bind_routers(gate, placed)
-        dropped = [f"{m}.weight" for m in self.shapes] if drop_base else []
-        for name in dropped:
-            self._write(name, self._resident(name, torch.zeros_like(self.pretrained[name])))
-        for key in own:
-            self._write(key.name, leaves[key].detach())
-            self.parameters[key.name].requires_grad_(True)
+    def _logits(self, parts: Sequence[Part], body: Mapping[str, Tensor]) -> list[Tensor]:
+        """Logits of each part's texts, (texts, classes); -inf for the classes of other tasks. `body` replaces parameters of the
+        model below its head."""
+        texts = self._pack([row for part in parts for row in part.ids])
+        spans = [slice(a, b) for a, b in pairwise(accumulate((len(part.ids) for part in parts), initial=0))]
+        ends = np.concatenate([[0], np.cumsum(texts.lengths)])
+        self._bind(parts, [slice(int(ends[s.start]), int(ends[s.stop])) for s in spans], [texts.lengths[s] for s in spans])
         try:
-            yield own
+            hidden = _call(self._body, body, texts)
+            if any(part.head for part in parts) or texts.layout is None:
+                each = zip(parts, spans, strict=True)
+                logits = [_call(self._head, {**body, **part.head}, hidden[s], _some(texts, s)) for part, s in each]
+            else:
+                whole = _call(self._head, body, hidden, texts)
+                logits = [whole[s] for s in spans]
         finally:
             self.adapted.bound, self.adapted.routers = {}, {}
-            for key in own:
-                self.parameters[key.name].requires_grad_(False)
-            for name in {*dropped, *(key.name for key in own)}:
-                self._write(name, self._resident(name))
+        return [self._of_own_task(x, part.tasks) for x, part in zip(logits, parts, strict=True)]
 
-    def _placed(self, leaves: Mapping[Key, Tensor], slot: str, role: str, m: str, x: Tensor) -> Tensor:
-        key = Key(slot, role, m)
-        return leaves[key] if key in leaves else x.to(self.device)
+    def _bind(self, parts: Sequence[Part], rows: Sequence[slice], lengths: Sequence[np.ndarray]) -> None:
+        bound, routers = [], []
+        for part, own in zip(parts, lengths, strict=True):
+            weights = part.gate.weights if isinstance(part.gate, Mix) else {s: _by_row(w, own) for s, w in part.weights.items()}
+            bound.append(bind(part.slots, list(self.shapes), weights))
+            routers.append(bind_routers(part.gate, part.slots))
+        self.adapted.bound = {
+            m: [(where, slots[m]) for where, slots in zip(rows, bound, strict=True)]
+            for m in self.shapes
+            if any(s[m] for s in bound)
+        }
+        self.adapted.routers = {m: [r.get(m) for r in routers] for m in self.shapes if any(m in r for r in routers)}
 
-    def _resident(self, name: str, start: Tensor | None = None) -> Tensor:
-        """A parameter as pre-trained, or as `start`, and merged, fp32."""
-        m, value = name.removesuffix(".weight"), self.pretrained[name] if start is None else start
-        if m not in self.merged:
-            return value
-        return value + (self.merged[m].mT if transposed(self.adapted.modules[m]) else self.merged[m])
+    def _of_own_task(self, logits: Tensor, tasks: np.ndarray) -> Tensor:
+        if not len(tasks):
+            return logits
+        return logits.masked_fill(~self._seen_by[torch.from_numpy(tasks).to(self.device)], -torch.inf)
 
-    def _optimizer(self, leaves: Mapping[Key, Tensor], lr_scale: Mapping[str, float]) -> torch.optim.Optimizer:
-        groups = [
-            {"params": [x for key, x in leaves.items() if key.role == role], "lr": self.settings.lr * lr_scale.get(role, 1.0)}
-            for role in sorted({key.role for key in leaves})
-        ]
-        if self.settings.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=self.settings.lr, weight_decay=self.settings.weight_decay)
-        return torch.optim.AdamW(groups, lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=True)
+    # ---- training ------------------------------------------------------------------------------------------------------
 
-    def _loss(self, batch: dict[str, Tensor]) -> Tensor:
-        return cross_entropy(self._logits(batch), batch["labels"])  # a class of another task is at -inf: it weighs nothing
+    def train(self, jobs: deque[Job], on_examples: Callable[[int], None] = lambda n: None) -> Iterator[tuple[Job, Outcome]]:
+        """Take jobs from the left until there are none and all are done; each with its outcome, as they finish. Jobs may be added
+        meanwhile. `on_examples` hears of every batch."""
+        active: dict[Learner, Job] = {}
+        while active or jobs:
+            while jobs and self._has_room(active, jobs[0]):
+                active[self._begin(jobs[0])] = jobs[0]
+                jobs.popleft()
+            going = [learner for learner in active if learner.where is not None]
+            if going:
+                on_examples(self._step(going))
+            for learner in [each for each in active if each.where is None]:
+                yield active.pop(learner), learner.outcome(self.pretrained)
+        self.drop(False)
 
-    def _logits(self, batch: dict[str, Tensor]) -> Tensor:
-        logits: Tensor = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        if "tasks" in batch:
-            return logits.float().masked_fill(~self._seen_by[batch["tasks"]], -torch.inf)
-        return logits.float()
+    def _has_room(self, active: Iterable[Learner], job: Job) -> bool:
+        """Whether a job can begin beside those that are under way: on the same base, while their next batches leave rows free."""
+        under_way = [learner for learner in active if learner.where is not None]
+        if not under_way:
+            return True
+        alone = _trains_base(job) or _trains_base(under_way[0].job)
+        same = job.ask.base.version == self.version and job.ask.drop_base == self.dropped
+        return same and not alone and sum(learner.rows for learner in under_way) < self.rows
+
+    def _begin(self, job: Job) -> Learner:
+        self.fold(job.ask.base)
+        self.drop(job.ask.drop_base)
+        job = replace(job, data=self._of_task(job.data, job.ask.data))
+        return Learner(job, self.pretrained, self.params, self.settings, self.device, self.dtype)
+
+    @record_function("train step")
+    def _step(self, learners: Sequence[Learner]) -> int:
+        """One step of each learner; returns how many examples they saw."""
+        parts: list[Part] = []
+        body: dict[str, Tensor] = {}
+        data = [learner.job.data.take(learner.where) for learner in learners if learner.where is not None]
+        for learner, batch in zip(learners, data, strict=True):
+            values = learner.values(self.dtype)
+            slots, gate = learner.placed(values)
+            own = [(key, x) for key, x in values.items() if key.slot == BASE]
+            body |= {key.name: x for key, x in own if key.role == "W"}  # whoever trains the base is alone
+            head = {key.name: x for key, x in own if key.role == "head"}
+            parts.append(Part(batch.ids, batch.tasks, slots, gate, {}, head))
+        total = torch.zeros((), device=self.device)
+        losses: list[Tensor] = []
+        for learner, logits, batch in zip(learners, self._logits(parts, body), data, strict=True):
+            # A class of another task is at -inf: it weighs nothing.
+            loss = cross_entropy(logits, torch.from_numpy(batch.labels).to(self.device))
+            losses.append(loss)
+            total = total + loss + self._penalty(learner)
+        if total.requires_grad:
+            total.backward()  # type: ignore[no-untyped-call]
+        for learner, loss in zip(learners, losses, strict=True):
+            learner.step()
+            learner.took(loss)
+        return sum(map(len, data))
+
+    def _penalty(self, learner: Learner) -> Tensor | float:
+        term = learner.job.ask.penalty
+        if term is None:
+            return 0.0
+        slot = on_device({"": learner.job.ask.slots[term.slot]}, self.device, learner.master)[""]
+        return penalty(term, slot, learner.values(learner.master))
 
     # ---- evaluation ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def logits(self, model: Model, head: Tensors, data: Encoded) -> np.ndarray:
-        """Logits of every example, (n, classes) in fp32; -inf for the classes of other tasks. `head` may be empty: the seed's."""
-        if isinstance(model.gate, ByTask):
-            return self._logits_by_task(model, model.gate, head, data)
-        gate = model.gate
-        near = similarity_weights(self.features(data), gate.anchors, gate.cap) if isinstance(gate, Similarity) else torch.zeros(0)
-        placed = {s: _each_role(f, lambda role, m, x: x.to(self.device)) for s, f in model.slots.items()}
-        self.fold(model.base)
-        values = {Key(BASE, "head", name): x for name, x in head.items()}
-        values |= {Key(BASE, "W", name): self.pretrained[name] + delta for name, delta in model.full.items()}
+    def logits(self, questions: Iterable[Question]) -> Iterator[np.ndarray]:
+        """Logits of every example of each question, (n, classes) in fp32; -inf for the classes of other tasks. Questions on one
+        base share forward passes."""
+        waiting: list[tuple[Question, Part]] = []
+        rows = 0
+        for question in questions:
+            if waiting and not (rows < self.rows and self._shares(waiting[0][0], question)):
+                yield from self._answer(waiting)
+                waiting, rows = [], 0
+            waiting.append((question, self._part(question)))
+            rows += sum(map(len, question.data.ids))
+        if waiting:
+            yield from self._answer(waiting)
+        self.drop(False)
+
+    def _shares(self, one: Question, other: Question) -> bool:
+        a, b = one.model, other.model
+        plain = not any(model.full or isinstance(model.gate, ByTask) for model in (a, b))
+        return plain and a.base.version == b.base.version and a.drop_base == b.drop_base
+
+    def _part(self, question: Question) -> Part:
+        """A question as a part of a forward pass, with all its examples."""
+        model, data = question.model, question.data
+        weights: dict[str, Weight] = {}
+        if isinstance(model.gate, Similarity):
+            near = similarity_weights(self.features(data), model.gate.anchors, model.gate.cap).to(self.device)
+            weights = {slot: near if slot == model.gate.slot else 1.0 - near for slot in model.slots}
+        head = {name: x.to(self.device, self.dtype) for name, x in question.head.items()}
+        return Part(data.ids, data.tasks, on_device(model.slots, self.device, self.dtype), model.gate, weights, head)
+
+    def _answer(self, asked: Sequence[tuple[Question, Part]]) -> Iterator[np.ndarray]:
+        first = asked[0][0].model
+        if isinstance(first.gate, ByTask):
+            yield self._by_task(asked[0][0], first.gate)
+            return
+        self.fold(first.base)
+        self.drop(first.drop_base)
+        body = {n: (self.pretrained[n] + delta).to(self.device, self.dtype) for n, delta in first.full.items()}
+        out = [np.zeros((len(q.data), self.model.config.num_labels), dtype=np.float32) for q, _ in asked]
+        pieces = [(i, where) for i, (q, _) in enumerate(asked) for where in by_length(q.data, self.rows)]
+        for group in _fill(pieces, lambda piece: sum(len(asked[piece[0]][0].data.ids[j]) for j in piece[1]), self.rows):
+            parts = [_take(asked[i][1], where) for i, where in group]
+            for (i, where), logits in zip(group, self._logits(parts, body), strict=True):
+                out[i][where] = logits.cpu().numpy()
+        yield from out
+
+    def _by_task(self, question: Question, gate: ByTask) -> np.ndarray:
+        """Each example through the slot of its task alone."""
+        model, data = question.model, question.data
         out = np.zeros((len(data), self.model.config.num_labels), dtype=np.float32)
-        with self._live(model.slots, values, model.gate, model.drop_base):
-            for where in by_length(data, EVAL_TOKENS):
-                if isinstance(gate, Similarity):
-                    own = near[torch.from_numpy(where)].to(self.device)
-                    weights = {slot: own if slot == gate.slot else 1.0 - own for slot in model.slots}
-                    self.adapted.bound = bind(placed, list(self.shapes), weights)
-                out[where] = self._logits(collate(data, where, self.pad, self.device)).cpu().numpy()
+        for t, task in enumerate(self.tasks):
+            where = np.flatnonzero(data.tasks == t)
+            slots = {name: slot for name, slot in model.slots.items() if name == gate.slots.get(task)}
+            alone = Question(replace(model, slots=slots, gate=None), question.head, data.take(where))
+            (out[where],) = self._answer([(alone, self._part(alone))])
         return out
 
     @torch.no_grad()
     def features(self, data: Encoded) -> Tensor:
         """The mean over each text's tokens of the last hidden state of the pre-trained model, (n, d) in fp32 on the CPU. No slots
         are bound, and what has been merged is out of the way meanwhile."""
-        for m in self.merged:
-            self._write(f"{m}.weight", self.pretrained[f"{m}.weight"])
         out = torch.zeros(len(data), self.model.config.hidden_size)
-        for where in by_length(data, EVAL_TOKENS):
-            batch = collate(data, where, self.pad, self.device)
-            hidden = self.model.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-            mask = batch["attention_mask"][..., None]
-            out[torch.from_numpy(where)] = ((hidden.float() * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)).cpu()
-        for m in self.merged:
-            self._write(f"{m}.weight", self._resident(f"{m}.weight"))
+        with self._as_pretrained():
+            for where in by_length(data, self.rows):
+                texts = self._pack([data.ids[i] for i in where])
+                hidden = self._body.all_tokens(texts).float().flatten(0, -2)
+                weight = torch.ones(len(hidden), device=self.device) if texts.mask is None else texts.mask.flatten().float()
+                text = torch.from_numpy(np.repeat(np.arange(len(where)), texts.lengths)).to(self.device)
+                sums = hidden.new_zeros(len(where), hidden.shape[1]).index_add_(0, text, hidden * weight[:, None])
+                counts = weight.new_zeros(len(where)).index_add_(0, text, weight)
+                out[torch.from_numpy(where)] = (sums / counts.clamp_min(1)[:, None]).cpu()
         return out
 
     def observe(self, ask: Observe, data: Encoded, seed: int) -> Observed:
@@ -325,13 +368,52 @@ class Trainer:
     def _of_task(self, data: Encoded, task: str) -> Encoded:
         return data.take(np.flatnonzero(data.tasks == list(self.tasks).index(task))) if task else data
 
-    def _logits_by_task(self, model: Model, gate: ByTask, head: Tensors, data: Encoded) -> np.ndarray:
-        out = np.zeros((len(data), self.model.config.num_labels), dtype=np.float32)
-        for t, task in enumerate(self.tasks):
-            where = np.flatnonzero(data.tasks == t)
-            slots = {name: slot for name, slot in model.slots.items() if name == gate.slots.get(task)}
-            out[where] = self.logits(replace(model, slots=slots, gate=None), head, data.take(where))
-        return out
+
+def _call(module: torch.nn.Module, parameters: Mapping[str, Tensor], *args: object) -> Tensor:
+    """The module's output, with these tensors in the place of its model's parameters."""
+    if not parameters:
+        plain: Tensor = module(*args)
+        return plain
+    out: Tensor = functional_call(module, {f"model.{name}": x for name, x in parameters.items()}, args)
+    return out
+
+
+def _some(texts: Texts, where: slice) -> Texts:
+    """Some of the texts, as far as a head needs to know them."""
+    if texts.layout is not None:
+        return texts
+    return replace(texts, ids=texts.ids[where], mask=None if texts.mask is None else texts.mask[where])
+
+
+def _take(part: Part, where: np.ndarray) -> Part:
+    """Some of the examples of a part."""
+    chosen = torch.from_numpy(where)
+    weights = {s: w[chosen.to(w.device)] if isinstance(w, Tensor) else w for s, w in part.weights.items()}
+    tasks = part.tasks[where] if len(part.tasks) else part.tasks
+    return replace(part, ids=[part.ids[i] for i in where], tasks=tasks, weights=weights)
+
+
+def _by_row(weight: Weight, lengths: np.ndarray) -> Weight:
+    """What weighs each text, for each of its rows."""
+    return weight.repeat_interleave(torch.from_numpy(lengths).to(weight.device)) if isinstance(weight, Tensor) else weight
+
+
+def _fill(pieces: Iterable[Piece], size: Callable[[Piece], int], limit: int) -> Iterator[list[Piece]]:
+    """Consecutive pieces in groups of at most `limit`, or of one piece."""
+    group: list[Piece] = []
+    total = 0
+    for piece in pieces:
+        if group and total + size(piece) > limit:
+            yield group
+            group, total = [], 0
+        group.append(piece)
+        total += size(piece)
+    if group:
+        yield group
+
+
+def _trains_base(job: Job) -> bool:
+    return any(slot == BASE for slot, _ in job.ask.roles)
 
 
 def _own_classes(tasks: Sequence[range]) -> Tensor:
@@ -340,63 +422,3 @@ def _own_classes(tasks: Sequence[range]) -> Tensor:
     for row, classes in zip(own, tasks, strict=True):
         row[classes.start : classes.stop] = True
     return own
-
-
-def batches(job: Job, settings: TrainConfig) -> Iterator[np.ndarray]:
-    """Positions of each batch, epoch after epoch, every epoch a new order from the job's seed."""
-    epochs = settings.epochs if job.ask.epochs is None else job.ask.epochs
-    for epoch in range(epochs):
-        order = seeds.generator(job.seed, "epoch", epoch).permutation(len(job.data))
-        for start in range(0, len(order), settings.batch_size):
-            yield order[start : start + settings.batch_size]
-
-
-def penalty(term: Penalty, slot: Factors, leaves: Mapping[Key, Tensor]) -> Tensor:
-    """TailNorm: weight * sum over modules of ||B[:, first:]||_F ||A[first:, :]||_F. ProductDecay: of ||B A||_F^2, by the trace of
-    (B' B)(A A'), so that the product is never formed."""
-
-    def of_module(m: str) -> Tensor:
-        B, A = leaves.get(Key(term.slot, "B", m), slot.B[m]), leaves.get(Key(term.slot, "A", m), slot.A[m])
-        if isinstance(term, ProductDecay):
-            return ((B.mT @ B) * (A @ A.mT)).sum()
-        product: Tensor = torch.linalg.norm(B[:, term.first :]) * torch.linalg.norm(A[term.first :])
-        return product
-
-    return term.weight * torch.stack([of_module(m) for m in slot.A]).sum()
-
-
-def _grad(leaf: Tensor) -> Tensor:
-    """Its gradient; zero where the loss does not reach it."""
-    if leaf.grad is None:
-        leaf.grad = torch.zeros_like(leaf)
-    return leaf.grad
-
-
-def _each_role(slot: Factors, f: Callable[[str, str, Tensor], Tensor]) -> Factors:
-    """The slot with every tensor x of role and module replaced by f(role, module, x)."""
-    for role in ROLES:
-        slot = slot.with_role(role, {m: f(role, m, x) for m, x in slot.role(role).items()})
-    return slot
-
-
-def _with_trained(slots: Slots, done: Mapping[Key, Tensor]) -> dict[str, Factors]:
-    """The slots with what trained in place, on the device and in the dtype it came in."""
-    return {s: _each_role(f, partial(_trained_or_as_it_was, done, s)) for s, f in slots.items()}
-
-
-def _with_trained_router(gate: Gate | None, done: Mapping[Key, Tensor]) -> Gate | None:
-    if not isinstance(gate, Router):
-        return gate
-    return replace(gate, G={m: _trained_or_as_it_was(done, GATE, "G", m, G) for m, G in gate.G.items()})
-
-
-def _trained_or_as_it_was(done: Mapping[Key, Tensor], slot: str, role: str, m: str, x: Tensor) -> Tensor:
-    key = Key(slot, role, m)
-    return done[key].to(x) if key in done else x
-
-
-def _by_role(flat: Mapping[Key, Tensor]) -> dict[Role, dict[str, Tensor]]:
-    out: dict[Role, dict[str, Tensor]] = {}
-    for key, g in flat.items():
-        out.setdefault((key.slot, key.role), {})[key.name] = g.cpu()
-    return out
