@@ -1,13 +1,14 @@
 """The command line. Everything heavy is imported inside the commands, so that `fedlora --help` is quick."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from fedlora.errors import BadInput
+from fedlora.errors import BadInput, unknown
 
 app = typer.Typer(
     name="fedlora",
@@ -43,6 +44,9 @@ def run(
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run folder; made, never overwritten.")] = None,
     set_: Setting = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Leave trace.json.gz of one round, for chrome://tracing or ui.perfetto.dev.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the last line only.")] = False,
 ) -> None:
     """Fine-tune a model over clients that share only small updates.
@@ -64,7 +68,7 @@ def run(
         "train.epochs": epochs,
         "seed": seed,
     }
-    layers = [read_recipe(recipe)] if recipe else []
+    layers = [_one_run(recipe, read_recipe(recipe))] if recipe else []
     if resume:
         if out is None:
             raise BadInput("--resume needs --out, the folder of the run to go on with")
@@ -80,7 +84,71 @@ def run(
     layers += [setting(each) for each in set_ or []]
     config = resolve(*layers)
     folder = out if out is not None else _free_folder(recipe or config.method.name, config)
-    _execute(config, folder, resume, quiet)
+    _execute(config, folder, resume, profile, quiet)
+
+
+@app.command()
+def compare(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A TOML file, or a packaged recipe: see --list.")] = None,
+    scale: Annotated[
+        str | None, typer.Option("--scale", metavar="small|paper", help="How large; small where the recipe has it.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The folder; compare/RECIPE-SCALE, and continued where it is there.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", metavar="J", min=1, help="Runs at a time, each in its own process.")] = 1,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key, as in train.rounds=3; a list is a grid.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="The packaged recipes, and how long they take.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the last line only.")] = False,
+) -> None:
+    """Run a grid of methods and settings, and set them side by side: a table, the pictures, and ours beside published numbers.
+
+    A run that is complete is never run again, so the same command goes on where it was stopped.
+
+    Examples: `fedlora compare --list` and
+
+    `fedlora compare table1 --scale small`
+    """
+    from fedlora.compare.recipe import Scale
+    from fedlora.compare.study import compare as start
+    from fedlora.compare.study import listing
+    from fedlora.config import setting
+
+    if list_:
+        print(listing())
+        return
+    if recipe is None:
+        raise BadInput("no recipe: name a TOML file or a packaged recipe; `fedlora compare --list` shows these")
+    scales = {each.value: each for each in Scale}
+    if scale is not None and scale not in scales:
+        raise unknown("--scale", scale, scales)
+    again = f"; go on with: {shlex.join(['fedlora', *sys.argv[1:]])}"
+    try:
+        failed = start(recipe, scales.get(scale or ""), out, jobs, [setting(each) for each in set_ or []], quiet)
+    except KeyboardInterrupt:
+        _fail(f"stopped; what is complete is kept{again}", 130)
+    except OSError as error:
+        _fail(f"{error.filename or recipe}: {error.strerror or error}{again}", 1)
+    if failed:
+        raise SystemExit(1)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of `fedlora compare`.")],
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="The page; report.html in RUN, or here for several.")
+    ] = None,
+) -> None:
+    """Write one self-contained HTML page about runs, and its pictures beside it.
+
+    Example: `fedlora report runs/first runs/second --html both.html`
+    """
+    from fedlora.compare.study import write_report
+
+    print(f"report: {write_report(runs, html)}")
 
 
 @app.command()
@@ -203,13 +271,16 @@ def predict(
         print(f"{name}\t{probability:.3f}\t{text}")
 
 
-def _execute(config: Any, folder: Path, resume: bool, quiet: bool) -> None:
+def _execute(config: Any, folder: Path, resume: bool, profile: bool, quiet: bool) -> None:
+    from fedlora.compare.study import write_report
     from fedlora.engine.run import execute
     from fedlora.report.progress import Progress
 
     with Progress(quiet) as progress:
         try:
-            summary = execute(config, folder, resume, progress)
+            summary = execute(config, folder, resume, progress, profile)
+            progress.stage("drawing the report")
+            write_report([folder], None)
         except KeyboardInterrupt:
             progress.close()
             again = f"; go on with: fedlora run --resume --out {folder}" if folder.exists() else ""
@@ -224,6 +295,14 @@ def _execute(config: Any, folder: Path, resume: bool, quiet: bool) -> None:
         f"up {totals['upload_bytes'] / 1e6:.1f} MB  down {totals['download_bytes'] / 1e6:.1f} MB  "
         f"result in {folder / summary['result']}"
     )
+
+
+def _one_run(name: str, tables: dict[str, Any]) -> dict[str, Any]:
+    from fedlora.compare.recipe import is_comparison
+
+    if is_comparison(tables):
+        raise BadInput(f"{name} is a recipe for several runs; start it with: fedlora compare {name}")
+    return tables
 
 
 def _is_toml(key: str, value: Any) -> bool:

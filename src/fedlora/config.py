@@ -199,13 +199,18 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
     Raises:
         BadInput: names the key, its value, and what is possible.
     """
+    try:
+        return Config.model_validate(merge(*layers))
+    except ValidationError as error:
+        raise _explain(error) from error
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables laid over each other, the later ones winning; the fields of one method do not carry over to another."""
     merged: dict[str, Any] = {}
     for layer in layers:
         _merge(merged, layer)
-    try:
-        return Config.model_validate(merged)
-    except ValidationError as error:
-        raise _explain(error) from error
+    return merged
 
 
 def read_recipe(path: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Every command of the documentation is run.
 
 Commands stand in blocks marked `console`, after "$ ". They run in order, in one folder per document, on little data: each
-`fedlora run` is cut to two rounds over 100 examples. The files that a document speaks of as the reader's own are made here.
+`fedlora run` and `fedlora compare` is cut to few rounds over 100 examples or less. The files that a document speaks of as the
+reader's own are made here; a block marked `toml` that begins with a file's name in a comment is that file.
 """
 
 import re
@@ -15,7 +16,10 @@ import tiny
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-SMALL = ["--rounds", "2", "--set", "data.limit=100", "--set", "data.max_length=16"]
+SMALL = {
+    "run": ["--rounds", "2", "--set", "data.limit=100", "--set", "data.max_length=16"],
+    "compare": ["--set", "train.rounds=1", "--set", "data.limit=40", "--set", "data.max_length=16"],
+}
 
 
 def commands(document: Path) -> list[str]:
@@ -31,6 +35,8 @@ def make_targets() -> set[str]:
 def test_commands_run(document: Path, tmp_path: Path) -> None:
     tiny.save_data(tmp_path)
     (tmp_path / "tickets.csv").write_text((tmp_path / "train.csv").read_text().replace("text,label", "message,team", 1))
+    for name, text in re.findall(r"```toml\n# (\S+\.toml)\n(.*?)```", document.read_text(), re.DOTALL):
+        (tmp_path / name).write_text(text)
     for command in commands(document):
         words = shlex.split(command)
         if words[0] == "make":
@@ -39,8 +45,7 @@ def test_commands_run(document: Path, tmp_path: Path) -> None:
         if words[0] in {"git", "cd", "pip"}:
             continue
         assert words[0] == "fedlora", f"{document.name}: what is {command!r}?"
-        if words[1] == "run":
-            words += SMALL
+        words += SMALL.get(words[1], [])
         done = subprocess.run(
             [sys.executable, "-c", "from fedlora.cli import main; main()", *words[1:]], cwd=tmp_path, capture_output=True, text=True
         )

@@ -1,0 +1,134 @@
+"""`fedlora compare` and `fedlora report` as a user meets them."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from fedlora import cli
+from fedlora.compare import study
+
+Call = Callable[..., tuple[int, str, str]]
+Save = Callable[..., str]
+
+
+@pytest.fixture
+def fedlora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """Call the console script; returns (exit status, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedlora", *map(str, args)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+def test_from_a_recipe_to_a_report(fedlora: Call, save: Save, tmp_path: Path):
+    recipe = save(about="Tiny.", minutes=1, published="tiny.csv")
+    (tmp_path / "tiny.csv").write_text("method.name,accuracy,spread,upload_params\nlora-a2,90.5,1.5,1e9\n")
+    status, out, err = fedlora("compare", recipe)
+    assert status == 0, err
+    assert out.splitlines()[0] == "tiny: 2 runs; about 1 minute in all on 2 cores"
+    assert out.splitlines()[1].startswith("1/2  lora-a2: done, accuracy ")
+    folder = tmp_path / "compare" / "tiny"
+    assert {"recipe.toml", "recipe.csv", "cells", "results.parquet", "results.md", "report.html", "figures"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert pq.read_table(folder / "results.parquet")["published_accuracy"].to_pylist() == [0.905, None]
+    HTMLParser().feed((folder / "report.html").read_text())
+    # Again: nothing to run. From the folder's own recipe: the same comparison.
+    before = (folder / "results.parquet").read_bytes()
+    status, out, _ = fedlora("compare", folder / "recipe.toml")
+    assert status == 0 and out.splitlines()[0].startswith("tiny: 2 runs, 2 of them done already")
+    assert (folder / "results.parquet").read_bytes() == before
+    # The report alone, of the comparison and of runs.
+    (folder / "report.html").unlink()
+    assert fedlora("report", folder)[0] == 0 and (folder / "report.html").exists()
+    status, out, err = fedlora("report", *sorted((folder / "cells").iterdir()), "--html", "both.html")
+    assert status == 0 and out == "report: both.html\n" and Path("both.html").exists(), err
+    # Another recipe must not mix with this one.
+    (tmp_path / "other.toml").write_text(Path(recipe).read_text())
+    status, _, err = fedlora("compare", "other.toml", "--out", folder)
+    assert status == 2 and err == f"error: {folder} holds the comparison tiny, not other; use another --out\n"
+
+
+def test_a_failed_cell_is_status_1(fedlora: Call, save: Save, bert_folder: Path, tmp_path: Path):
+    shutil.copytree(bert_folder, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"no weights")
+    broken = {"name": "fedit", "with": {"model": {"source": str(tmp_path / "model")}}}
+    status, out, _ = fedlora("compare", save(method=[broken]), "--out", "out")
+    assert status == 1 and "0 of 1 runs done, 1 failed; no report" in out
+    status, _, err = fedlora("report", "out")
+    assert status == 2 and "no run is complete yet" in err
+
+
+@pytest.mark.parametrize(
+    "changes, args, said",
+    [
+        ({"trian": {"lr": 1}}, [], "unknown config key 'trian'"),
+        ({"seed": []}, [], "seed = [] is an empty list, so the grid has no cells"),
+        ({"clients": {"count": 3, "rank": "tiers"}}, [], "fedit: FedIT (FL+LoRA) needs one rank for all clients"),
+        ({}, ["--set", "train.lr=[]"], "train.lr = [] is an empty list"),
+        ({}, ["--set", "train.epoch=1"], "did you mean train.epochs"),
+        ({}, ["--scale", "paper"], "has no table [paper]; it has no scales"),
+        ({}, ["--scale", "tiny"], "unknown --scale 'tiny'; possible: paper, small"),
+        ({"splits": {}}, [], "a recipe with [splits] runs nothing"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_starts(
+    fedlora: Call, save: Save, tmp_path: Path, changes: dict, args: list[str], said: str
+):
+    recipe = save(**changes)
+    before = sorted(tmp_path.rglob("*"))
+    status, out, err = fedlora("compare", recipe, *args)
+    assert status == 2 and out == "" and err.count("\n") == 1 and said in err, err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_is_no_recipe_or_no_comparison(fedlora: Call, save: Save, tmp_path: Path):
+    status, _, err = fedlora("compare")
+    assert status == 2 and "no recipe" in err
+    status, _, err = fedlora("compare", "tabel4")
+    assert status == 2 and "did you mean table4" in err
+    status, _, err = fedlora("run", save())
+    assert status == 2 and "several runs; start it with: fedlora compare" in err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    status, _, err = fedlora("compare", save(), "--out", "mine")
+    assert status == 2 and "mine is not empty and holds no comparison" in err
+    status, _, err = fedlora("report", "mine")
+    assert status == 2 and "mine" in err
+
+
+def test_stopped_by_hand_says_how_to_go_on(fedlora: Call, save: Save, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "play", interrupt)
+    recipe = save()
+    status, _, err = fedlora("compare", recipe, "--jobs", 3, "--out", "my out")
+    assert status == 130
+    assert err == f"stopped; what is complete is kept; go on with: fedlora compare {recipe} --jobs 3 --out 'my out'\n"
+
+
+def test_the_list_names_every_packaged_comparison(fedlora: Call):
+    from fedlora.compare.recipe import packaged
+
+    status, out, _ = fedlora("compare", "--list")
+    assert status == 0 and "demo" not in out
+    for name in packaged():
+        assert f"\n{name}  " in f"\n{out}"
+    assert "--scale small: " in out and " in all on 2 cores" in out
