@@ -20,10 +20,11 @@ ALLOWED = {
     "data": {"config", *LEAVES},
     "models": {"types", "algebra", "config", *LEAVES},
     "training": {"types", "algebra", "config", "models", *LEAVES},
-    "report": {"data", "config", *LEAVES},
+    "report": {"methods", "data", "config", *LEAVES},
     "recipes": set(),
     "engine": {"types", "history", "algebra", "methods", "transforms", "data", "models", "training", "report", "config", *LEAVES},
-    "cli": {"engine", "methods", "data", "report", "config", *LEAVES},
+    "compare": {"engine", "models", "data", "training", "report", "types", "settings", "config", *LEAVES},
+    "cli": {"compare", "engine", "methods", "data", "report", "config", *LEAVES},
 }
 
 

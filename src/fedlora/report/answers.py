@@ -1,0 +1,84 @@
+"""The answer that the first screen gives: for each place, who is most accurate and who gets near to that with fewest bytes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedlora.report.cells import Cell, Spread, by_place
+
+NEAR = 0.95  # the share of the best accuracy that counts as getting near to it
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer in one place.
+
+    Attributes:
+        cells: those that were scored, the most accurate first.
+        target: NEAR of the best accuracy, rounded down to whole percent points.
+        reached: contenders that reach the target in their mean over seeds, fewest uploaded bytes first, with those bytes.
+    """
+
+    where: str
+    cells: tuple[Cell, ...]
+    target: int
+    reached: tuple[tuple[Cell, float], ...]
+
+    @property
+    def best(self) -> Cell:
+        return self.cells[0]
+
+    @property
+    def accuracy(self) -> Spread:
+        return scored(self.best)
+
+    @property
+    def noise(self) -> float:
+        """Half the 95 % interval, in percent points, that the size of the test set alone gives to one run's accuracy."""
+        p, n = self.accuracy.mean / 100, sum(int(client.get("num_test") or 0) for client in self.best.runs[0].clients)
+        return 100 * 1.96 * math.sqrt(p * (1 - p) / n) if n else 0.0
+
+
+def answers(cells: Sequence[Cell]) -> list[Answer]:
+    """One for each place in which anything was scored."""
+    out = []
+    for where, here in by_place(cells).items():
+        ranked = sorted((cell for cell in here if cell.final()), key=lambda cell: -scored(cell).mean)
+        if ranked:
+            target = math.floor(NEAR * scored(ranked[0]).mean)
+            costs = ((cell, bytes_to(cell, target)) for cell in ranked)
+            reached = sorted(((cell, cost) for cell, cost in costs if cost is not None), key=lambda pair: pair[1])
+            out.append(Answer(where, tuple(ranked), target, tuple(reached)))
+    return out
+
+
+def bytes_to(cell: Cell, target: float) -> float | None:
+    """What all clients have uploaded when the mean accuracy over seeds first reaches `target` percent; None if it never does."""
+    curve = cell.curve()
+    there = (curve.mean >= target).nonzero()[0]
+    return float(curve.megabytes[there[0]] * 1e6) if len(there) else None
+
+
+def scored(cell: Cell) -> Spread:
+    """The final accuracy of a cell that is known to have one."""
+    found = cell.final()
+    assert found is not None
+    return found
+
+
+def size(count: float) -> str:
+    """Bytes with a unit, three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+def params(count: float) -> str:
+    """A number of parameters, three digits."""
+    for unit in ("", " k", " M", " G"):
+        if count < 999.5:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:,.3g} T"

@@ -1,0 +1,242 @@
+"""The cells of a study: runs that differ in nothing but the seed, each a contender in a place.
+
+A *place* is what the contenders meet on equal terms: the data, how they are dealt, the clients, the model. A *contender* is what
+a person chooses: a method with its settings and its rank. Pictures have a panel for each place and a line for each contender.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora.report.looks import FIXED, Look, variants
+from fedlora.report.runs import Run, Study, as_text, cumulative, settings
+
+PLACES = ("data.", "model.source", "model.head", "clients.count", "clients.sample", "clients.tasks")
+METHOD, RANK, ALPHA = "method.name", "clients.rank", "data.alpha"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A quantity over seeds."""
+
+    mean: float
+    low: float
+    high: float
+    std: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.std:.1f}" if self.count > 1 else f"{self.mean:.1f}"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Test accuracy in percent by round, over seeds; `megabytes` were uploaded by all clients up to that round (mean)."""
+
+    rounds: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    megabytes: NDArray[np.float64]
+    params: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Runs that differ in the seed only.
+
+    Attributes:
+        place: the varied keys of the place, with their values.
+        rank: None where all runs have one plan of ranks.
+        setting: the other varied keys of the contender, without those that follow from the method.
+        title: of the method, short.
+    """
+
+    place: tuple[tuple[str, Any], ...]
+    method: str
+    rank: str | None
+    setting: tuple[tuple[str, Any], ...]
+    title: str
+    look: Look
+    runs: tuple[Run, ...]
+
+    @property
+    def line(self) -> str:
+        """The contender without its rank."""
+        return " ".join([self.title, *(word(key, value) for key, value in self.setting)])
+
+    @property
+    def name(self) -> str:
+        return self.line if self.rank is None else f"{self.line} rank {self.rank}"
+
+    @property
+    def where(self) -> str:
+        """The place in words; of a study of one place, what its data are."""
+        return " ".join(word(key, value) for key, value in self.place) or place_of(self.runs[0])
+
+    @property
+    def panel(self) -> str:
+        return self.where if self.rank is None else f"{self.where}, rank {self.rank}"
+
+    @property
+    def last_round(self) -> int:
+        """The last round that was scored in any seed; 0 where none was."""
+        return max((run.scored[-1]["round"] for run in self.runs if run.scored), default=0)
+
+    @property
+    def unfinished(self) -> bool:
+        return any(run.rows[-1]["round"] < run.config.train.rounds for run in self.runs)
+
+    def curve(self) -> Curve:
+        """Over the rounds that every seed has scored, so that a mean is always over the same seeds; empty where there is none."""
+        scored = [{row["round"]: 100 * row["accuracy"] for row in run.scored} for run in self.runs]
+        rounds = sorted(set.intersection(*map(set, scored)))
+        values = np.array([[one[t] for t in rounds] for one in scored]).reshape(len(self.runs), len(rounds))
+        where = [np.isin([row["round"] for row in run.rows], rounds) for run in self.runs]
+        size, params = (
+            np.array([cumulative(run, key)[here] for run, here in zip(self.runs, where, strict=True)]).mean(0)
+            for key in ("upload_bytes", "upload_params")
+        )
+        return Curve(np.array(rounds, dtype=np.int64), values.mean(0), values.min(0), values.max(0), size / 1e6, params)
+
+    def final(self, key: str = "accuracy") -> Spread | None:
+        """A score of the last scored round in percent, over seeds; None where no round was scored."""
+        last = [100 * run.scored[-1][key] for run in self.runs if run.scored and run.scored[-1].get(key) is not None]
+        return spread(last)
+
+    def total(self, key: str = "upload_bytes") -> float:
+        """The sum of a row key over all rounds, a mean over seeds."""
+        return float(np.mean([cumulative(run, key)[-1] for run in self.runs]))
+
+
+def cells(study: Study) -> tuple[Cell, ...]:
+    """The cells of a study in reading order: places (least heterogeneous first), then methods, then ranks (largest first)."""
+    own = [settings(run.config) for run in study.runs]
+    follows = _follow_from_method(study, own)
+    groups: dict[tuple[str, ...], list[int]] = {}
+    keys = [key for key in study.varied if key != "seed"]
+    for i, table in enumerate(own):
+        groups.setdefault(tuple(as_text(table.get(key)) for key in keys), []).append(i)
+    found = []
+    for members in groups.values():
+        table = own[members[0]]
+        place = tuple((key, table[key]) for key in keys if key.startswith(PLACES) and key in table)
+        method = table[METHOD]
+        shown = [key for key in keys if not key.startswith(PLACES) and key not in {METHOD, RANK} | follows[method]]
+        setting = tuple((key, table[key]) for key in shown if key in table)
+        rank = as_text(table[RANK]) if RANK in keys and any(RANK not in own for own in follows.values()) else None
+        found.append((place, method, rank, setting, tuple(study.runs[i] for i in members)))
+    by_method: dict[str, list[Any]] = {}
+    for _, method, _, setting, _ in found:
+        known = by_method.setdefault(method, [])
+        if setting not in known:
+            known.append(setting)
+    looks = {method: variants(method, len(known), alone=len(by_method) == 1) for method, known in by_method.items()}
+    out = [
+        Cell(place, method, rank, setting, title(method), looks[method][by_method[method].index(setting)], runs)
+        for place, method, rank, setting, runs in found
+    ]
+    return tuple(sorted(out, key=_order))
+
+
+def by_place(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    return _by(cells, lambda cell: cell.where)
+
+
+def by_panel(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """Place and rank -> the cells that a panel of lines shows, so that a colour means one thing in it."""
+    return _by(cells, lambda cell: cell.panel)
+
+
+def hardest(cells: Sequence[Cell]) -> str:
+    """The place that a title speaks of: the smallest Dirichlet alpha where it varies, else the last one."""
+    last = cells[-1]
+    return min(cells, key=lambda cell: dict(cell.place).get(ALPHA, 0)).where if ALPHA in dict(last.place) else last.where
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Mean, range and sample standard deviation; None of nothing."""
+    if not len(values):
+        return None
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return Spread(float(np.mean(values)), float(min(values)), float(max(values)), std, len(values))
+
+
+def word(key: str, value: Any) -> str:
+    """A setting in as few words as it takes."""
+    match key:
+        case "data.source" | "model.source" | "data.partition":
+            return as_text(value)
+        case "data.alpha":
+            return f"Dir({as_text(value)})"
+        case "clients.count":
+            return f"{as_text(value)} clients"
+        case "model.target_modules":
+            return f"in {modules(value)}"
+    short = key.rpartition(".")[2]
+    if isinstance(value, bool):
+        return short if value else f"no {short}"
+    return value if isinstance(value, str) else f"{short} = {as_text(value)}"
+
+
+def modules(value: Any) -> str:
+    """model.target_modules in words: names as they are, a pattern without its marks."""
+    names = re.sub(r"^\.\*|\.\*$|\\d\+|\\", "", as_text(value)).strip(".")
+    return names or as_text(value)
+
+
+def place_of(run: Run) -> str:
+    """The data of one run in words."""
+    data = run.config.data
+    rule = f"Dir({data.alpha:g})" if data.partition.value == "dirichlet" else data.partition.value
+    return f"{data.title} {rule}"
+
+
+@cache
+def title(method: str, full: bool = False) -> str:
+    """What a method is called in pictures; its name where its code is not at hand."""
+    from fedlora import methods
+    from fedlora.errors import BadInput
+
+    try:
+        found = str(methods.find(method).FACTS.title)
+    except BadInput:
+        return method.rpartition(":")[2]
+    return found if full else found.partition(" (")[0]
+
+
+def _follow_from_method(study: Study, tables: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
+    """Method -> the varied keys that say nothing beyond its name: it has one value of each."""
+    values: dict[tuple[str, str], set[str]] = {}
+    for table in tables:
+        for key in study.varied:
+            values.setdefault((table[METHOD], key), set()).add(as_text(table.get(key)))
+    methods = {table[METHOD] for table in tables}
+    return {method: {key for key in study.varied if len(values[method, key]) == 1} for method in methods}
+
+
+def _order(cell: Cell) -> tuple[Any, ...]:
+    place = tuple((-value, "") if isinstance(value, float | int) and key == ALPHA else _number(value) for key, value in cell.place)
+    known = list(FIXED)
+    method = (known.index(cell.method), "") if cell.method in known else (len(known), cell.method)
+    rank = _number(cell.rank)
+    return place, method, tuple(_number(value) for _, value in cell.setting), (-rank[0], rank[1])
+
+
+def _number(value: Any) -> tuple[float, str]:
+    try:
+        return float(value), ""
+    except (TypeError, ValueError):
+        return 0.0, re.sub(r"\d+", lambda digits: digits[0].zfill(9), as_text(value))  # layer 10 after layer 9
+
+
+def _by(cells: Sequence[Cell], key: Any) -> dict[str, list[Cell]]:
+    out: dict[str, list[Cell]] = {}
+    for cell in cells:
+        out.setdefault(key(cell), []).append(cell)
+    return out

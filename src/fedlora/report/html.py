@@ -1,0 +1,125 @@
+"""The HTML report: one file that needs nothing else, with its pictures as files beside it."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedlora.config import to_toml
+from fedlora.report import summary
+from fedlora.report.cells import Cell, by_place, cells, place_of, title
+from fedlora.report.picture import Picture, Table, inline, label, save
+from fedlora.report.plots import ablation, accuracy, clients, clock, discordance, frontier, published, ranks, similarity
+from fedlora.report.runs import Study
+
+MOST_SPLITS = 4
+PAGE = 73.0  # rem between the margins of the page at its widest
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it."""
+
+    id: str
+    heading: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A finished picture of a run folder."""
+
+    caption: str
+    alt: str
+    data: str  # base64 PNG
+    table: Table
+
+
+def write(study: Study, html: Path, figures: Path) -> None:
+    """Write the report of a study, and each picture as PNG and SVG into `figures`. Replaces what stands there."""
+    found = cells(study)
+    curves = accuracy.pictures(found)
+    first = frontier.picture(found) or next(iter(curves), None)
+    sections = _sections(study, found, [picture for picture in curves if picture is not first])
+    for picture in (*([first] if first else []), *(p for section in sections for p in section.pictures)):
+        save(picture, figures)
+    template = _environment().get_template("report.html.j2")
+    page = template.render(
+        title=study.title or _title(study, found),
+        about=study.about,
+        size=study.scale,
+        lead=summary.lead(found),
+        answers=summary.answer_table(found),
+        notes=summary.notes(study, found),
+        held=summary.held(study),
+        first=first,
+        results=summary.results(found),
+        sections=sections,
+        photos=_photos(found),
+        settings=summary.settings_tables(study, found),
+        toml=to_toml(study.runs[0].config) if len(study.runs) == 1 else "",
+        failed=study.failed,
+        made=summary.made(study),
+        scale=_scale,
+        inline=inline,
+        label=label,
+    )
+    html.parent.mkdir(parents=True, exist_ok=True)
+    fresh = html.with_name(f".{html.name}.part")
+    fresh.write_text(page, encoding="utf-8")
+    fresh.replace(html)
+
+
+def _sections(study: Study, found: Sequence[Cell], curves: Sequence[Picture]) -> list[Section]:
+    """Those that have something to show."""
+    all = {
+        ("accuracy", "Accuracy by round and by upload" if len(curves) > 1 else "Accuracy by upload"): curves,
+        ("variation", "What was varied"): [ablation.heterogeneity(found), ablation.places(found)],
+        ("published", "Ours beside the published numbers"): [published.picture(found, study.published)],
+        ("clients", "Fairness over clients"): [clients.picture(found)],
+        ("discordance", "What averaging the factors apart loses"): [discordance.picture(found)],
+        ("ranks", "Ranks chosen by module"): ranks.pictures(found),
+        ("similarity", "Similarity of clients"): similarity.pictures(found),
+        ("time", "Where the time went"): [clock.picture(found)],
+    }
+    shown = {key: tuple(picture for picture in pictures if picture) for key, pictures in all.items()}
+    return [Section(id, heading, pictures) for (id, heading), pictures in shown.items() if pictures]
+
+
+def _photos(found: Sequence[Cell]) -> list[Photo]:
+    """The split of the first seed of each place, as the run folders have it drawn."""
+    out: list[Photo] = []
+    for where, here in by_place(found).items():
+        run = here[0].runs[0]
+        file = run.folder / "split.png"
+        if not file.exists() or len(out) == MOST_SPLITS:
+            continue
+        sizes = [int(client["num_examples"]) for client in run.clients]
+        caption = f"{where}: {len(sizes)} clients hold {min(sizes):,} to {max(sizes):,} training examples"
+        header = ("client", "training examples", "test examples", "rank")
+        rows = tuple((str(c["name"]), f"{c['num_examples']:,}", f"{c['num_test']:,}", str(c["rank"])) for c in run.clients)
+        alt = f"{caption}. Heat map of training examples by client (down) and class (across), with each client's size."
+        out.append(Photo(caption, alt, base64.b64encode(file.read_bytes()).decode(), Table(f"Clients, {where}", header, rows)))
+    return out
+
+
+def _scale(picture: Picture) -> float:
+    """Rem of the page for an inch of a panel: as many columns as the picture asks for fill the page, none magnified much."""
+    columns = min(picture.columns, len(picture.panels))
+    return min(6.6, (PAGE - 1.5 * (columns - 1)) / columns / max(panel.size[0] for panel in picture.panels))
+
+
+def _title(study: Study, found: Sequence[Cell]) -> str:
+    data = " and ".join(dict.fromkeys(run.config.data.title for run in study.runs))
+    methods = list(dict.fromkeys(title(cell.method) for cell in found))
+    if len(study.runs) == 1:
+        return f"{methods[0]} on {place_of(study.runs[0])}"
+    return f"{' and '.join(methods) if len(methods) < 3 else f'{len(methods)} methods'} on {data}"
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("fedlora.report", ".")
+    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)

@@ -1,0 +1,76 @@
+"""Where the time went."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fedlora.report.cells import Cell
+from fedlora.report.looks import INK
+from fedlora.report.picture import Panel, Picture, Table
+from fedlora.report.plots.lines import cut
+
+PARTS = {"train": "#1f4e79", "evaluate": "#5b8fbe", "aggregate": "#9dc3e6", "wire": "#d9822b", "other": "#d5d9de"}
+MOST_BARS = 12
+
+
+def picture(cells: Sequence[Cell]) -> Picture | None:
+    """Seconds of each contender's mean round by what they went to; None where no row says."""
+    seconds = {id(cell): parts(cell) for cell in cells}
+    shown = [cell for cell in cells if sum(seconds[id(cell)].values()) > 0]
+    if not shown:
+        return None
+    names = [part for part in PARTS if any(seconds[id(cell)].get(part) for cell in shown)]
+    total = {part: sum(seconds[id(cell)].get(part, 0.0) for cell in shown) for part in names}
+    first = max(total, key=lambda part: total[part])
+    share = total[first] / sum(total.values())
+    drawn = sorted(shown, key=lambda cell: -sum(seconds[id(cell)].values()))[:MOST_BARS]
+    rows = tuple(
+        (cell.where, cell.name, *(f"{own.get(part, 0):.3g}" for part in names), f"{sum(own.values()):.3g}")
+        for cell in shown
+        for own in [seconds[id(cell)]]
+    )
+    more = f" The {len(drawn)} slowest of {len(shown)}." if len(drawn) < len(shown) else ""
+    draw = partial(_paint, [(_label(cell, shown), seconds[id(cell)]) for cell in drawn], names)
+    return Picture(
+        "time",
+        f"{100 * share:.0f} % of the time goes to {first}",
+        f"Wall seconds of a mean round by what they went to.{more}",
+        (Panel("", draw, (4.4, 0.9 + 0.24 * len(drawn))),),
+        (Table("Seconds of a mean round", ("data", "method", *names, "in all"), rows, heads=2),),
+        columns=1,
+    )
+
+
+def parts(cell: Cell) -> dict[str, float]:
+    """Part -> wall seconds of a mean round. What a row does not name is the rest of its wall_s."""
+    rows = [row for run in cell.runs for row in run.rows]
+    out = {part: float(np.mean([row.get(f"{part}_s") or 0.0 for row in rows])) for part in PARTS}
+    if not any(row.get("other_s") for row in rows):
+        wall = float(np.mean([row.get("wall_s") or 0.0 for row in rows]))
+        out["other"] = max(0.0, wall - sum(out.values()))
+    return out
+
+
+def _label(cell: Cell, cells: Sequence[Cell]) -> str:
+    return f"{cell.name}, {cell.where}" if len({other.where for other in cells}) > 1 else cell.name
+
+
+def _paint(bars: Sequence[tuple[str, dict[str, float]]], names: Sequence[str], axes: Any) -> None:
+    rows = np.arange(len(bars))
+    left = np.zeros(len(bars))
+    for part in names:
+        values = np.array([seconds.get(part, 0.0) for _, seconds in bars])
+        axes.barh(rows, values, left=left, height=0.7, color=PARTS[part], label=part)
+        left += values
+    for i, total in enumerate(left):
+        axes.annotate(f"{total:.3g} s", (total, i), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
+    axes.set_yticks(rows, [cut(name) for name, _ in bars])
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlim(0, 1.12 * float(left.max()))
+    axes.set_xlabel("seconds a round")
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), frameon=False, fontsize=8, handlelength=1, columnspacing=1.2
+    )

@@ -1,0 +1,101 @@
+"""The frontier: final accuracy against all that was uploaded for it."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from fedlora.report.answers import params, scored
+from fedlora.report.cells import Cell, by_place, hardest
+from fedlora.report.looks import QUIET
+from fedlora.report.picture import Panel, Picture, Table
+from fedlora.report.plots.labels import Label, annotate
+from fedlora.report.plots.lines import cut, percent_limits, upload_axis
+
+Point = tuple[Cell, float, float]  # megabytes, percent
+
+
+def picture(cells: Sequence[Cell]) -> Picture | None:
+    """A panel for each place, a point for each contender; the ranks of one method are joined. None of a single contender."""
+    shown = [cell for cell in cells if cell.final()]
+    panels = by_place(shown)
+    if not shown or max(map(len, panels.values())) < 2:
+        return None
+    points = {where: [(c, c.total() / 1e6, scored(c).mean) for c in here] for where, here in panels.items()}
+    limits = percent_limits([y for here in points.values() for _, _, y in here])
+    where = hardest(shown)
+    best = frontier(points[where])
+    names = list(dict.fromkeys(cell.name for cell, _, _ in best))
+    at = f" at {where}" if len(panels) > 1 else ""
+    finding = f"On the frontier{at}: {' and '.join(names) if len(names) < 3 else ', '.join(names[:4])}"
+    finding += f" and {len(names) - 4} more" if len(names) > 4 else ""
+    about = "Final test accuracy in percent against megabytes uploaded by all clients in the whole run (log axis)."
+    about += " Up and left is better; the stepped line is the frontier: for less upload, nothing is more accurate."
+    if any(cell.rank for cell in shown):
+        about += " Points of one method at several ranks are joined; r is the rank."
+    rows = tuple(
+        (w, cell.name, f"{x:.3f}", params(cell.total("upload_params")), str(scored(cell)), "yes" if on else "")
+        for w, here in points.items()
+        for cell, x, _ in here
+        for on in [any(cell is other for other, _, _ in frontier(here))]
+    )
+    header = ("data", "method", "uploaded, MB", "uploaded parameters", "accuracy, %", "on the frontier")
+    return Picture(
+        "frontier",
+        finding,
+        about,
+        tuple(Panel(w if len(panels) > 1 else "", partial(_paint, here, limits), (4.4, 3.4)) for w, here in points.items()),
+        (Table("Final accuracy and total upload", header, rows, heads=2),),
+        columns=2 if len(panels) in (2, 4) else 3,
+    )
+
+
+def frontier(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats: by upload, each more accurate than all that upload less."""
+    out: list[Point] = []
+    for point in sorted(points, key=lambda p: (p[1], -p[2])):
+        if not out or point[2] > out[-1][2]:
+            out.append(point)
+    return out
+
+
+def _paint(points: Sequence[Point], limits: tuple[float, float], axes: Any) -> None:
+    upload_axis(axes, [x for _, x, _ in points], left=1.6, right=1.6)
+    axes.set_ylim(*limits)
+    axes.set_ylabel("final test accuracy, %")
+    axes.grid(axis="y")
+    best = frontier(points)
+    right = axes.get_xlim()[1]
+    axes.step(
+        [*(x for _, x, _ in best), right],
+        [*(y for _, _, y in best), best[-1][2]],
+        where="post",
+        color=QUIET,
+        linewidth=4,
+        alpha=0.25,
+    )
+    lines: dict[str, list[Point]] = {}
+    for point in points:
+        lines.setdefault(point[0].line, []).append(point)
+    labels = []
+    for name, here in lines.items():
+        here = sorted(here, key=lambda p: p[1])
+        look = here[0][0].look
+        axes.plot(
+            [x for _, x, _ in here],
+            [y for _, _, y in here],
+            color=look.colour,
+            linestyle=look.line,
+            linewidth=1.1,
+            marker=look.marker,
+            markersize=6.5,
+            markerfacecolor=look.face,
+            label=name,
+        )
+        top = max(here, key=lambda p: p[2])
+        for point in here:
+            cell, x, y = point
+            parts = ([cut(name)] if point is top else []) + ([f"r{cell.rank}"] if cell.rank is not None and len(here) > 1 else [])
+            if parts:
+                labels.append(Label(x, y, " ".join(parts), look.text))
+    strokes = [[(x, y) for _, x, y in sorted(here, key=lambda p: p[1])] for here in lines.values()]
+    annotate(axes, labels, [(x, y) for _, x, y in points], strokes)

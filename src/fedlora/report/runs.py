@@ -1,0 +1,184 @@
+"""Run folders as a report reads them, and the study that several of them make."""
+
+import csv
+import io
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora.config import Config, as_tables, resolve
+from fedlora.errors import BadInput
+
+Row = dict[str, Any]
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, finished or not, read from disk.
+
+    Attributes:
+        rows: of metrics.jsonl, one a round.
+        summary: None while the run is not finished.
+        clients: of federation.json: id, name, rank, num_examples, num_test.
+        modules: names of the adapted modules, in the order of the arrays' module axis; empty where the folder does not say.
+    """
+
+    folder: Path
+    config: Config
+    rows: tuple[Row, ...]
+    summary: Mapping[str, Any] | None
+    clients: tuple[Mapping[str, Any], ...]
+    modules: tuple[str, ...] = ()
+
+    @property
+    def scored(self) -> tuple[Row, ...]:
+        """The rows of the rounds in which the test set was scored."""
+        return tuple(row for row in self.rows if row.get("accuracy") is not None)
+
+    @property
+    def rounds_with_arrays(self) -> tuple[int, ...]:
+        found = (self.folder / "arrays").glob("round-*.safetensors")
+        played = {row["round"] for row in self.rows}
+        return tuple(sorted({int(file.stem.removeprefix("round-")) for file in found} & played))
+
+    def arrays(self, round: int) -> Arrays:
+        """The arrays that the method left in a round; none where it left none."""
+        from safetensors.numpy import load_file
+
+        file = self.folder / "arrays" / f"round-{round:05d}.safetensors"
+        return dict(load_file(file)) if file.exists() else {}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a report shows: several runs, what differs between them and what does not.
+
+    Attributes:
+        varied: dotted keys that differ, in the order of the configuration, the seed last.
+        fixed: dotted keys that do not, with their value.
+        published: rows of dotted keys, with `accuracy` and `spread` in percent points and `upload_params`.
+        failed: what has no run, each with its reason.
+        scale: the recipe's scale, where there is one.
+    """
+
+    title: str
+    about: str
+    runs: tuple[Run, ...]
+    varied: tuple[str, ...]
+    fixed: Mapping[str, Any]
+    published: tuple[Mapping[str, Any], ...] = ()
+    failed: tuple[tuple[str, str], ...] = ()
+    scale: str = ""
+
+
+def read(folder: Path) -> Run:
+    """The run in a folder. BadInput when there is none, or it is damaged."""
+    try:
+        config = resolve(tomllib.loads((folder / "config.toml").read_text()))
+        federation = json.loads((folder / "federation.json").read_text())
+        file = folder / "summary.json"
+        summary = json.loads(file.read_text()) if file.exists() else None
+        clients = tuple(federation["clients"])
+    except OSError as error:
+        raise BadInput(f"{folder} is no run folder: {error.filename}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{folder}: a damaged run folder: {error}") from error
+    return Run(folder, config, _rows(folder / "metrics.jsonl"), summary, clients, tuple(federation.get("modules", ())))
+
+
+def study(
+    runs: Sequence[Run],
+    title: str = "",
+    about: str = "",
+    published: Sequence[Mapping[str, Any]] = (),
+    failed: Sequence[tuple[str, str]] = (),
+    scale: str = "",
+) -> Study:
+    """The study of some runs; what varies is read from their configurations. BadInput when no run has a round to show."""
+    shown = tuple(run for run in runs if run.rows)
+    if not shown:
+        raise BadInput("nothing to report: no run has finished a round yet")
+    tables = [settings(run.config) for run in shown]
+    keys = list(dict.fromkeys(key for table in tables for key in table))
+    differ = [key for key in keys if len({as_text(table.get(key)) for table in tables}) > 1]
+    varied = tuple(sorted(differ, key=lambda key: key == "seed"))
+    fixed = {key: tables[0][key] for key in keys if key not in varied}
+    return Study(title, about, shown, varied, fixed, tuple(published), tuple(failed), scale)
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """The configuration as dotted keys and plain values."""
+    out: dict[str, Any] = {}
+
+    def walk(table: Mapping[str, Any], prefix: str) -> None:
+        for key, value in table.items():
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}{key}.")
+            else:
+                out[prefix + key] = value
+
+    walk(as_tables(config), "")
+    return out
+
+
+def as_text(value: Any) -> str:
+    """A value as it is compared and shown: numbers without needless digits, lists with commas."""
+    match value:
+        case None:
+            return "not set"
+        case bool():
+            return "yes" if value else "no"
+        case float() | int():
+            return f"{value:g}"
+        case list() | tuple():
+            return ", ".join(map(as_text, value)) or "none"
+        case Mapping():
+            return ", ".join(f"{key} = {as_text(x)}" for key, x in value.items())
+    return str(value)
+
+
+def read_published(text: str) -> tuple[dict[str, Any], ...]:
+    """The rows of a table of published numbers (CSV: dotted keys, then accuracy, spread, upload_params)."""
+    return tuple({key: _plain(cell) for key, cell in row.items() if cell != ""} for row in csv.DictReader(io.StringIO(text)))
+
+
+def published_row(published: Sequence[Mapping[str, Any]], config: Config) -> Mapping[str, Any] | None:
+    """The published row whose dotted keys all have this configuration's values."""
+    own = settings(config)
+    for row in published:
+        keys = [key for key in row if "." in key]
+        if keys and all(as_text(_plain(row[key])) == as_text(own.get(key)) for key in keys):
+            return row
+    return None
+
+
+def _plain(cell: Any) -> Any:
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return cell
+
+
+def _rows(path: Path) -> tuple[Row, ...]:
+    """The whole rows so far; a last line that was cut off does not count."""
+    rows: list[Row] = []
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
+        if not line.endswith("\n"):
+            break
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return tuple(rows)
+
+
+def cumulative(run: Run, key: str) -> NDArray[np.float64]:
+    """The running total of a row key over all rounds, shape (rounds,)."""
+    return np.cumsum([float(row.get(key) or 0) for row in run.rows])
