@@ -1,4 +1,4 @@
-.PHONY: setup demo test check slow
+.PHONY: setup demo test check slow bench
 
 setup:            ## build .venv, with the demo's model and data, when it is missing or out of date
 	@scripts/setup
@@ -15,3 +15,5 @@ check: setup      ## lint, types, import directions, documentation
 slow: setup       ## the tests that take minutes
 	@scripts/test -m slow
 
+bench: setup      ## how fast it is, against its peers; --quick and names with scripts/bench
+	@scripts/bench

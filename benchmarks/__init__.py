@@ -1,0 +1,1 @@
+"""How fast fedlora is, measured against its peers: see README.md beside this."""

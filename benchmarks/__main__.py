@@ -1,0 +1,36 @@
+"""python -m benchmarks [NAME]... [--quick]: run all benchmarks but `accuracy`, which takes hours, or those named."""
+
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+
+from fedlora.errors import unknown
+
+ALL = ("train-short", "train-long", "lora-a2-round", "server", "overhead", "gpu")
+NAMED_ONLY = ("accuracy",)
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help=", ".join((*ALL, *NAMED_ONLY)))] = None,
+    quick: Annotated[bool, typer.Option(help="A smoke run of tiny sizes; writes nothing.")] = False,
+) -> None:
+    """Run benchmarks, each in a process of its own, and write benchmarks/results/NAME.json."""
+    chosen = names or list(ALL)
+    for name in chosen:
+        if name not in (*ALL, *NAMED_ONLY):
+            raise typer.BadParameter(str(unknown("benchmark", name, (*ALL, *NAMED_ONLY))))
+    failed = [name for name in chosen if _run(name, quick)]
+    if failed:
+        typer.echo(f"failed: {', '.join(failed)}", err=True)
+        raise typer.Exit(1)
+
+
+def _run(name: str, quick: bool) -> int:
+    module = f"benchmarks.{name.replace('-', '_')}"
+    return subprocess.run([sys.executable, "-m", module, *(["--quick"] if quick else [])]).returncode
+
+
+if __name__ == "__main__":
+    typer.run(main)

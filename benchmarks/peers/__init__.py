@@ -1,0 +1,1 @@
+"""What others do, written for the comparison with their usual best practice."""

@@ -1,0 +1,90 @@
+"""A round of training, ours against the peers' on the same examples: what `train-short` and `train-long` measure."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import harness, ours
+from benchmarks.harness import Measured, Sample, Side
+from benchmarks.peers import flower_sim, peft_loop
+from benchmarks.peers.peft_loop import Loop
+from fedlora.engine.run import World
+
+OURS, FP32, BF16, FLOWER = "fedlora", "(a) PEFT fp32", "(b) PEFT bf16 autocast", "(c) Flower simulation"
+
+
+def peft(world: World, autocast: torch.dtype | None = None, rank: int | None = None) -> Loop:
+    """A PEFT loop over the model of a world of ours, on the CPU."""
+    config = world.config
+    own = config.clients.rank if rank is None else rank
+    assert isinstance(own, int)
+    model = peft_loop.load(config.model.source, len(world.roster.label_names), config.seed)
+    model = peft_loop.adapted(model, own, config.model.lora_alpha, list(world.setup.shapes))
+    return Loop(model, config.train, world.trainer.pad, config.seed, autocast=autocast)
+
+
+def peft_side(world: World, autocast: torch.dtype | None = None) -> Side:
+    """A round of the loop a repetition, from the adapter that ours starts with."""
+    loop = peft(world, autocast)
+    assert isinstance(world.config.clients.rank, int)
+    return peft_loop.side(loop, world.train, peft_loop.as_state(world.setup.fresh(world.config.clients.rank)))
+
+
+def flower_side(world: World, folder: Path) -> Side:
+    """A round of a simulation a repetition; Ray starts and stops outside the clock."""
+    job = flower_sim.describe(world, [world.train[c.id] for c in world.setup.clients], folder)
+
+    def run() -> Sample:
+        (row,) = flower_sim.play(job)
+        harness.console.print(
+            f"  [dim]{FLOWER}: {row.load_s:.1f} s to build models, {row.train_s:.1f} s to train, over all workers"
+        )
+        return Sample(row.exchange_s, row.examples, row.tokens)
+
+    return run
+
+
+def measure(world: World, repetitions: int, flower: bool = True) -> Measured:
+    """Everybody's rounds, one a repetition, taking turns."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as temp:
+        sides: dict[str, Side] = {OURS: ours.side(world), FP32: peft_side(world)}
+        peak = harness.peak()
+        if peak["bf16"] > peak["fp32"]:
+            sides[BF16] = peft_side(world, torch.bfloat16)
+        else:
+            harness.console.print(
+                f"{BF16} is not measured: this CPU has no bf16 arithmetic of its own ({peak['bf16'] / 1e9:.0f} GFLOP/s against "
+                f"{peak['fp32'] / 1e9:.0f} in fp32), so autocast would only slow PEFT down; fedlora computes in fp32 here, too"
+            )
+        if flower and flower_sim.installed():
+            sides[FLOWER] = flower_side(world, Path(temp))
+        elif flower:
+            harness.console.print("Flower is not installed here, so it is not measured: pip install -e '.[bench]'")
+        return harness.interleave(sides, repetitions)
+
+
+def run(name: str, title: str, tables: Mapping[str, Any], targets: Mapping[str, float], repetitions: int, quick: bool) -> None:
+    """Measure, show and keep one comparison."""
+    few = {"clients": {"count": 6}} if quick else {}
+    world = ours.world(tables, few, {"train": {"rounds": repetitions}})
+    measured = measure(world, repetitions)
+    rows = harness.speeds(measured, ours.weights(world), targets)
+    harness.finish(name, title, rows, facts(world, measured) | {"repetitions": repetitions}, quick)
+
+
+def facts(world: World, measured: Measured) -> dict[str, Any]:
+    """What was run, and on which peak the shares stand."""
+    sizes = [len(world.train[c.id]) for c in world.setup.clients]
+    lengths = [len(ids) for data in world.train.values() for ids in data.ids]
+    return {
+        "config": ours.configured_tables(world.config),
+        "examples": sum(sizes),
+        "examples of a client, least and most": [min(sizes), max(sizes)],
+        "tokens of a text, mean and most": [sum(lengths) / len(lengths), max(lengths)],
+        "frozen weights adapted": ours.weights(world),
+        "our precision": str(world.trainer.dtype).removeprefix("torch."),
+        "peak GFLOP/s": {name: round(x / 1e9) for name, x in measured.peak.items()},
+    }
