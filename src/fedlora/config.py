@@ -216,7 +216,7 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 def read_recipe(path: str) -> dict[str, Any]:
     """The tables of a recipe: a TOML file, or the name of a packaged recipe."""
     file = Path(path)
-    if not file.suffix and not file.exists():
+    if not file.suffix and not file.is_file():
         packaged = {f.name.removesuffix(".toml"): f for f in files("fedlora.recipes").iterdir() if f.name.endswith(".toml")}
         if path not in packaged:
             raise unknown("recipe", path, packaged)

@@ -10,8 +10,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any, BinaryIO, NamedTuple
+from weakref import finalize
 
 from fedlora.engine import wire
 from fedlora.types import Tensors
@@ -48,8 +50,9 @@ class Shelf:
 
     def __init__(self, folder: Path | None, classes: Sequence[type[Any]], places: Mapping[int, Place] | None = None) -> None:
         """`folder` is a temporary one where it is None; `classes` are those that what is kept may hold."""
-        self._temporary = TemporaryDirectory() if folder is None else None  # which goes when this object goes
-        self.folder = Path(self._temporary.name) if self._temporary is not None else Path(folder or ".")
+        self.folder = Path(mkdtemp()) if folder is None else folder
+        if folder is None:
+            finalize(self, rmtree, self.folder, ignore_errors=True)
         self.places: dict[int, Place] = dict(places or {})
         self._classes: list[type[Any]] = [Kept, *classes]
         self._fresh: dict[int, Place] = {}
