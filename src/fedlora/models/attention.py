@@ -21,8 +21,9 @@ FILL = 0.75  # the shortest sequence of a bucket has at least this share of the 
 
 @dataclass(frozen=True)
 class Bucket:
-    """n sequences of similar length. `rows`, (n, longest), is the row of each of their tokens, any row where `pad`, (n, longest),
-    is True; `pad` is None where there is no padding."""
+    """n sequences of similar length. `rows`, (n, longest), is the row of each of their tokens, and where `pad`, (n, longest), is True,
+    that of their own last one: a client that diverged reaches nobody, for even a hidden key that is NaN spoils what it is hidden
+    from. `pad` is None where there is no padding."""
 
     rows: Tensor
     pad: Tensor | None
@@ -58,7 +59,7 @@ def lay_out(lengths: np.ndarray, device: torch.device) -> Layout:
     for members in _by_length(lengths):
         longest = int(lengths[members].max())
         inside = np.arange(longest) < lengths[members, None]
-        rows = np.where(inside, starts[members, None] + np.arange(longest), 0)
+        rows = starts[members, None] + np.minimum(np.arange(longest), lengths[members, None] - 1)
         here = taken + np.arange(len(members)) * longest
         first[rows[inside]] = np.repeat(here, lengths[members])
         width[rows[inside]] = longest
