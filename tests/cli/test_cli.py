@@ -13,7 +13,11 @@ from fedlora import cli, methods
 
 @pytest.fixture
 def fedlora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """Call the console script; returns (exit status, standard output, standard error)."""
+    """Call the console script; returns (exit status, standard output, standard error). A run's report is an empty page here, for
+    its pictures take longer than all else: tests/compare and tests/docs see whole ones."""
+    from fedlora.compare import study
+
+    monkeypatch.setattr(study, "write_report", lambda paths, html: (paths[0] / "report.html").touch())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -40,7 +44,7 @@ def quick(bert_folder: Path, csv_folder: Path) -> list[str]:
 def test_run_export_predict(fedlora, quick, tmp_path: Path) -> None:
     status, out, err = fedlora("run", *quick, "--method", "lora-a2", "--out", "first")
     assert status == 0, err
-    assert "round 1/2" in out and "result in first/adapter" in out
+    assert "round 1/2" in out and "result in first/adapter" in out and (tmp_path / "first" / "report.html").exists()
     status, out, _ = fedlora("export", "first", "--to", "adapter")
     assert status == 0 and (tmp_path / "adapter" / "adapter_model.safetensors").exists()
     status, out, _ = fedlora("export", "first", "--to", "merged", "--merged")

@@ -7,12 +7,13 @@ reader's own are made here; a block marked `toml` that begins with a file's name
 
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import tiny
+
+from fedlora import cli
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -32,7 +33,8 @@ def make_targets() -> set[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.relative_to(ROOT).as_posix())
-def test_commands_run(document: Path, tmp_path: Path) -> None:
+def test_commands_run(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
     tiny.save_data(tmp_path)
     (tmp_path / "tickets.csv").write_text((tmp_path / "train.csv").read_text().replace("text,label", "message,team", 1))
     for name, text in re.findall(r"```toml\n# (\S+\.toml)\n(.*?)```", document.read_text(), re.DOTALL):
@@ -46,10 +48,10 @@ def test_commands_run(document: Path, tmp_path: Path) -> None:
             continue
         assert words[0] == "fedlora", f"{document.name}: what is {command!r}?"
         words += SMALL.get(words[1], [])
-        done = subprocess.run(
-            [sys.executable, "-c", "from fedlora.cli import main; main()", *words[1:]], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code, f"{command}\n{''.join(capsys.readouterr())}"
 
 
 def test_links_lead_somewhere() -> None:

@@ -48,12 +48,15 @@ def test_published_numbers_are_held_against_the_bands(csv_folder: Path, tmp_path
     )
     assert "2 of 3 published numbers lie in the band." in text and "**89**" in text and "fedlora compare mine --scale small" in text
     assert "none of 12 splits had 89 or more" in text and text.count("\n- ") == 1
+    page = (tmp_path / "report.html").read_text()
+    assert "<h1>Mine</h1>" in page and "none of 12 splits had 89 or more" in page and "89, outside (" in page
 
 
 def test_the_same_table_gives_the_same_bytes_and_pictures(csv_folder: Path, tmp_path: Path) -> None:
     for out in ("one", "two"):
         run(table(csv_folder), "mine", tmp_path / out)
-    files = ["results.md", "results.parquet", *(f"figures/{name}.{kind}" for name in ("split", "bands") for kind in ("png", "svg"))]
+    pictures = [f"figures/{name}.{kind}" for name in ("split", "bands") for kind in ("png", "svg")]
+    files = ["results.md", "results.parquet", "report.html", *pictures]
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
 

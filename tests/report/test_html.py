@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedlora.report import html
 from fedlora.report.cells import cells
-from fedlora.report.html import write as write_report
 from fedlora.report.runs import Study, read, study
 from fedlora.report.summary import answer_table, lead, results
 
@@ -71,7 +71,7 @@ def everything(write: Write, tmp_path: Path) -> Study:
 
 @pytest.fixture
 def page(everything: Study, tmp_path: Path) -> Page:
-    write_report(everything, tmp_path / "out" / "report.html", tmp_path / "out" / "figures")
+    html.write(html.of_study(everything), tmp_path / "out" / "report.html", tmp_path / "out" / "figures")
     return Page((tmp_path / "out" / "report.html").read_text())
 
 
@@ -175,7 +175,7 @@ def test_the_answer_is_that_of_the_hardest_place(write: Write, tmp_path: Path) -
 
 def test_a_single_run(write: Write, tmp_path: Path) -> None:
     one = read(write(tmp_path / "run", run("lora-a2", 0.5), [0.25, 0.5], 2_000_000))
-    write_report(study([one]), tmp_path / "report.html", tmp_path)
+    html.write(html.of_study(study([one])), tmp_path / "report.html", tmp_path)
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert page.text("h1") == ["LoRA-A² on 20newsgroups Dir(0.5)"]
@@ -190,7 +190,7 @@ def test_what_is_missing_is_left_out(write: Write, tmp_path: Path) -> None:
     """A run in its first round, not scored yet, without a picture of its split; nothing else says anything."""
     folder = write(tmp_path / "run", {"train": {"rounds": 5}}, [None], extra=[{"train_s": None, "wall_s": None}])
     (folder / "split.png").unlink()
-    write_report(study([read(folder)]), tmp_path / "report.html", tmp_path / "figures")
+    html.write(html.of_study(study([read(folder)])), tmp_path / "report.html", tmp_path / "figures")
     page = Page((tmp_path / "report.html").read_text())
     assert "No round has been scored yet." in page.text("p")
     assert "not scored" in page.text("td")
@@ -201,7 +201,7 @@ def test_what_is_missing_is_left_out(write: Write, tmp_path: Path) -> None:
 def test_an_unfinished_cell_says_how_far_it_is(write: Write, tmp_path: Path) -> None:
     long = {"train": {"rounds": 9}}
     runs = [read(write(tmp_path / m, run(m, 0.5) | long, accuracy)) for m, accuracy in (("fedit", [0.5] * 9), ("lora-a2", [0.25]))]
-    write_report(study(runs), tmp_path / "report.html", tmp_path / "figures")
+    html.write(html.of_study(study(runs)), tmp_path / "report.html", tmp_path / "figures")
     numbers = Page((tmp_path / "report.html").read_text()).text("td")
     assert "25.0 (round 1)" in numbers
     assert "50.0" in numbers
@@ -210,6 +210,6 @@ def test_an_unfinished_cell_says_how_far_it_is(write: Write, tmp_path: Path) -> 
 def test_the_report_is_replaced_whole(write: Write, tmp_path: Path) -> None:
     one = study([read(write(tmp_path / "run", {}, [None]))])
     (tmp_path / "report.html").write_text("old")
-    write_report(one, tmp_path / "report.html", tmp_path / "figures")
+    html.write(html.of_study(one), tmp_path / "report.html", tmp_path / "figures")
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert not list(tmp_path.glob(".*.part"))

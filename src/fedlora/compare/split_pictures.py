@@ -33,7 +33,7 @@ def dealt(dataset: Dataset, configs: Sequence[tuple[float, Config]]) -> Picture:
             *(Panel(f"Dir({alpha:g})", partial(_draw_counts, table, most), (4.1, 3.6)) for alpha, table in tables.items()),
             *(Panel(f"Dir({alpha:g}), client 0", partial(_draw_client, table[0], tallest)) for alpha, table in tables.items()),
         ),
-        tuple(_client_table(dataset, alpha, table) for alpha, table in tables.items()),
+        tuple(_counts_table(dataset, alpha, table) for alpha, table in tables.items()),
         columns=len(tables),
     )
 
@@ -117,6 +117,6 @@ def _told(line: "Line") -> str:
     return f"{line.published:,}" if line.inside else f"{line.published:,} (outside)"
 
 
-def _client_table(dataset: Dataset, alpha: float, table: Any) -> Table:
-    rows = tuple((name, f"{n:,}") for name, n in zip(dataset.label_names, table[0], strict=True) if n)
-    return Table(f"Client 0 at Dir({alpha:g})", ("class", "training examples"), rows)
+def _counts_table(dataset: Dataset, alpha: float, table: Any) -> Table:
+    rows = tuple((f"{k}", *(f"{n:,}" for n in mine)) for k, mine in enumerate(table))
+    return Table(f"Training examples by client and class at Dir({alpha:g})", ("client", *dataset.label_names), rows)

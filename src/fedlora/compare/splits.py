@@ -10,7 +10,7 @@
     train = { max_examples = 639, min_examples = 50, max_classes = 15, min_classes = 2 }
     test = { ... }
 
-leaves OUT/results.parquet (a row for each alpha, part and statistic), results.md and figures/.
+leaves OUT/results.parquet (a row for each alpha, part and statistic), results.md, report.html and figures/.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +24,8 @@ from fedlora.data.dataset import Dataset
 from fedlora.data.load import load
 from fedlora.engine.checkpoint import write_whole
 from fedlora.errors import BadInput, unknown
+from fedlora.report.html import Page, Section, write
+from fedlora.report.picture import Picture, Table
 from fedlora.settings import build
 
 WORDS = {
@@ -110,7 +112,6 @@ def run(
         BadInput: the table asks for what cannot be, or the data cannot be read or dealt; nothing has been written yet.
     """
     from fedlora.compare.split_pictures import bands, dealt
-    from fedlora.report.picture import save
 
     asked = read(table)
     dataset = load(asked.config(asked.alpha[0]).data, seed=0)
@@ -118,13 +119,13 @@ def run(
     for alpha in asked.alpha:
         tell(f"{dataset.name}, Dirichlet({alpha:g}): {asked.seeds:,} splits among {asked.clients} clients")
         lines += measure(asked, alpha, dataset)
-    out.mkdir(parents=True, exist_ok=True)
-    for picture in (dealt(dataset, [(alpha, asked.config(alpha)) for alpha in asked.alpha]), bands(dataset.name, lines)):
-        save(picture, out / "figures")
-    _write_parquet(asked, lines, out / "results.parquet")
+    pictures = dealt(dataset, [(alpha, asked.config(alpha)) for alpha in asked.alpha]), bands(dataset.name, lines)
     command = f"fedlora compare {name}" + (f" --scale {scale}" if scale else "")
+    out.mkdir(parents=True, exist_ok=True)
+    _write_parquet(asked, lines, out / "results.parquet")
     text = markdown(asked, dataset, lines, title or name, about)
     write_whole(out / "results.md", f"{text}\nMade by `{command}`.\n".encode())
+    write(page(asked, dataset, lines, pictures, title or name, about, command), out / "report.html", out / "figures")
 
 
 def measure(asked: Splits, alpha: float, dataset: Dataset) -> list[Line]:
@@ -161,6 +162,35 @@ def markdown(asked: Splits, dataset: Dataset, lines: Sequence[Line], title: str,
     return "\n".join(text) + "\n"
 
 
+def page(
+    asked: Splits, dataset: Dataset, lines: Sequence[Line], pictures: tuple[Picture, Picture], title: str, about: str, command: str
+) -> Page:
+    """The same as a page: `pictures` are those of a split and of the bands."""
+    split, bands = pictures
+    columns = [(alpha, part) for alpha in asked.alpha for part in PARTS]
+    at = {(line.alpha, line.part, line.statistic): line for line in lines}
+    told = [line for line in lines if line.published is not None]
+    header = ("statistic", *(f"Dir({alpha:g}) {part}" for alpha, part in columns))
+    rows = tuple((WORDS[s], *(_cell(at[alpha, part, s], "{:,}, outside") for alpha, part in columns)) for s in STATISTICS)
+    caption = "Published number (our 95 % band)" if told else "Median (95 % band)"
+    return Page(
+        title=title,
+        about=about,
+        lead=f"{bands.finding}.",
+        notes=[exception(line) for line in told if not line.inside],
+        held=(
+            ("data", f"{dataset.name}, {len(dataset.label_names)} classes"),
+            ("examples", f"{len(dataset.train):,} training, {len(dataset.test):,} test"),
+            ("clients", f"{asked.clients}"),
+            ("splits", f"{asked.seeds:,} of each alpha"),
+        ),
+        first=bands,
+        results=Table(caption, header, rows),
+        sections=(Section("split", "A split", (split,)),),
+        made=f"Made by {command}.",
+    )
+
+
 def exception(line: Line) -> str:
     """One number outside its band, in words."""
     assert line.published is not None
@@ -173,11 +203,11 @@ def exception(line: Line) -> str:
     )
 
 
-def _cell(line: Line) -> str:
+def _cell(line: Line, outside: str = "**{:,}**") -> str:
     band = f"{line.band.low:,} to {line.band.high:,}" if line.band.low < line.band.high else f"{line.band.low:,}"
     if line.published is None:
         return f"{line.band.median:,} ({band})"
-    return f"{line.published:,} ({band})" if line.inside else f"**{line.published:,}** ({band})"
+    return f"{('{:,}' if line.inside else outside).format(line.published)} ({band})"
 
 
 def _write_parquet(asked: Splits, lines: Sequence[Line], path: Path) -> None:

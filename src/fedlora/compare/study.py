@@ -73,7 +73,7 @@ def write_report(paths: Sequence[Path], html: Path | None = None) -> Path:
     Raises:
         BadInput: a path is neither a run nor a comparison, or there is nothing in them yet.
     """
-    from fedlora.report.html import write
+    from fedlora.report.html import of_study, write
     from fedlora.report.runs import read, study
 
     target = html or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
@@ -88,7 +88,7 @@ def write_report(paths: Sequence[Path], html: Path | None = None) -> Path:
     said = plans[paths[0]].header if len(plans) == len(paths) == 1 else recipe.Header()
     published = [row for plan in plans.values() for row in plan.published]
     shown = study([read(run) for run in runs], said.title or said.name, said.about, published, failed, said.scale)
-    write(shown, target, target.parent / "figures")
+    write(of_study(shown), target, target.parent / "figures")
     return target
 
 
@@ -127,7 +127,7 @@ def _splits(plan: Recipe, table: Mapping[str, Any], folder: Folder, name: str, q
         print(f"{_title(plan)}: statistics of splits, no runs{_minutes(plan)}", flush=True)
     splits.run(table, said.name, folder.path, said.scale, said.title, said.about, (lambda line: None) if quiet else print)
     folders.begin(folder, plan)
-    print(f"table in {folder.path / 'results.md'}, pictures in {folder.path / 'figures'}")
+    print(f"report in {folder.path / 'report.html'}, table in {folder.path / 'results.md'}")
 
 
 def _announcement(plan: Recipe, cells: int, done: int) -> str:

@@ -21,9 +21,9 @@ FILL = 0.75  # the shortest sequence of a bucket has at least this share of the 
 
 @dataclass(frozen=True)
 class Bucket:
-    """n sequences of similar length. `rows`, (n, longest), is the row of each of their tokens, and where `pad`, (n, longest), is True,
-    that of their own last one: a client that diverged reaches nobody, for even a hidden key that is NaN spoils what it is hidden
-    from. `pad` is None where there is no padding."""
+    """n sequences of similar length. `rows`, (n, longest), is the row of each of their tokens, and, where `pad`, (n, longest), is
+    True, that of their own last one: a client that diverged must reach nobody else, and even a hidden key spoils what it is hidden
+    from when it is NaN. `pad` is None where there is no padding."""
 
     rows: Tensor
     pad: Tensor | None

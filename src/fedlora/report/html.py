@@ -36,16 +36,59 @@ class Photo:
     table: Table
 
 
-def write(study: Study, html: Path, figures: Path) -> None:
-    """Write the report of a study, and each picture as PNG and SVG into `figures`. Replaces what stands there."""
+@dataclass(frozen=True)
+class Page:
+    """What a report says, from top to bottom.
+
+    Attributes:
+        lead: the answer in a sentence or two.
+        answers: the answer as a table.
+        notes: what a reader must know to trust it.
+        held: name and value of what was held fixed.
+        first: the picture of the first screen.
+        settings: what was varied and held fixed, all of it.
+        failed: label and reason of the runs that failed.
+        toml: a configuration, and `repeat`, how to repeat from it what is shown.
+        made: by which software, on what.
+    """
+
+    title: str
+    lead: str
+    results: Table
+    held: Sequence[tuple[str, str]]
+    made: str
+    about: str = ""
+    size: str = ""
+    answers: Table | None = None
+    notes: Sequence[str] = ()
+    first: Picture | None = None
+    sections: Sequence[Section] = ()
+    photos: Sequence[Photo] = ()
+    settings: Sequence[Table] = ()
+    failed: Sequence[tuple[str, str]] = ()
+    toml: str = ""
+    repeat: str = ""
+
+
+def write(page: Page, html: Path, figures: Path) -> None:
+    """Write a report, and each picture as PNG and SVG into `figures`. Replaces what stands there."""
+    for picture in (*([page.first] if page.first else []), *(p for section in page.sections for p in section.pictures)):
+        save(picture, figures)
+    template = _environment().get_template("report.html.j2")
+    text = template.render(page=page, scale=_scale, inline=inline, label=label)
+    html.parent.mkdir(parents=True, exist_ok=True)
+    fresh = html.with_name(f".{html.name}.part")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(html)
+
+
+def of_study(study: Study) -> Page:
+    """The report of runs."""
     found = cells(study)
     curves = accuracy.pictures(found)
     first = frontier.picture(found) or next(iter(curves), None)
-    sections = _sections(study, found, [picture for picture in curves if picture is not first])
-    for picture in (*([first] if first else []), *(p for section in sections for p in section.pictures)):
-        save(picture, figures)
-    template = _environment().get_template("report.html.j2")
-    page = template.render(
+    alone = len(study.runs) == 1
+    return Page(
         title=study.title or _title(study, found),
         about=study.about,
         size=study.scale,
@@ -55,20 +98,14 @@ def write(study: Study, html: Path, figures: Path) -> None:
         held=summary.held(study),
         first=first,
         results=summary.results(found),
-        sections=sections,
+        sections=_sections(study, found, [picture for picture in curves if picture is not first]),
         photos=_photos(found),
         settings=summary.settings_tables(study, found),
-        toml=to_toml(study.runs[0].config) if len(study.runs) == 1 else "",
+        toml=to_toml(study.runs[0].config) if alone else "",
+        repeat="it repeats the run with fedlora run config.toml" if alone else "",
         failed=study.failed,
         made=summary.made(study),
-        scale=_scale,
-        inline=inline,
-        label=label,
     )
-    html.parent.mkdir(parents=True, exist_ok=True)
-    fresh = html.with_name(f".{html.name}.part")
-    fresh.write_text(page, encoding="utf-8")
-    fresh.replace(html)
 
 
 def _sections(study: Study, found: Sequence[Cell], curves: Sequence[Picture]) -> list[Section]:

@@ -27,6 +27,8 @@ MAIN = {
     "seed": "seed",
 }
 
+WRITTEN = "Written by fedlora report."
+
 
 def lead(cells: Sequence[Cell]) -> str:
     """The answer in a sentence or two, of the hardest place."""
@@ -144,11 +146,11 @@ def made(study: Study) -> str:
     """The software and hardware of the runs, where a finished one says."""
     done = [run.summary for run in study.runs if run.summary]
     if not done:
-        return ""
+        return WRITTEN
     versions = ", ".join(f"{name} {version}" for name, version in done[0].get("versions", {}).items())
     places = (f"{one['device']} in {one['precision']}" for one in done if {"device", "precision"} <= set(one))
     where = " and ".join(dict.fromkeys(places))
-    return f"{len(study.runs)} run{'s' if len(study.runs) > 1 else ''} with {versions}{f'; {where}' if where else ''}."
+    return f"{len(study.runs)} run{'s' if len(study.runs) > 1 else ''} with {versions}{f'; {where}' if where else ''}. {WRITTEN}"
 
 
 def _own_settings(study: Study, cells: Sequence[Cell]) -> tuple[tuple[str, str], ...]:
