@@ -96,7 +96,12 @@ def compare(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="The folder; compare/RECIPE-SCALE, and continued where it is there.")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", metavar="J", min=1, help="Runs at a time, each in its own process.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs", metavar="J", min=1, help="Runs at a time, each in its own process. On a CPU one a core, up to 4; on a GPU 1."
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key, as in train.rounds=3; a list is a grid.")
     ] = None,

@@ -18,7 +18,7 @@ def compare(
     name: str,
     scale: Scale | None = None,
     out: Path | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     settings: Sequence[Mapping[str, Any]] = (),
     quiet: bool = False,
 ) -> int:
@@ -27,6 +27,7 @@ def compare(
     Args:
         name: a packaged recipe or a TOML file.
         out: the folder; `compare/NAME-SCALE` where there is none.
+        jobs: how many cells run at a time; `usual_jobs` where there is none.
         settings: tables laid over the recipe's, as `config.setting` gives them.
 
     Raises:
@@ -48,7 +49,8 @@ def compare(
     folders.begin(folder, plan)
     if not quiet:
         print(_announcement(plan, len(grid.cells), len(grid.cells) - len(left)), flush=True)
-    with Board(grid, folder, jobs, quiet) as board, closing(play(left, folder, board, jobs)) as played:
+    at_once = min(jobs or usual_jobs(), max(1, len(left)))
+    with Board(grid, folder, at_once, quiet) as board, closing(play(left, folder, board, at_once)) as played:
         for _ in played:
             write_results(grid, plan, folder)
     write_results(grid, plan, folder)
@@ -57,6 +59,14 @@ def compare(
     counts = f"{len(grid.cells) - failed} of {len(grid.cells)} runs done, {failed} failed"
     print(f"{counts}; {report}, table in {folder.path / 'results.md'}")
     return failed
+
+
+def usual_jobs() -> int:
+    """How many cells run at a time when nobody says: on a CPU one a thread, since two runs of one thread each are faster than one of
+    two, but no more than the memory of a usual machine holds; on a GPU one, which fills it."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else min(4, torch.get_num_threads())
 
 
 def write_results(grid: Grid, plan: Recipe, folder: Folder) -> None:
