@@ -67,12 +67,14 @@ def main(
     seeds: int = 5,
     precision_rounds: int = 3,
     precision_seeds: int = 3,
+    lr: float = 5e-4,
 ) -> None:
-    """Paired differences in test accuracy. --limit 0 is the whole data set; --seeds 0 or --precision-seeds 0 leaves a part out."""
+    """Paired differences in test accuracy. --limit 0 is the whole data set; --seeds 0 or --precision-seeds 0 leaves a part out.
+    With less data there are fewer steps, and a larger --lr lets them learn something that can differ."""
     limit, rounds, seeds, precision_rounds, precision_seeds = (
         (40, 1, 2, 1, 0) if quick else (limit, rounds, seeds, precision_rounds, precision_seeds)
     )
-    data = {"data": {"limit": limit}} if limit else {}
+    data = {"train": {"lr": lr}} | ({"data": {"limit": limit}} if limit else {})
     done: dict[str, tuple[list[tuple[float, float]], float]] = {}
 
     def play(comparison: str, target: float, count: int, pair: Callable[[int], tuple[float, float]]) -> None:
@@ -92,9 +94,9 @@ def main(
         "rounds of bf16 against fp32": precision_rounds,
         "config": ours.configured_tables(ours.configured(data)),
     }
-    play("fedlora - PEFT fp32, FedIT", PEERS, seeds, partial(against_peft, data | {"train": {"rounds": rounds}}))
+    play("fedlora - PEFT fp32, FedIT", PEERS, seeds, partial(against_peft, data | {"train": {"lr": lr, "rounds": rounds}}))
     for method in METHODS:
-        tables = data | {"train": {"rounds": precision_rounds}}
+        tables = data | {"train": {"lr": lr, "rounds": precision_rounds}}
         play(f"{method}, bf16 - fp32", PRECISION, precision_seeds, partial(bf16_against_fp32, tables, method))
     harness.finish("accuracy", "accuracy: paired differences, BANKING77, MiniLM, 30 clients Dir(0.1)", summary(), facts, quick)
 

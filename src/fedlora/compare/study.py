@@ -62,8 +62,8 @@ def compare(
 
 
 def usual_jobs() -> int:
-    """How many cells run at a time when nobody says: on a CPU one a thread, since two runs of one thread each are faster than one of
-    two, but no more than the memory of a usual machine holds; on a GPU one, which fills it."""
+    """How many cells run at a time when nobody says: on a CPU one a thread, for two runs of one thread each are faster than one of
+    two, though no more than the memory of a usual machine holds; on a GPU one, which fills it."""
     import torch
 
     return 1 if torch.cuda.is_available() else min(4, torch.get_num_threads())

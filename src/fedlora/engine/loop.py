@@ -63,7 +63,7 @@ def rounds(
         orders = [Order(t, client, method.send(server.state, client), server.head) for client in participants(t)]
         tally = Tally()
         with _clock(tally):
-            tally.down = sum((_traffic(order.down, order.head) for order in orders), Traffic())
+            tally.down = _sent(orders)
         heads: list[tuple[float, tuple[Tensors]]] = []
         replies = _accepted(method, setup, server.state, orders, transport, transforms, tally, heads)
         first = next(replies, None)
@@ -148,6 +148,18 @@ def _refuse_head(got: Tensors, sent: Tensors) -> str | None:
         return "head: its parameters are not those that were sent"
     bad = next((n for n, x in got.items() if not bool(x.isfinite().all())), None)
     return None if bad is None else f"head: {bad} is not finite"
+
+
+def _sent(orders: Sequence[Order]) -> Traffic:
+    """What the orders weigh; a message that many clients get is measured once."""
+    known: dict[tuple[int, int], Traffic] = {}
+    total = Traffic()
+    for order in orders:
+        key = id(order.down), id(order.head)
+        if key not in known:
+            known[key] = _traffic(order.down, order.head)
+        total += known[key]
+    return total
 
 
 def _traffic(message: Any, head: Tensors, transforms: Pipeline = UNCHANGED) -> Traffic:

@@ -72,7 +72,7 @@ def load(config: ModelConfig, label_names: Sequence[str], seed: int) -> Pretrain
 
     labels = dict(enumerate(label_names))
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(source)
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 source,
@@ -96,7 +96,7 @@ def from_config(hf_config: Any, tokenizer: Any, seed: int) -> Pretrained:
     """A classifier of a configuration's shape with random weights, drawn from the seed."""
     from transformers import AutoModelForSequenceClassification
 
-    with _quiet(), torch.random.fork_rng():
+    with quiet(), torch.random.fork_rng():
         torch.manual_seed(seeds.derive(seed, "random model") % 2**63)
         model = AutoModelForSequenceClassification.from_config(hf_config, attn_implementation="eager", dtype=torch.float32)
     prefix = model.base_model_prefix + "."
@@ -135,8 +135,8 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' loading report and progress bars: what it says there (a new head) is what we asked for."""
+def quiet() -> Iterator[None]:
+    """Silence transformers: its report on loading (a new head is what we asked for) and its progress bars, which break ours."""
     from transformers.utils import logging as hf_logging
 
     logger, bars = logging.getLogger("transformers"), hf_logging.is_progress_bar_enabled()

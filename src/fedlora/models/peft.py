@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedlora.algebra.lowrank import factored_svd
-from fedlora.models.load import Pretrained
+from fedlora.models.load import Pretrained, quiet
 from fedlora.models.slots import layer_shape
 from fedlora.types import Factors, Mix, Model
 
@@ -112,6 +112,7 @@ def merged(pretrained: Pretrained, result: Model) -> dict[str, Tensor]:
 def save_model(pretrained: Pretrained, result: Model, folder: Path) -> None:
     """Write the whole model with the result merged into its weights, in fp32, and its tokenizer."""
     state = {name: tensor.detach() for name, tensor in pretrained.model.state_dict().items()} | merged(pretrained, result)
-    pretrained.model.save_pretrained(folder, state_dict=state)
-    if pretrained.tokenizer is not None:
-        pretrained.tokenizer.save_pretrained(folder)
+    with quiet():
+        pretrained.model.save_pretrained(folder, state_dict=state)
+        if pretrained.tokenizer is not None:
+            pretrained.tokenizer.save_pretrained(folder)
