@@ -23,6 +23,7 @@ from fedlora.config import Config, resolve
 from fedlora.engine import checkpoint, run
 from fedlora.engine.export import export, predict, read_result
 from fedlora.engine.federation import make_method
+from fedlora.engine.lock import alone
 from fedlora.engine.record import read_rows
 from fedlora.errors import BadInput
 
@@ -95,6 +96,15 @@ def test_more_rounds_continue_a_finished_run(base: dict, tmp_path: Path) -> None
     assert "nothing to do" in silent.notes[-1]
     run.execute(configure(base), tmp_path / "short", True, Silent())
     assert rows_of(tmp_path / "long") == rows_of(tmp_path / "short")
+
+
+def test_two_processes_do_not_play_one_run(base: dict, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(configure(base), tmp_path / "run", False, Silent(1))
+    with alone(tmp_path / "run"), pytest.raises(BadInput, match=r"run is being written by another process"):
+        run.execute(configure(base), tmp_path / "run", True, Silent())
+    run.execute(configure(base), tmp_path / "run", True, Silent())
+    assert len(rows_of(tmp_path / "run")) == 4
 
 
 def test_a_run_learns_and_leaves_what_it_promises(base: dict, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from fedlora.compare.folder import Folder, write_whole
 from fedlora.compare.grid import Grid, expand
 from fedlora.compare.recipe import Recipe, Scale
 from fedlora.compare.run import play
+from fedlora.engine.lock import alone
 from fedlora.errors import BadInput
 
 
@@ -50,10 +51,11 @@ def compare(
     if not quiet:
         print(_announcement(plan, len(grid.cells), len(grid.cells) - len(left)), flush=True)
     at_once = min(jobs or usual_jobs(), max(1, len(left)))
-    with Board(grid, folder, at_once, quiet) as board, closing(play(left, folder, board, at_once)) as played:
-        for _ in played:
-            write_results(grid, plan, folder)
-    write_results(grid, plan, folder)
+    with alone(folder.path):
+        with Board(grid, folder, at_once, quiet) as board, closing(play(left, folder, board, at_once)) as played:
+            for _ in played:
+                write_results(grid, plan, folder)
+        write_results(grid, plan, folder)
     failed = sum(folder.summary(cell) is None for cell in grid.cells)
     report = "no report" if failed == len(grid.cells) else f"report in {write_report([folder.path])}"
     counts = f"{len(grid.cells) - failed} of {len(grid.cells)} runs done, {failed} failed"

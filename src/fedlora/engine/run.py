@@ -33,6 +33,7 @@ from fedlora.engine.federation import (
 )
 from fedlora.engine.inprocess import InProcess
 from fedlora.engine.kept import Kept, Shelf
+from fedlora.engine.lock import alone
 from fedlora.engine.loop import Server, Tally, rounds, sampler
 from fedlora.engine.pipeline import Pipeline
 from fedlora.engine.record import Record, Row, summarise
@@ -100,16 +101,17 @@ def execute(config: Config, out: Path, resume: bool, listener: Listener, profile
     world = prepare(config, listener)
     world.trainer.rows = _check_roster(world.roster, out)
     _open(config, world, out)
-    record = Record(out)
-    saved = checkpoint.load(out / "checkpoint", world.method)
-    if saved is None:
-        saved = checkpoint.Saved(Server(0, world.method.init(world.setup), _head(world)), {})
-    for problem in saved.problems:
-        listener.note(f"damaged checkpoint {problem}; going on from the one before, round {saved.server.round}")
-    record.cut(saved.server.round)
-    server = play(world, saved, record, out, listener, profile)
-    listener.stage("writing the result")
-    return _finish(world, server, record, out)
+    with alone(out):
+        record = Record(out)
+        saved = checkpoint.load(out / "checkpoint", world.method)
+        if saved is None:
+            saved = checkpoint.Saved(Server(0, world.method.init(world.setup), _head(world)), {})
+        for problem in saved.problems:
+            listener.note(f"damaged checkpoint {problem}; going on from the one before, round {saved.server.round}")
+        record.cut(saved.server.round)
+        server = play(world, saved, record, out, listener, profile)
+        listener.stage("writing the result")
+        return _finish(world, server, record, out)
 
 
 def prepare(config: Config, listener: Listener) -> World:
