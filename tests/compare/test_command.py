@@ -132,3 +132,20 @@ def test_the_list_names_every_packaged_comparison(fedlora: Call):
     for name in packaged():
         assert f"\n{name}  " in f"\n{out}"
     assert "--scale small: " in out and " in all on 2 cores" in out
+
+
+@pytest.mark.parametrize(("gpu", "threads", "jobs"), [(False, 1, 1), (False, 2, 2), (False, 64, 4), (True, 64, 1)])
+def test_how_many_run_at_a_time_when_nobody_says(gpu: bool, threads: int, jobs: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    assert study.usual_jobs() == jobs
+
+
+def test_a_folder_that_another_comparison_works_in_is_left_alone(fedlora: Call, save: Save, tmp_path: Path):
+    from fedlora.engine.lock import alone
+
+    (tmp_path / "out").mkdir()
+    recipe = save()
+    with alone(tmp_path / "out"):
+        status, _, err = fedlora("compare", recipe, "--out", "out")
+    assert status == 2 and err == "error: out is being written by another process; wait for it, or use another --out\n"

@@ -88,7 +88,7 @@ def claim(recipe: Recipe, path: Path) -> Folder:
         before, now = read_back(path).header, recipe.header
         if (before.name, before.scale) != (now.name, now.scale):
             raise BadInput(f"{path} holds the comparison {_title(before)}, not {_title(now)}; use another --out")
-    elif path.exists() and any(path.iterdir()):
+    elif path.exists() and any(not file.name.startswith(".") for file in path.iterdir()):
         raise BadInput(f"{path} is not empty and holds no comparison; use another --out")
     return Folder(path)
 

@@ -47,11 +47,12 @@ def compare(
         from fedlora.compare.check import check
 
         check(grid, left)
-    folders.begin(folder, plan)
-    if not quiet:
-        print(_announcement(plan, len(grid.cells), len(grid.cells) - len(left)), flush=True)
     at_once = min(jobs or usual_jobs(), max(1, len(left)))
+    folder.path.mkdir(parents=True, exist_ok=True)
     with alone(folder.path):
+        folders.begin(folder, plan)
+        if not quiet:
+            print(_announcement(plan, len(grid.cells), len(grid.cells) - len(left)), flush=True)
         with Board(grid, folder, at_once, quiet) as board, closing(play(left, folder, board, at_once)) as played:
             for _ in played:
                 write_results(grid, plan, folder)
