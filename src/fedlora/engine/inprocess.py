@@ -86,7 +86,7 @@ class InProcess:
             local = self.method.local(order.down, kept.held, order.client)
             head = kept.head if self.head is Head.PERSONAL else order.head
             run = _Running(order, local, next(local), head, kept.memory)
-            extra = self._trained_bytes(run.ask)
+            extra = self._trained_bytes(run.ask, order.client)
             if wave and size + extra > WAVE_BYTES:
                 yield from self._finish(wave)
                 wave, size = [], 0
@@ -154,9 +154,9 @@ class InProcess:
     def _seed(self, run: _Running) -> int:
         return seeds.derive(self.setup.seed, "train", run.order.round, run.order.client.id, run.requests)
 
-    def _trained_bytes(self, ask: Train | Observe) -> int:
-        if isinstance(ask, Observe):
-            return 0
+    def _trained_bytes(self, ask: Train | Observe, client: Client) -> int:
+        if isinstance(ask, Observe):  # it has yet to ask for training: as a rule, of an adapter of its rank
+            return 4 * client.rank * sum(map(sum, self.setup.shapes.values()))
         count = 0
         for slot, role in ask.roles:
             if slot == BASE:

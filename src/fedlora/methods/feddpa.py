@@ -21,6 +21,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import chain
 from typing import ClassVar
 
 from torch import Tensor
@@ -152,11 +153,13 @@ class FedDPA:
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
         learning = self.variant is Variant.TOGETHER or state.rounds < state.federated
-        heard = [r for r in replies if learning and isinstance(r.up, Up)]
+        heard = (r for r in replies if learning and isinstance(r.up, Up))  # each is forgotten when the next one comes
+        first = next(heard, None)
         after = replace(state, rounds=state.rounds + 1)
-        if not heard:
+        if first is None:
             return after, {}
-        A, B = weighted_mean((1 if self.uniform_weights else r.client.num_examples, (r.up.A, r.up.B)) for r in heard)
+        told = chain([first], heard)
+        A, B = weighted_mean((1 if self.uniform_weights else r.client.num_examples, (r.up.A, r.up.B)) for r in told)
         return replace(after, shared=replace(state.shared, A=plus(state.shared.A, A), B=plus(state.shared.B, B))), {}
 
     def deploy(self, state: State, client: Client | None = None, held: Held | None = None) -> Model:
