@@ -1,6 +1,8 @@
 """Models and data small enough to train in a test."""
 
 import csv
+import io
+import sys
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
+from fedlora import cli
 from fedlora.training.encode import Encoded
 from fedlora.training.learner import Job, Outcome
 from fedlora.training.trainer import Question, Trainer
@@ -121,3 +124,23 @@ class Silent:
     def round(self, row: dict[str, Any]) -> None:
         if row["round"] == self.stop_after:
             raise KeyboardInterrupt
+
+
+def console(monkeypatch: Any, capsys: Any, folder: Path) -> Any:
+    """A function that calls the console script in `folder` and returns (exit status, standard output, standard error)."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*args: object, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedlora", *map(str, args)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call

@@ -1,6 +1,5 @@
 """The command line as a user meets it: what works, and one clear line for what does not."""
 
-import io
 import json
 import sys
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from fedlora import cli, methods
+from fedlora import methods
 
 
 @pytest.fixture
@@ -18,22 +17,7 @@ def fedlora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     from fedlora.compare import study
 
     monkeypatch.setattr(study, "write_report", lambda paths, html: (paths[0] / "report.html").touch())
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*args: object, stdin: str = "") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedlora", *map(str, args)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        capsys.readouterr()
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return call
+    return tiny.console(monkeypatch, capsys, tmp_path)
 
 
 @pytest.fixture

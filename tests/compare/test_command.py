@@ -1,15 +1,14 @@
 """`fedlora compare` and `fedlora report` as a user meets them."""
 
 import shutil
-import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import tiny
 
-from fedlora import cli
 from fedlora.compare import study
 
 Call = Callable[..., tuple[int, str, str]]
@@ -19,21 +18,7 @@ Save = Callable[..., str]
 @pytest.fixture
 def fedlora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
     """Call the console script; returns (exit status, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fedlora", *map(str, args)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return call
+    return tiny.console(monkeypatch, capsys, tmp_path)
 
 
 def test_from_a_recipe_to_a_report(fedlora: Call, save: Save, tmp_path: Path):

@@ -68,17 +68,18 @@ def scored(cell: Cell) -> Spread:
 
 def size(count: float) -> str:
     """Bytes with a unit, three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"
+    return _short(count, (" B", " kB", " MB", " GB", " TB"))
 
 
 def params(count: float) -> str:
     """A number of parameters, three digits."""
-    for unit in ("", " k", " M", " G"):
+    return _short(count, ("", " k", " M", " G", " T"))
+
+
+def _short(count: float, units: Sequence[str]) -> str:
+    """Three digits of a number and the first unit, each a thousand of the one before, in which it has no more."""
+    for unit in units[:-1]:
         if count < 999.5:
             return f"{count:.3g}{unit}"
         count /= 1000
-    return f"{count:,.3g} T"
+    return f"{count:,.3g}{units[-1]}"
