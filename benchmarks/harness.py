@@ -211,7 +211,7 @@ def finish(name: str, title: str, rows: Sequence[Mapping[str, Any]], facts: Mapp
     """Show the rows; write them, too, unless this was a quick look, whose numbers mean nothing."""
     show(title, rows)
     for what, value in facts.items():
-        if what != "config":
+        if not what.startswith("config"):
             console.print(f"  {what}: {value}", soft_wrap=True, highlight=False)
     console.print("  quick: the numbers mean nothing and are not kept" if quick else f"  written to {save(name, rows, facts)}")
 
