@@ -50,7 +50,7 @@ def against_peft(tables: Mapping[str, Any], seed: int) -> tuple[float, float]:
 
 def bf16_against_fp32(tables: Mapping[str, Any], method: str, seed: int) -> tuple[float, float]:
     bf16, fp32 = (ours.world(tables, {"seed": seed, "precision": p, "method": {"name": method}}) for p in ("bf16", "fp32"))
-    with nullcontext() if _native() == torch.bfloat16 else Widened():
+    with nullcontext() if _native() == torch.bfloat16 else Widened():  # type: ignore[no-untyped-call]
         first = ours.accuracy(bf16)
     return first, ours.accuracy(fp32)
 

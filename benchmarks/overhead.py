@@ -77,7 +77,7 @@ def fedlora(world: World, population: Population) -> Row:
     stamps = Stamps(clock)
     with tempfile.TemporaryDirectory(prefix="bench-") as temp:
         timed: Any = replace(world, trainer=clock)  # type: ignore[arg-type]
-        saved = Saved(Server(0, world.method.init(world.setup)), {}, {})
+        saved = Saved(Server(0, world.method.init(world.setup)), {})
         run.play(timed, saved, Record(Path(temp)), Path(temp), stamps)
     pairs = list(zip(stamps.rows, stamps.rows[1:-1], strict=False))
     whole = [after[0] - before[0] for before, after in pairs]

@@ -12,7 +12,7 @@ ALLOWED = {
     "seeds": set(),
     "types": LEAVES,
     "settings": LEAVES,
-    "history": {"types", "seeds"},
+    "history": {"types", "algebra", "seeds"},
     "config": LEAVES,
     "algebra": set(),
     "methods": {"types", "settings", "history", "algebra", *LEAVES},

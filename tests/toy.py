@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedlora import seeds
+from fedlora.algebra.tensors import Flat
 from fedlora.engine.check import missing, refuse
 from fedlora.types import (
     BASE,
@@ -368,7 +369,8 @@ def tensors(x: Any) -> list[Tensor]:
 
 
 def same(x: Any, y: Any) -> bool:
-    """Whether two trees are equal in type, in order and in every bit."""
+    """Whether two trees are equal in type, in order and in every bit; flat tensors are the same tensors."""
+    x, y = (dict(z) if isinstance(z, Flat) else z for z in (x, y))
     if type(x) is not type(y):
         return False
     if isinstance(x, Tensor):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedlora import seeds
+from fedlora.algebra.tensors import Flat
 from fedlora.types import BaseUpdate, Factors, Reply, Tensors
 
 
@@ -45,7 +46,7 @@ def append(history: History, pair: Factors, cost: Callable[[Factors], int] = num
         cost: how many numbers of a pair must be sent, where clients know some.
     """
     # Rows contiguous, as a message leaves them: the bits of a product can depend on the layout of its factors.
-    pair = replace(pair, A={m: A.contiguous() for m, A in pair.A.items()}, B={m: B.contiguous() for m, B in pair.B.items()})
+    pair = replace(pair, A=_contiguous(pair.A), B=_contiguous(pair.B))
     pairs = (*history.pairs, pair)
     if _smaller(pairs, cost):
         return History(history.start, history.dense, pairs)
@@ -93,6 +94,10 @@ def noting(replies: Iterable[Reply], seen: dict[int, int], version: int) -> Iter
     for reply in replies:
         seen[reply.client.id] = version
         yield reply
+
+
+def _contiguous(tensors: Tensors) -> Tensors:
+    return tensors if isinstance(tensors, Flat) else {m: t.contiguous() for m, t in tensors.items()}
 
 
 def _narrow(M: Tensor | tuple[Tensor, Tensor], width: int) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlora.algebra.tensors import each, minus, plus, weighted_mean
+from fedlora.algebra.tensors import Flat, each, flat, minus, padded_mean, plus, weighted_mean
 
 
 def test_each_plus_minus_by_hand():
@@ -12,6 +12,43 @@ def test_each_plus_minus_by_hand():
     assert {m: t.tolist() for m, t in plus(x, y).items()} == {"a": [6.0, 9.0], "b": [13.0]}
     assert {m: t.tolist() for m, t in minus(x, y).items()} == {"a": [-4.0, -5.0], "b": [-7.0]}
     assert list(each(torch.neg, y)) == ["b", "a"]
+
+
+def test_flat_tensors_are_the_same_tensors():
+    tensors = {"b": torch.randn(2, 3), "a": torch.randn(()), "none": torch.randn(0, 4), "c": torch.randn(5).expand(2, 5)}
+    one = flat(tensors)
+    assert one.entries.shape == (6 + 1 + 0 + 10,) and flat(one) is one
+    assert list(one) == list(tensors) and len(one) == 4 and "a" in one and "d" not in one
+    assert all(torch.equal(one[m], t) and one[m].shape == t.shape for m, t in tensors.items())
+    assert not flat({}) and list(flat({})) == []
+    with pytest.raises(KeyError):
+        one["d"]
+
+
+@pytest.mark.parametrize("flatten", [(True, True), (True, False), (False, True)])
+def test_flat_arithmetic_is_that_of_the_tensors(flatten):
+    """Whichever side is flat, and whatever the order of the other."""
+    x = {"a": torch.randn(2, 3), "b": torch.randn(4)}
+    y = {"b": torch.randn(4), "a": torch.randn(2, 3)}
+    one, two = (flat(z) if yes else z for z, yes in zip((x, y), flatten, strict=True))
+    for f, op in ((plus, torch.add), (minus, torch.sub)):
+        got = f(one, two)
+        assert isinstance(got, Flat) and list(got) == ["a", "b"]
+        assert all(torch.equal(got[m], op(x[m], y[m])) for m in x)
+    for f in (plus, minus):
+        with pytest.raises(ValueError, match="shapes"):
+            f(one, flat({"a": torch.ones(3, 2), "b": torch.ones(4)}))
+    with pytest.raises(KeyError):
+        plus(flat(x), {"a": x["a"]})
+
+
+def test_terms_of_a_mean_may_name_their_modules_in_any_order():
+    x, y = {"a": torch.tensor([1.0]), "b": torch.tensor([5.0])}, {"b": torch.tensor([7.0]), "a": torch.tensor([3.0])}
+    for second in (y, flat(y)):
+        (mean,) = weighted_mean([(1, (x,)), (1, (second,))])
+        assert {m: t.item() for m, t in mean.items()} == {"a": 2.0, "b": 6.0}
+    with pytest.raises(ValueError, match="shapes"):
+        weighted_mean([(1, ({"a": torch.ones(2, 3)},)), (1, ({"a": torch.ones(3, 2)},))])
 
 
 def test_weighted_mean_by_hand():
@@ -67,10 +104,10 @@ def test_terms_are_not_changed_and_are_taken_one_at_a_time():
 def test_shorter_terms_count_as_zero_past_their_ends():
     """By hand: (1 * [1, 2] + 3 * [5]) / 4 = [4, 1/2], of three places."""
     terms = [(1.0, ({"m": torch.tensor([1.0, 2.0])},)), (3.0, ({"m": torch.tensor([5.0])},))]
-    (mean,) = weighted_mean(terms, padded=({"m": torch.zeros(3)},))
+    (mean,) = padded_mean(terms, ({"m": torch.zeros(3)},))
     assert mean["m"].tolist() == [4.0, 0.5, 0.0] and mean["m"].dtype == torch.float32
     rows = [(1.0, ({"m": torch.ones(2, 1)},)), (1.0, ({"m": torch.ones(1, 3)},))]
-    assert weighted_mean(rows, padded=({"m": torch.ones(2, 3)},))[0]["m"].tolist() == [[1.0, 0.5, 0.5], [0.5, 0.0, 0.0]]
+    assert padded_mean(rows, ({"m": torch.ones(2, 3)},))[0]["m"].tolist() == [[1.0, 0.5, 0.5], [0.5, 0.0, 0.0]]
 
 
 def test_terms_must_have_as_many_mappings():

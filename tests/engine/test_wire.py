@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from toy import same
 
+from fedlora.algebra.tensors import Flat, flat
 from fedlora.engine import wire
 from fedlora.methods import make
 from fedlora.types import BaseUpdate, Client, Factors, Model
@@ -84,6 +85,7 @@ def test_a_nan_stays_a_nan():
         [], (), {}, [1, [2, (3,)]], (None, ()), {1: "int", "1": "str", (1, 2): "tuple", None: 0},
         Colour.RED, Colour.BLUE, Mode.FAST, {Mode.FAST: Colour.RED}, Leaf(), Leaf(Leaf(1, {2: 3})),
         Client(3, 4, 5, ("a", "b")), Factors({"m": torch.ones(2, 3)}, {"m": torch.zeros(4, 2)}, 0.1),
+        flat({"a b": torch.ones(2, 3), "": torch.arange(4.0), "none": torch.ones(0, 5), "one": torch.ones(())}), flat({}),
         Model({"s": Factors()}, BaseUpdate(1, 2, (Factors(),), {"m": torch.ones(1)}), {"p": torch.ones(())}),
     ],
     ids=repr,
@@ -100,6 +102,22 @@ def test_a_tensor_that_occurs_twice_is_stored_once_and_shared_again():
     assert back.x is back.y["again"]
     assert wire.measure(two).numbers == 1000
     assert wire.measure((t, t.clone())).values == 8000
+
+
+def test_trees_that_differ_in_plain_values_only_are_not_taken_for_each_other():
+    """1, True and 1.0 are equal and have one hash; headers are remembered."""
+    for x in (1, True, 1.0, "1", None, 0, False, -0.0, 0.0, Mode.FAST, "fast"):
+        assert same(again([x, {x: x}]), [x, {x: x}])
+        assert wire.measure([x, {x: x}]).total == len(wire.encode([x, {x: x}]))
+
+
+def test_flat_tensors_weigh_what_they_hold_and_less_of_a_header():
+    tensors = {f"layer.{i}.weight": torch.randn(3, i) for i in range(1, 40)}
+    one, whole = wire.measure(tensors), wire.measure(flat(tensors))
+    assert (whole.values, whole.numbers) == (one.values, one.numbers) and whole.header < one.header
+    assert whole.total == len(wire.encode(flat(tensors)))
+    back = again(flat(tensors))
+    assert isinstance(back, Flat) and same(dict(back), tensors)
 
 
 def test_masks_take_a_bit_an_entry():
@@ -188,7 +206,11 @@ def test_measure_is_exact_at_every_length_of_the_offsets(n):
 
 
 SAMPLE = Leaf(
-    {"q": torch.arange(12.0).reshape(4, 3), "up": torch.arange(10.0).double()},
+    {
+        "q": torch.arange(12.0).reshape(4, 3),
+        "up": torch.arange(10.0).double(),
+        "v": flat({"a": torch.ones(2, 2), "b": torch.ones(1)}),
+    },
     {"mask": torch.tensor([True, False, True]), 3: [Colour.RED, 1.5, (None, Client(1, 2, 3))], "n": Strict(7)},
 )
 
@@ -236,6 +258,7 @@ JUNK = [
     {"t": 0}, {"t": 99}, {"t": -1}, {"t": "0"}, {"f": "0x1p99999"}, {"f": 1}, {"f": "x"},
     {"l": 3}, {"l": {}}, {"u": [None, None]}, {"m": [[1]]}, {"m": [[{"l": []}, 1]]}, {"m": 3},
     {"d": []}, {"d": ["Leaf"]}, {"d": ["Leaf", 1, 2, 3]}, {"d": [["Leaf"], 1, 2]}, {"d": ["Strict", None]}, {"d": ["Strict", 999]},
+    {"v": 3}, {"v": []}, {"v": [0]}, {"v": [0, ["a", 4], ["a", 1]]}, {"v": [0, [1, 5]]}, {"v": [-1, ["a", 5]]},
     {"e": ["Colour", "green"]}, {"e": ["Colour"]}, {"e": ["Leaf", 1]}, {"d": ["Colour", 1]},
 ]  # fmt: skip
 
@@ -296,6 +319,12 @@ def test_a_header_with_junk_anywhere_gives_a_tree_or_a_ValueError_and_nothing_el
         (forge({"t": 0}, [["float32", 4]], float32=torch.ones(4).double()), "not a fedlora message"),
         (forge({"t": 0}, [["float32", 2, 2]], float32=torch.ones(2, 2)), "not a fedlora message"),
         (forge({"t": 0}, [["float32", 3]], float32=torch.ones(4)), "belong to no tensor"),
+        (forge({"v": [0, ["a", 2]]}, [["float32", 4]], float32=torch.ones(4)), "parts it says"),
+        (forge({"v": [0, ["a", 2], ["a", 2]]}, [["float32", 4]], float32=torch.ones(4)), "parts it says"),
+        (forge({"v": [0, ["a", 2, 2]]}, [["float32", 2, 2]], float32=torch.ones(4)), "parts it says"),
+        (forge({"v": [0, ["a", -2, -2]]}, [["float32", 4]], float32=torch.ones(4)), "parts it says"),
+        (forge({"v": [0, [7, 4]]}, [["float32", 4]], float32=torch.ones(4)), "parts it says"),
+        (forge({"v": [1, ["a", 4]]}, [["float32", 4]], float32=torch.ones(4)), None),
         (forge(1, [], float32=torch.ones(4)), "belong to no tensor"),
         (forge(zlib.compress(b"[" * 10**6)), None),
         (forge(zlib.compress(b'{"tree": ' + b'{"l":[' * 900 + b"]}" * 900 + b', "tensors": []}')), None),

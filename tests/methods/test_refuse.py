@@ -8,6 +8,7 @@ import torch
 from cases import ROWS
 from toy import SHAPES, federate, make_clients, make_setup
 
+from fedlora.algebra.tensors import flat
 from fedlora.engine.check import refuse
 from fedlora.types import Factors, Facts, Tensors, change, index, value
 
@@ -103,6 +104,25 @@ MASK = torch.zeros(6).bool()
 )  # fmt: skip
 def test_the_reason_says_where_and_what_was_expected(up, said):
     assert refuse(up, Declares(), SETUP, CLIENT) == said
+
+
+def test_a_flat_field_is_looked_at_like_its_tensors():
+    def flattened(up: Up) -> Up:
+        return replace(up, **{f.name: flat(part) for f in fields(up) if isinstance(part := getattr(up, f.name), dict)})
+
+    assert refuse(flattened(good()), Declares(), SETUP, CLIENT) is None
+    for field, t in (("core", torch.ones(3, 2)), ("core", torch.full((3, 3), torch.nan)), ("stack", torch.ones(3, 12, 8)),
+                     ("full", torch.full((12,), -torch.inf)), ("which", torch.ones(7).bool())):  # fmt: skip
+        module = "q.bias" if field == "full" else "q"
+        bad = entry(field, t, module)
+        why = refuse(bad, Declares(), SETUP, CLIENT)
+        assert why is not None and f"'{field}', '{module}'" in why
+        assert refuse(flattened(bad), Declares(), SETUP, CLIENT) == why
+    core = good().core
+    turned = replace(good(), core=flat(dict(reversed(core.items()))))  # the order of modules says nothing
+    assert refuse(turned, Declares(), SETUP, CLIENT) is None
+    halves = replace(good(), core=flat({m: x.half() for m, x in core.items()}))
+    assert "torch.float16" in str(refuse(halves, Declares(), SETUP, CLIENT))
 
 
 class Unprintable:

@@ -19,7 +19,7 @@ from fedlora.algebra.tensors import weighted_mean
 
 def means_and_residuals(
     terms: Iterable[tuple[float, tuple[Tensors, Tensors]]],
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Matrix]]:
+) -> tuple[Tensors, Tensors, dict[str, Matrix]]:
     """The means of A and B, and module by module what the product of the means lacks of the mean of the products: a product of
     (K - 1) r ranks, or, where more ranks came than the matrix has, the matrix. One pass: memory does not grow with K.
 

@@ -1,6 +1,8 @@
 """Arithmetic on mappings from module to tensor, and means that fold as their terms arrive."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -8,43 +10,108 @@ from torch import Tensor
 Tensors = Mapping[str, Tensor]
 
 
+@dataclass(frozen=True, eq=False)
+class Flat(Mapping[str, Tensor]):
+    """Tensors that lie one after the other in one vector, so that what is done to all of them is one operation, however many there
+    are: trained adapters, messages and their means are such.
+
+    Attributes:
+        entries: (n,)
+        shapes: module -> the shape of its tensor, in order; n numbers in all.
+    """
+
+    entries: Tensor
+    shapes: Mapping[str, torch.Size]
+
+    def __getitem__(self, module: str) -> Tensor:
+        return self._views[module]
+
+    def __contains__(self, module: object) -> bool:
+        return module in self.shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    @cached_property
+    def _views(self) -> dict[str, Tensor]:
+        parts = torch.split(self.entries, [shape.numel() for shape in self.shapes.values()])
+        return {m: part.view(shape) for (m, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+
+def flat(tensors: Tensors) -> Flat:
+    """The same tensors as one vector: a copy, unless they are one already."""
+    if isinstance(tensors, Flat):
+        return tensors
+    entries = torch.cat([t.reshape(-1) for t in tensors.values()]) if tensors else torch.zeros(0)
+    return Flat(entries, {m: t.shape for m, t in tensors.items()})
+
+
 def each(f: Callable[..., Tensor], *maps: Tensors) -> dict[str, Tensor]:
     """f(x[m], y[m], ...) for every module m of the first map."""
     return {m: f(*(x[m] for x in maps)) for m in maps[0]}
 
 
-def plus(x: Tensors, y: Tensors) -> dict[str, Tensor]:
+def plus(x: Tensors, y: Tensors) -> Tensors:
     """x + y, module by module."""
-    return each(torch.add, x, y)
+    return _elementwise(torch.add, x, y)
 
 
-def minus(x: Tensors, y: Tensors) -> dict[str, Tensor]:
+def minus(x: Tensors, y: Tensors) -> Tensors:
     """x - y, module by module."""
-    return each(torch.sub, x, y)
+    return _elementwise(torch.sub, x, y)
 
 
-def weighted_mean(
-    terms: Iterable[tuple[float, tuple[Tensors, ...]]], padded: tuple[Tensors, ...] = ()
-) -> tuple[dict[str, Tensor], ...]:
+def weighted_mean(terms: Iterable[tuple[float, tuple[Tensors, ...]]]) -> tuple[Tensors, ...]:
     """sum_k w_k x_k / sum_k w_k for several mappings at once.
 
     Sums in float64 whatever the dtype of the terms, so equal terms give themselves back exactly, and memory does not grow
     with their number.
 
     Args:
-        terms: (w_k, (x_k, y_k, ...)) with w_k >= 0 and not all zero; at least one.
-        padded: mappings of the shapes of the means; terms count as zero past their own ends. Left out, all terms have one shape.
+        terms: (w_k, (x_k, y_k, ...)) with w_k >= 0 and not all zero; at least one. All x_k have one set of modules and shapes.
     """
-    totals: tuple[dict[str, Tensor], ...] = ()
-    like = padded
+    totals: list[Tensor] = []
+    like: tuple[Flat, ...] = ()
     weight = 0.0
     for w, maps in terms:
-        if not totals:
-            like = padded or maps
-            totals = tuple({m: torch.zeros_like(t, dtype=torch.float64) for m, t in x.items()} for x in like)
+        if not like:
+            like = tuple(map(flat, maps))
+            totals = [torch.zeros_like(x.entries, dtype=torch.float64) for x in like]
+        weight += w
+        for total, x, first in zip(totals, maps, like, strict=True):
+            total.add_(_in_order(x, first).entries, alpha=w)
+    return tuple(replace(x, entries=(total / weight).to(x.entries)) for total, x in zip(totals, like, strict=True))
+
+
+def padded_mean(terms: Iterable[tuple[float, tuple[Tensors, ...]]], like: tuple[Tensors, ...]) -> tuple[Tensors, ...]:
+    """The same of terms that may be smaller than the means, whose shapes are those of `like`: past its own ends a term counts as
+    zero."""
+    totals = [{m: torch.zeros_like(t, dtype=torch.float64) for m, t in x.items()} for x in like]
+    weight = 0.0
+    for w, maps in terms:
         weight += w
         for total, x in zip(totals, maps, strict=True):
             for m, t in x.items():
-                into = total[m][tuple(map(slice, t.shape))] if padded else total[m]
-                into.add_(t, alpha=w)
+                total[m][tuple(map(slice, t.shape))].add_(t, alpha=w)
     return tuple({m: (total[m] / weight).to(x[m].dtype) for m in total} for total, x in zip(totals, like, strict=True))
+
+
+def _elementwise(f: Callable[[Tensor, Tensor], Tensor], x: Tensors, y: Tensors) -> Tensors:
+    """`each`, in one step where one of them is flat already; then the result is, too."""
+    if not isinstance(x, Flat) and not isinstance(y, Flat):
+        return each(f, x, y)
+    a = flat(x)
+    return replace(a, entries=f(a.entries, _in_order(y, a).entries))
+
+
+def _in_order(x: Tensors, like: Flat) -> Flat:
+    """x with the modules of another one in its order. ValueError when shapes differ, KeyError when a module is missing."""
+    x = flat(x)
+    if list(x.shapes.items()) == list(like.shapes.items()):
+        return x
+    if any(x.shapes[m] != shape for m, shape in like.shapes.items()):
+        raise ValueError(f"shapes differ: {dict(x.shapes)} and {dict(like.shapes)}")
+    return flat({m: x[m] for m in like})

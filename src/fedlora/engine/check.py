@@ -1,17 +1,19 @@
 """What a reply must look like before the server uses it: the fields that the method's file declares, and nothing else."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedlora.algebra.tensors import Flat, Tensors, flat
 from fedlora.engine.wire import message_classes
 from fedlora.types import Client, Method, Nothing, Setup
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16)
+INFINITE = "not all of its numbers are finite"
 
 
 def refuse(up: Any, method: Method, setup: Setup, client: Client) -> str | None:
@@ -45,6 +47,10 @@ def refuse(up: Any, method: Method, setup: Setup, client: Client) -> str | None:
         for missing in (indexed[axis] for axis in dims if part and axis in indexed):
             if isinstance(parts[missing], Mapping) and not parts[missing]:
                 return f"field '{field}' comes without '{missing}', which says where its entries belong"
+        if isinstance(part, Flat) and part.entries.dtype in FLOATS and part.shapes == _expected(dims, sizes, known):
+            if (module := _not_finite(part)) is not None:
+                return f"field '{field}', '{module}': {INFINITE}"
+            continue
         for module, t in part.items():
             if why := _kind(t, kind, len(known[module]) if dims == ("*",) else len(dims)):
                 return f"field '{field}', '{module}': {why}"
@@ -64,6 +70,8 @@ def refuse(up: Any, method: Method, setup: Setup, client: Client) -> str | None:
                     return f"field '{field}', '{module}': '{axis}' is {length}, expected {_said(agreed)}"
                 if seen.setdefault((module, axis), length) != length:
                     return f"field '{field}', '{module}': '{axis}' is {length}, but {seen[module, axis]} in another field"
+        if kind != "index" and (module := _not_finite(part)) is not None:
+            return f"field '{field}', '{module}': {INFINITE}"
     if not any(parts[field] for field, (kind, _) in declared.items() if kind not in ("index", "statistic")):
         return "it is empty"
     return None
@@ -98,6 +106,8 @@ def _no_statistic(part: Mapping[Any, Any], dims: Mapping[str, tuple[str, ...]], 
     for name, axes in dims.items():
         if why := _kind(part[name], "statistic", len(axes)):
             return f"'{name}': {why}"
+        if _not_finite({name: part[name]}) is not None:
+            return f"'{name}': {INFINITE}"
         for axis, length in zip(axes, part[name].shape, strict=True):
             agreed = sizes.get(axis, seen.setdefault(axis, length))
             if not (length in agreed if isinstance(agreed, range) else length == agreed):
@@ -117,12 +127,31 @@ def _kind(t: Any, kind: str, ndim: int) -> str | None:
         return f"it is {t.dtype}, expected a floating-point number"
     if t.ndim != ndim:
         return f"it has {t.ndim} axes, expected {ndim}"
-    return None if _finite(t) else "not all of its numbers are finite"
+    return None
 
 
-def _finite(t: Tensor) -> bool:
-    """A finite sum has finite terms; only where it is not, which large terms can do too, each of them is looked at."""
-    return math.isfinite(t.sum().item()) or bool(torch.isfinite(t).all())
+def _not_finite(part: Tensors) -> str | None:
+    """The first entry with a number that is not finite, or None. A finite sum has finite terms; only where it is not, which large
+    terms can do too, each of them is looked at."""
+    if math.isfinite(flat(part).entries.sum().item()):
+        return None
+    return next((name for name, t in part.items() if not bool(t.isfinite().all())), None)
+
+
+def _expected(
+    dims: Sequence[str], sizes: Mapping[str, Any], known: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]] | None:
+    """The shapes of a field whose axes are all known beforehand, or None."""
+    if dims == ("*",):
+        return dict(known)
+    of: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for shape in set(known.values()):
+        own = {**sizes, "out": shape[0], "in": shape[1]}
+        lengths = tuple([n for axis in dims if isinstance(n := own.get(axis), int)])
+        if len(lengths) < len(dims):
+            return None
+        of[shape] = lengths
+    return {module: of[shape] for module, shape in known.items()}
 
 
 def _plain(part: Any) -> bool:

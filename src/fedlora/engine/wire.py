@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedlora import types
+from fedlora.algebra.tensors import Flat
 from fedlora.history import History
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -30,6 +31,8 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Limits on what a hostile header can ask for.
 LARGEST_TREE = 1 << 26  # bytes of JSON after decompression
 MOST_AXES = 16
+SAME = 16  # outlines whose headers are remembered: most clients of a round send the same one
+Outline = tuple[Any, tuple[tuple[torch.dtype, torch.Size], ...]]  # the tree, and dtype and shape of its tensors
 # What reading damaged bytes may raise, beside ValueError.
 DAMAGE = (SafetensorError, zlib.error, LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError)
 
@@ -59,20 +62,28 @@ class Size:
 
 def encode(tree: Any) -> bytes:
     """The bytes of a tree. TypeError names what cannot travel."""
-    node, tensors = _flatten(tree)
-    buffers = {name: torch.cat([_flat(t) for t in group]) for name, group in _grouped(tensors).items()}
-    return save({"tree": torch.frombuffer(bytearray(_header(node)), dtype=torch.uint8), **buffers})
+    outline, tensors = _flatten(tree)
+    groups: dict[str, list[Tensor]] = {}
+    for (dtype, _), t in zip(outline[1], tensors, strict=True):
+        groups.setdefault(NAMES[dtype], []).append(_flat(t))
+    buffers = {name: torch.cat(group) for name, group in groups.items()}
+    return save({"tree": torch.frombuffer(bytearray(_header(outline)), dtype=torch.uint8), **buffers})
 
 
 def measure(tree: Any) -> Size:
     """The parts of `len(encode(tree))`, without copying a value."""
-    node, tensors = _flatten(tree)
-    groups = _grouped(tensors)
-    counts = {name: sum(_stored(t) for t in group) for name, group in groups.items()}
-    size = {name: counts[name] * DTYPES[name].itemsize for name in groups}
+    return _measured(_flatten(tree)[0])
+
+
+@lru_cache(maxsize=SAME)
+def _measured(outline: Outline) -> Size:
+    counts: dict[str, int] = {}  # of elements in the buffers
+    for dtype, shape in outline[1]:
+        counts[NAMES[dtype]] = counts.get(NAMES[dtype], 0) + _stored(NAMES[dtype], math.prod(shape))
+    size = {name: count * DTYPES[name].itemsize for name, count in counts.items()}
     values = sum(s for name, s in size.items() if DTYPES[name].is_floating_point)
     numbers = sum(count for name, count in counts.items() if DTYPES[name].is_floating_point)
-    header = len(_header(node))
+    header = len(_header(outline))
     around = _safetensors_header(tuple(sorted({"tree": header, **counts}.items())))
     return Size(values, sum(size.values()) - values, around + header, numbers)
 
@@ -116,11 +127,14 @@ def message_classes(method: Any) -> list[type[Any]]:
 
 
 # ---- the tree ----------------------------------------------------------------------------------------------------------
-# JSON of a node: a plain value as it is; {"t": n} the n-th tensor; {"l": [...]} a list, {"u": [...]} a tuple, {"m": [[k, v], ...]}
-# a mapping, {"d": [class, fields...]} a dataclass, {"e": [class, value]} an enum.
+# JSON of a node: a plain value as it is; {"t": n} the n-th tensor; {"f": hex} a float; {"l": [...]} a list, {"u": [...]} a tuple,
+# {"m": [[k, v], ...]} a mapping, {"v": [n, [k, sizes...], ...]} a `Flat` one whose entries are the n-th tensor, {"d": [class,
+# fields...]} a dataclass, {"e": [class, value]} an enum.
 
 
-def _flatten(tree: Any) -> tuple[Any, list[Tensor]]:
+def _flatten(tree: Any) -> tuple[Outline, list[Tensor]]:
+    """What a tree is but for the numbers in its tensors, and those. Trees of equal outlines differ in numbers only: nodes are
+    tuples (kind, body), and True, which equals 1, is a node of its own."""
     tensors: list[Tensor] = []
     seen: dict[int, int] = {}
 
@@ -129,24 +143,44 @@ def _flatten(tree: Any) -> tuple[Any, list[Tensor]]:
             if id(x) not in seen:
                 seen[id(x)] = len(tensors)
                 tensors.append(x)
-            return {"t": seen[id(x)]}
+            return "t", seen[id(x)]
         if isinstance(x, Enum):  # before int and str: an enum may also be one of them
-            return {"e": [type(x).__name__, x.value]}
-        if x is None or isinstance(x, bool | int | str):
+            return "e", (type(x).__name__, node(x.value))
+        if isinstance(x, bool):
+            return "b", int(x)
+        if x is None or isinstance(x, int | str):
             return x
         if isinstance(x, float):
-            return {"f": x.hex()}
+            return "f", x.hex()
+        if isinstance(x, Flat):
+            return "v", (node(x.entries)[1], *[(name, *shape) for name, shape in x.shapes.items()])
         if is_dataclass(x):
-            return {"d": [type(x).__name__, *(node(getattr(x, f.name)) for f in fields(x))]}
+            return "d", (type(x).__name__, *[node(getattr(x, f.name)) for f in fields(x)])
         if isinstance(x, Mapping):
-            return {"m": [[k if type(k) is str else node(k), node(v)] for k, v in x.items()]}
-        if isinstance(x, list):
-            return {"l": [node(v) for v in x]}
-        if isinstance(x, tuple):
-            return {"u": [node(v) for v in x]}
+            return "m", tuple([(k if type(k) is str else node(k), node(v)) for k, v in x.items()])
+        if isinstance(x, list | tuple):
+            return "l" if isinstance(x, list) else "u", tuple([node(v) for v in x])
         raise TypeError(f"a {type(x).__name__} cannot travel: states and messages hold tensors and plain values only")
 
-    return {"tree": node(tree), "tensors": [[_name(t), *t.shape] for t in tensors]}, tensors
+    whole = node(tree)
+    for t in tensors:
+        if t.dtype not in NAMES:
+            raise TypeError(f"a tensor of {t.dtype} cannot travel")
+    return (whole, tuple([(t.dtype, t.shape) for t in tensors])), tensors
+
+
+def _json(node: Any) -> Any:
+    """A node of an outline as it stands in the header."""
+    if not isinstance(node, tuple):
+        return node
+    kind, body = node
+    if kind == "b":
+        return bool(body)
+    if kind == "v":
+        return {"v": body}
+    if kind == "m":
+        return {"m": [[_json(k), _json(v)] for k, v in body]}
+    return {kind: [_json(x) for x in body] if isinstance(body, tuple) else body}
 
 
 def _build(node: Any, tensors: list[Tensor], allowed: Mapping[str, type[Any]]) -> Any:
@@ -164,6 +198,8 @@ def _build(node: Any, tensors: list[Tensor], allowed: Mapping[str, type[Any]]) -
             if not isinstance(body, int) or body < 0:
                 raise ValueError("a tensor that is not there")
             return tensors[body]
+        case "v":
+            return _flat_of(inner({"t": body[0]}), body[1:])
         case "f":
             return float.fromhex(body)
         case "e":
@@ -182,6 +218,13 @@ def _build(node: Any, tensors: list[Tensor], allowed: Mapping[str, type[Any]]) -
     raise ValueError(f"unknown node '{kind}'")
 
 
+def _flat_of(entries: Tensor, parts: list[list[Any]]) -> Flat:
+    shapes = {name: torch.Size(shape) for name, *shape in parts if isinstance(name, str) and _possible(shape)}
+    if entries.ndim != 1 or len(shapes) != len(parts) or sum(math.prod(shape) for shape in shapes.values()) != len(entries):
+        raise ValueError("a vector that does not have the parts it says")
+    return Flat(entries, shapes)
+
+
 def _class(name: str, allowed: Mapping[str, type[Any]]) -> Any:
     if name not in allowed:
         raise ValueError(f"class '{name}' is not allowed in this message")
@@ -196,19 +239,17 @@ def _plain_classes() -> list[type[Any]]:
 # ---- the buffers -------------------------------------------------------------------------------------------------------
 
 
-def _name(t: Tensor) -> str:
-    if t.dtype not in NAMES:
-        raise TypeError(f"a tensor of {t.dtype} cannot travel")
-    return NAMES[t.dtype]
+def _possible(shape: list[Any]) -> bool:
+    return len(shape) <= MOST_AXES and all(type(n) is int and 0 <= n < 2**63 for n in shape)
 
 
 def _dtype(name: str) -> torch.dtype:
     return torch.uint8 if name == "bool" else DTYPES[name]
 
 
-def _stored(t: Tensor) -> int:
-    """How many elements a tensor takes in its buffer."""
-    return math.ceil(t.numel() / 8) if t.dtype == torch.bool else t.numel()
+def _stored(name: str, count: int) -> int:
+    """How many elements of its buffer so many of a tensor take."""
+    return -(-count // 8) if name == "bool" else count
 
 
 def _flat(t: Tensor) -> Tensor:
@@ -216,23 +257,15 @@ def _flat(t: Tensor) -> Tensor:
     return torch.from_numpy(np.packbits(t.numpy())) if t.dtype == torch.bool else t
 
 
-def _grouped(tensors: list[Tensor]) -> dict[str, list[Tensor]]:
-    groups: dict[str, list[Tensor]] = {}
-    for t in tensors:
-        groups.setdefault(_name(t), []).append(t)
-    return groups
-
-
 def _cut(buffers: Mapping[str, Tensor], shapes: list[list[Any]]) -> list[Tensor]:
     """The buffers, cut back into tensors in order."""
     at = dict.fromkeys(buffers, 0)
     out = []
     for name, *shape in shapes:
-        possible = len(shape) <= MOST_AXES and all(type(n) is int and 0 <= n < 2**63 for n in shape)
-        if not possible or name not in at:
+        if not _possible(shape) or name not in at:
             raise ValueError("a tensor with an impossible shape or dtype")
         count = math.prod(shape)
-        length = -(-count // 8) if name == "bool" else count
+        length = _stored(name, count)
         if length > len(buffers[name]) - at[name]:
             raise ValueError("a tensor is larger than its buffer")
         part = buffers[name][at[name] : at[name] + length]
@@ -245,12 +278,10 @@ def _cut(buffers: Mapping[str, Tensor], shapes: list[list[Any]]) -> list[Tensor]
     return out
 
 
-def _header(node: Any) -> bytes:
-    return _compressed(json.dumps(node, separators=(",", ":")))
-
-
-@lru_cache(maxsize=256)  # the same for most clients of a round
-def _compressed(text: str) -> bytes:
+@lru_cache(maxsize=SAME)
+def _header(outline: Outline) -> bytes:
+    tree, tensors = outline
+    text = json.dumps({"tree": _json(tree), "tensors": [[NAMES[dtype], *shape] for dtype, shape in tensors]}, separators=(",", ":"))
     return zlib.compress(text.encode(), 6)
 
 

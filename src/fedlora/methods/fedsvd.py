@@ -80,7 +80,7 @@ class FedSVD:
             return reply.client.num_examples, (reply.up.B,)
 
         (dB,) = weighted_mean(map(term, replies))
-        A, B, turned = dict(state.shared.A), plus(state.shared.B, dB), state.turned
+        A, B, turned = dict(state.shared.A), dict(plus(state.shared.B, dB)), state.turned
         if self.period and rounds > self.warmup and (rounds - self.warmup) % self.period == 0:
             for m in [m for m in B if bool(B[m].any())]:
                 rank = len(A[m])

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fedlora.algebra.products import norm
-from fedlora.algebra.tensors import each, weighted_mean
+from fedlora.algebra.tensors import each, padded_mean
 from fedlora.errors import BadInput
 from fedlora.types import SHARED, Client, Diagnostics, Factors, Facts, Local, Model, Reply, Setup, TailNorm, Tensors, Train, value
 
@@ -99,7 +99,7 @@ class HetLoRA:
             weight = joint_norm(up) + 1e-60 * reply.client.num_examples
             return weight, (up.A, up.B)
 
-        A, B = weighted_mean(map(term, replies), padded=(state.shared.A, state.shared.B))
+        A, B = padded_mean(map(term, replies), (state.shared.A, state.shared.B))
         return State(replace(state.shared, A=A, B=B), ranks), {"ranks": {str(k): r for k, r in sorted(ranks.items())}}
 
     def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:

@@ -79,7 +79,7 @@ class LoRAFAIR:
     def aggregate(self, state: Factors, replies: Iterator[Reply]) -> tuple[Factors, Diagnostics]:
         # The start is common, so the residual of the changes is that of the factors.
         dA, dB, lacking = means_and_residuals((r.client.num_examples, (r.up.A, r.up.B)) for r in replies)
-        A, B = plus(state.A, dA), plus(state.B, dB)
+        A, B = plus(state.A, dA), dict(plus(state.B, dB))
         for m, x in B.items():
             if self.objective is Objective.RIDGE:
                 correction = ridge_correction(A[m], lacking[m], self.penalty)

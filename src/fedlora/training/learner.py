@@ -5,7 +5,7 @@ one operation each, however many modules there are. Of a factor whose mask choos
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedlora import seeds
+from fedlora.algebra.tensors import flat
 from fedlora.config import TrainConfig
 from fedlora.training.encode import Encoded
 from fedlora.types import BASE, GATE, ROLES, Factors, Gate, Penalty, ProductDecay, Role, Router, Slots, Tensors, Train, Trained
@@ -103,8 +104,8 @@ class Learner:
         self.before = {role: self.flats[role].clone() for role in self.masks}
         self.sums = {role: torch.zeros_like(x) for role, x in self.flats.items()} if job.ask.want_grad else {}
         self.fixed = {s: _each_role(f, lambda role, m, x: x.to(device, dtype)) for s, f in job.ask.slots.items()}
-        for flat in self.flats.values():
-            flat.requires_grad_(True)
+        for vector in self.flats.values():
+            vector.requires_grad_(True)
         self.optimizer = self._optimizer()
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self.seen, self.steps = 0, 0
@@ -130,13 +131,13 @@ class Learner:
 
     def step(self) -> None:
         """One step of the optimiser, the gradient of this batch's loss being in the flat vectors."""
-        for role, flat in self.flats.items():
-            if flat.grad is None:
-                flat.grad = torch.zeros_like(flat)
+        for role, vector in self.flats.items():
+            if vector.grad is None:
+                vector.grad = torch.zeros_like(vector)
             if role in self.masks:
-                flat.grad.mul_(self.masks[role])
+                vector.grad.mul_(self.masks[role])
             if role in self.sums:
-                self.sums[role] += flat.grad
+                self.sums[role] += vector.grad
         if self.settings.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.flats.values(), self.settings.clip)
         self.optimizer.step()
@@ -163,7 +164,7 @@ class Learner:
         with torch.no_grad():
             done = {key: x.detach().cpu() for key, x in self.values(self.master).items()}
         trained = Trained(
-            slots={s: _each_role(f, partial(_trained_or_as_it_was, done, s)) for s, f in ask.slots.items()},
+            slots={s: _after(done, s, f, ask.roles) for s, f in ask.slots.items()},
             gate=_with_trained_router(ask.gate, done),
             loss=self.loss.item() / max(1, self.seen),
             num_steps=self.steps,
@@ -286,6 +287,14 @@ def on_device(slots: Slots, device: torch.device, dtype: torch.dtype) -> dict[st
 
 def _value_or(values: Mapping[Key, Tensor], slot: str, role: str, m: str, x: Tensor) -> Tensor:
     return values.get(Key(slot, role, m), x)
+
+
+def _after(done: Mapping[Key, Tensor], slot: str, before: Factors, roles: Collection[Role]) -> Factors:
+    """A slot with what was trained of it in its place; roles that trained are flat."""
+    for role in (role for role in ROLES if (slot, role) in roles):
+        own = before.role(role)
+        before = before.with_role(role, flat({m: _trained_or_as_it_was(done, slot, role, m, x) for m, x in own.items()}))
+    return before
 
 
 def _with_trained_router(gate: Gate | None, done: Mapping[Key, Tensor]) -> Gate | None:
