@@ -16,15 +16,14 @@ from fedlora.compare.grid import Cell, Grid
 from fedlora.config import Config, DataConfig
 from fedlora.data.dataset import Dataset
 from fedlora.data.load import load as load_data
-from fedlora.data.tasks import deal, task_counts
+from fedlora.data.tasks import deal
 from fedlora.engine import pipeline
-from fedlora.engine.federation import client_ranks, make_method, make_setup
+from fedlora.engine.federation import make_clients, make_method, make_setup
 from fedlora.errors import BadInput
 from fedlora.models.load import Pretrained, from_config, locate
 from fedlora.models.slots import find_targets
 from fedlora.training.precision import pick_device
 from fedlora.training.trainer import Trainer
-from fedlora.types import Client
 
 
 class _NeedsWeights(Exception):
@@ -52,8 +51,7 @@ def _check(config: Config, datasets: Callable[[str, int], Dataset], outlines: Ca
     undealt = DataConfig.model_fields.keys() - {"partition", "alpha", "min_size", "max_length"}
     dataset = datasets(config.data.model_dump_json(include=undealt | ({"partition"} if config.data.column else set())), config.seed)
     parts = deal(dataset, config.data, config.clients, config.seed)
-    dealt = zip(client_ranks(config.clients, len(parts.train)), parts.train, strict=True)
-    clients = [Client(i, rank, len(rows), task_counts(dataset, rows)) for i, (rank, rows) in enumerate(dealt)]
+    clients = make_clients(config.clients, dataset, parts)
     outline = outlines(config.model.source, len(dataset.label_names))
     targets = find_targets(outline.model, config.model.target_modules)
     setup = make_setup(config, Trainer(outline, targets, config.train, torch.device("meta"), torch.float32), clients)

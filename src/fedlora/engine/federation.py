@@ -11,8 +11,11 @@ import numpy as np
 import torch
 
 from fedlora import methods, seeds
+from fedlora.algebra.tensors import flat
 from fedlora.config import RANK_SHARES, ClientsConfig, Config, RankPlan
-from fedlora.data.dataset import Task
+from fedlora.data.dataset import Dataset, Task
+from fedlora.data.partition import Parts
+from fedlora.data.tasks import task_counts
 from fedlora.errors import BadInput
 from fedlora.models.load import Pretrained
 from fedlora.models.load import load as load_model
@@ -87,15 +90,20 @@ def client_ranks(config: ClientsConfig, count: int) -> list[int]:
     return [2 ** (1 + int(np.searchsorted(edges, k + 0.5))) for k in range(count)]
 
 
+def make_clients(config: ClientsConfig, dataset: Dataset, parts: Parts) -> tuple[Client, ...]:
+    """The clients that the data were dealt to."""
+    dealt = zip(client_ranks(config, len(parts.train)), parts.train, strict=True)
+    return tuple(Client(i, rank, len(where), task_counts(dataset, where)) for i, (rank, where) in enumerate(dealt))
+
+
 def fresh_adapter(shapes: Mapping[str, tuple[int, int]], seed: int, scaling: Mapping[int, float], rank: int) -> Factors:
     """The starting adapter (Hu et al. 2021): A uniform in +-1/sqrt(d_in), which is Kaiming's with a = sqrt(5); B zero."""
     A = {
         m: seeds.generator(seed, "fresh", m).uniform(-(d**-0.5), d**-0.5, (rank, d)).astype(np.float32)
         for m, (_, d) in shapes.items()
     }
-    return Factors(
-        {m: torch.from_numpy(a) for m, a in A.items()}, {m: torch.zeros(o, rank) for m, (o, _) in shapes.items()}, scaling[rank]
-    )
+    B = {m: torch.zeros(o, rank) for m, (o, _) in shapes.items()}
+    return Factors(flat({m: torch.from_numpy(a) for m, a in A.items()}), flat(B), scaling[rank])
 
 
 def make_setup(config: Config, trainer: Trainer, clients: Sequence[Client]) -> Setup:

@@ -18,13 +18,13 @@ from fedlora.config import Config, Head, as_tables, resolve, to_toml
 from fedlora.data.dataset import Dataset
 from fedlora.data.load import load as load_data
 from fedlora.data.partition import Parts
-from fedlora.data.tasks import deal, task_counts
+from fedlora.data.tasks import deal
 from fedlora.engine import checkpoint, pipeline, wire
 from fedlora.engine.export import write_result
 from fedlora.engine.federation import (
     Roster,
-    client_ranks,
     load_pretrained,
+    make_clients,
     make_method,
     make_setup,
     make_trainer,
@@ -123,9 +123,7 @@ def prepare(config: Config, listener: Listener) -> World:
     for note in dataset.notes:
         listener.note(note)
     parts = deal(dataset, config.data, config.clients, config.seed)
-    ranks = client_ranks(config.clients, len(parts.train))
-    dealt = zip(ranks, parts.train, strict=True)
-    clients = tuple(Client(i, rank, len(where), task_counts(dataset, where)) for i, (rank, where) in enumerate(dealt))
+    clients = make_clients(config.clients, dataset, parts)
     roster = Roster(dataset.label_names, clients, parts.names, tuple(len(where) for where in parts.test), dataset.tasks)
     listener.stage(f"loading {config.model.source}")
     pretrained = load_pretrained(config, roster)
