@@ -48,8 +48,9 @@ class ProductMean:
         self.ranks = 0
 
     def _stack(self, total: float) -> Product:
-        B = torch.cat([(w / total) * B for w, B, _ in self.waiting], dim=1)
-        return B, torch.cat([A for _, _, A in self.waiting])
+        B, A = torch.cat([B for _, B, _ in self.waiting], dim=1), torch.cat([A for _, _, A in self.waiting])
+        by_rank = [w / total for w, _, A in self.waiting for _ in range(len(A))]
+        return B.mul_(torch.tensor(by_rank, dtype=B.dtype, device=B.device)), A
 
 
 def mean_of_products(terms: Iterable[tuple[float, float, Tensors, Tensors]]) -> dict[str, Matrix]:
