@@ -188,7 +188,13 @@ def save(name: str, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any],
     return file
 
 
-def show(title: str, rows: Sequence[Mapping[str, Any]], hidden: Iterable[str] = ("seconds", "examples", "pairs")) -> None:
+def rows(name: str, folder: Path = RESULTS) -> list[Row]:
+    """The rows of NAME.json; none where there is no such file."""
+    file = folder / f"{name}.json"
+    return list(json.loads(file.read_text())["rows"]) if file.exists() else []
+
+
+def show(title: str, rows: Sequence[Mapping[str, Any]], hidden: Iterable[str] = ("seconds", "examples", "pairs", "config")) -> None:
     """Print the rows as a table, with every column that any of them has but the hidden ones."""
     columns = [c for c in dict.fromkeys(key for row in rows for key in row) if c not in set(hidden)]
     table = Table(*columns, title=title, title_justify="left")
@@ -211,7 +217,7 @@ def finish(name: str, title: str, rows: Sequence[Mapping[str, Any]], facts: Mapp
     """Show the rows; write them, too, unless this was a quick look, whose numbers mean nothing."""
     show(title, rows)
     for what, value in facts.items():
-        if not what.startswith("config"):
+        if what != "config":
             console.print(f"  {what}: {value}", soft_wrap=True, highlight=False)
     console.print("  quick: the numbers mean nothing and are not kept" if quick else f"  written to {save(name, rows, facts)}")
 

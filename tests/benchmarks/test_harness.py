@@ -1,15 +1,18 @@
 """The numbers that the benchmarks print, by hand."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from benchmarks import accuracy, harness, ours, overhead
 from benchmarks.__main__ import main
+from benchmarks.bf16 import Widened
 from benchmarks.harness import Measured, Sample
 
 PEAK = {"bf16": 2000.0, "fp32": 1000.0}
@@ -57,13 +60,53 @@ def test_a_quick_look_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     harness.finish("some", "title", [{"side": "a"}], {}, quick=True)
 
 
+def comparison(config: Mapping[str, Any], seeds: int = 3) -> accuracy.Comparison:
+    return accuracy.Comparison("x", lambda seed: pytest.fail("played"), seeds, 0.5, config)
+
+
 def test_paired_difference() -> None:
-    row = accuracy.paired("x", [(0.52, 0.50), (0.50, 0.50), (0.51, 0.50)], 0.5)
+    row = accuracy.paired(comparison({}), {0: (0.52, 0.50), 2: (0.51, 0.50), 1: (0.50, 0.50)})
     assert row["difference, points"] == pytest.approx(1.0)
     # Differences 2, 0, 1: standard error 1 / sqrt 3; t of 2 degrees of freedom at 97.5 % is 4.302653.
     assert row["95 % from"] == pytest.approx(1 - 4.302653 / 3**0.5, abs=1e-5)
     assert row["to"] == pytest.approx(1 + 4.302653 / 3**0.5, abs=1e-5)
-    assert "to" not in accuracy.paired("x", [(0.5, 0.5)], 0.5)
+    assert "to" not in accuracy.paired(comparison({}), {0: (0.5, 0.5)})
+
+
+def test_pairs_of_the_same_configuration_are_not_repeated(tmp_path: Path) -> None:
+    one = comparison({"seed": 0, "sizes": (1, 2)})
+    pairs = {0: (0.52, 0.50), 1: (0.1, 0.2)}
+    assert accuracy.known(one, harness.rows("some", tmp_path)) == {}
+    harness.save("some", [accuracy.paired(one, pairs)], {}, tmp_path)
+    rows = harness.rows("some", tmp_path)
+    assert accuracy.known(one, rows) == pairs and accuracy.known(comparison({"seed": 1}), rows) == {}
+    done = {"x": dict(pairs)}
+    accuracy.play([comparison({}, seeds=2)], done, 1, lambda: pytest.fail("nothing was to be done"))
+    assert done == {"x": pairs}
+
+
+def test_bf16_products_are_rounded_once() -> None:
+    """Against the product in float64, rounded to bf16: apart by the last bit at most, where the fp32 sum lay next to the middle."""
+    random = torch.Generator().manual_seed(0)
+    a, b, c = (torch.randn(shape, generator=random).bfloat16() for shape in ((30, 200), (200, 40), (30, 40)))
+    layer = torch.nn.Linear(200, 40).bfloat16()
+    with Widened():  # type: ignore[no-untyped-call]
+        got = {"mm": a @ b, "addmm": torch.addmm(c, a, b), "linear": layer(a), "in place": c.clone().addmm_(a, b)}
+        batched = torch.bmm(a.expand(2, -1, -1), b.expand(2, -1, -1))
+        layer(a).sum().backward()
+    product = a.double() @ b.double()
+    bias = layer.bias.detach().double() + a.double() @ layer.weight.detach().double().T
+    want = {"mm": product, "addmm": c.double() + product, "linear": bias, "in place": c.double() + product}
+    for name, x in {**got, "bmm": batched[1]}.items():
+        exact = want.get(name, product)
+        assert x.dtype == torch.bfloat16
+        assert (x.double() - exact).abs().le(2.0**-8 * exact.abs() * (1 + 1e-3) + 1e-5).all(), name
+        assert (x == exact.bfloat16()).double().mean() > 0.99, name
+    assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.bfloat16
+    summed = a.double().sum(0).expand(40, -1)
+    assert (layer.weight.grad.double() - summed).abs().le(2.0**-8 * summed.abs() + 1e-5).all()
+    with Widened():  # type: ignore[no-untyped-call]
+        assert torch.equal(a.float() @ b.float(), a.float() @ b.float())
 
 
 def test_the_clock_of_a_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
