@@ -105,25 +105,27 @@ def main(
     precision_limit: int = 0,
     precision_rounds: int = 3,
     precision_seeds: int = 3,
+    precision_batch_size: int = 32,
     lr: float = 5e-3,
     jobs: int = 0,
     again: bool = False,
 ) -> None:
-    """Paired differences in test accuracy. A limit of 0 is the whole data set; --jobs 0 is a process a core; --again repeats the
-    pairs that the results have already."""
+    """Paired differences in test accuracy; --precision-... is of bf16 against fp32. A limit of 0 is the whole data set; smaller
+    batches make as many steps of less data. --jobs 0 is a process a core; --again repeats the pairs that the results have
+    already."""
     if quick:
         limit, rounds, seeds, precision_limit, precision_rounds, precision_seeds = 40, 1, 2, 40, 1, 0
 
-    def tables(limit: int, rounds: int, method: str = "fedit") -> dict[str, Any]:
+    def tables(limit: int, rounds: int, batch_size: int = 32, method: str = "fedit") -> dict[str, Any]:
         data = {"data": {"limit": limit}} if limit else {}
-        return {"method": {"name": method}, "train": {"lr": lr, "rounds": rounds}} | data
+        return {"method": {"name": method}, "train": {"lr": lr, "rounds": rounds, "batch_size": batch_size}} | data
 
     def comparison(name: str, pair: Callable[..., tuple[float, float]], seeds: int, target: float, own: Any) -> Comparison:
         return Comparison(name, partial(pair, own), seeds, target, ours.configured_tables(ours.configured(own)))
 
     todo = [comparison("fedlora - PEFT fp32, FedIT", against_peft, seeds, PEERS, tables(limit, rounds))]
     for method in METHODS:
-        own = tables(precision_limit, precision_rounds, method)
+        own = tables(precision_limit, precision_rounds, precision_batch_size, method)
         todo.append(comparison(f"{method}, bf16 - fp32", bf16_against_fp32, precision_seeds, PRECISION, own))
     facts = {
         "fedlora's own precision": str(_native()).removeprefix("torch."),
