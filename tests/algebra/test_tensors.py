@@ -33,13 +33,18 @@ def test_flat_arithmetic_is_that_of_the_tensors(flatten):
     one, two = (flat(z) if yes else z for z, yes in zip((x, y), flatten, strict=True))
     for f, op in ((plus, torch.add), (minus, torch.sub)):
         got = f(one, two)
-        assert isinstance(got, Flat) and list(got) == ["a", "b"]
+        assert isinstance(got, Flat) == isinstance(one, Flat) and list(got) == ["a", "b"]
         assert all(torch.equal(got[m], op(x[m], y[m])) for m in x)
-    for f in (plus, minus):
-        with pytest.raises(ValueError, match="shapes"):
-            f(one, flat({"a": torch.ones(3, 2), "b": torch.ones(4)}))
     with pytest.raises(KeyError):
-        plus(flat(x), {"a": x["a"]})
+        plus(one, {"a": x["a"]})
+
+
+def test_flat_tensors_of_other_shapes_do_not_mix():
+    x = flat({"a": torch.ones(2, 3), "b": torch.ones(4)})
+    for f in (plus, minus):
+        for y in ({"a": torch.ones(3, 2), "b": torch.ones(4)}, {"a": torch.ones(4), "b": torch.ones(2, 3)}):
+            with pytest.raises(ValueError, match="shapes"):
+                f(x, y)
 
 
 def test_terms_of_a_mean_may_name_their_modules_in_any_order():
@@ -47,8 +52,18 @@ def test_terms_of_a_mean_may_name_their_modules_in_any_order():
     for second in (y, flat(y)):
         (mean,) = weighted_mean([(1, (x,)), (1, (second,))])
         assert {m: t.item() for m, t in mean.items()} == {"a": 2.0, "b": 6.0}
-    with pytest.raises(ValueError, match="shapes"):
-        weighted_mean([(1, ({"a": torch.ones(2, 3)},)), (1, ({"a": torch.ones(3, 2)},))])
+    for turn in (dict, flat):
+        with pytest.raises(ValueError, match="shapes"):
+            weighted_mean([(1, ({"a": torch.ones(2, 3)},)), (1, (turn({"a": torch.ones(3, 2)}),))])
+
+
+def test_a_mean_has_the_precision_of_its_terms():
+    for dtypes, want in (((torch.bfloat16,), torch.bfloat16), ((torch.bfloat16, torch.float32), torch.float32)):
+        x = {str(d): torch.ones(2, dtype=d) for d in dtypes}
+        for term in (x, flat(x)):
+            (mean,) = weighted_mean([(2.0, (term,)), (1.0, (x,))])
+            assert {t.dtype for t in mean.values()} == {want} and all(t.tolist() == [1.0, 1.0] for t in mean.values())
+    assert weighted_mean([(1.0, ({},))]) and not weighted_mean([(1.0, ({},))])[0]
 
 
 def test_weighted_mean_by_hand():

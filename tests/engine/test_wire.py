@@ -1,6 +1,8 @@
+import gc
 import json
 import math
 import random
+import weakref
 import zlib
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
@@ -125,6 +127,20 @@ def test_masks_take_a_bit_an_entry():
     size = wire.measure(mask)
     assert (size.values, size.indices) == (0, 5 + 1)
     assert same(again(mask), mask)
+
+
+def test_a_message_that_was_measured_is_let_go():
+    """At once, not when the garbage collector comes by: one may hold a whole model."""
+    gc.disable()
+    try:
+        t = torch.ones(3)
+        gone = weakref.ref(t)
+        wire.measure({"a": [t, flat({"b": t})]})
+        wire.encode(Leaf(t))
+        del t
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_values_indices_and_header_are_told_apart():

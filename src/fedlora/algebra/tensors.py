@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -73,17 +73,17 @@ def weighted_mean(terms: Iterable[tuple[float, tuple[Tensors, ...]]]) -> tuple[T
     Args:
         terms: (w_k, (x_k, y_k, ...)) with w_k >= 0 and not all zero; at least one. All x_k have one set of modules and shapes.
     """
-    totals: list[Tensor] = []
-    like: tuple[Flat, ...] = ()
+    totals: list[Flat] = []
+    dtypes: list[torch.dtype] = []
     weight = 0.0
     for w, maps in terms:
-        if not like:
-            like = tuple(map(flat, maps))
-            totals = [torch.zeros_like(x.entries, dtype=torch.float64) for x in like]
+        if not totals:
+            totals = [_blank(x) for x in maps]
+            dtypes = [reduce(torch.promote_types, (t.dtype for t in x.values()), torch.bfloat16) for x in maps]
         weight += w
-        for total, x, first in zip(totals, maps, like, strict=True):
-            total.add_(_in_order(x, first).entries, alpha=w)
-    return tuple(replace(x, entries=(total / weight).to(x.entries)) for total, x in zip(totals, like, strict=True))
+        for total, x in zip(totals, maps, strict=True):
+            _add(total, x, w)
+    return tuple(replace(total, entries=(total.entries / weight).to(dtype)) for total, dtype in zip(totals, dtypes, strict=True))
 
 
 def padded_mean(terms: Iterable[tuple[float, tuple[Tensors, ...]]], like: tuple[Tensors, ...]) -> tuple[Tensors, ...]:
@@ -99,12 +99,28 @@ def padded_mean(terms: Iterable[tuple[float, tuple[Tensors, ...]]], like: tuple[
     return tuple({m: (total[m] / weight).to(x[m].dtype) for m in total} for total, x in zip(totals, like, strict=True))
 
 
+def _blank(like: Tensors) -> Flat:
+    """Zeros in float64 of these shapes."""
+    shapes = {m: t.shape for m, t in like.items()}
+    device = next((t.device for t in like.values()), None)
+    return Flat(torch.zeros(sum(shape.numel() for shape in shapes.values()), dtype=torch.float64, device=device), shapes)
+
+
+def _add(total: Flat, x: Tensors, weight: float) -> None:
+    if isinstance(x, Flat):
+        total.entries.add_(_in_order(x, total).entries, alpha=weight)
+        return
+    for m, shape in total.shapes.items():
+        if x[m].shape != shape:
+            raise ValueError(f"shapes differ: '{m}' is {tuple(x[m].shape)}, and {tuple(shape)} in the first term")
+        total[m].add_(x[m], alpha=weight)
+
+
 def _elementwise(f: Callable[[Tensor, Tensor], Tensor], x: Tensors, y: Tensors) -> Tensors:
-    """`each`, in one step where one of them is flat already; then the result is, too."""
-    if not isinstance(x, Flat) and not isinstance(y, Flat):
+    """`each`, in one step where x is flat; then the result is, too."""
+    if not isinstance(x, Flat):
         return each(f, x, y)
-    a = flat(x)
-    return replace(a, entries=f(a.entries, _in_order(y, a).entries))
+    return replace(x, entries=f(x.entries, _in_order(y, x).entries))
 
 
 def _in_order(x: Tensors, like: Flat) -> Flat:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlora.algebra.tensors import Flat, Tensors, flat
+from fedlora.algebra.tensors import Flat, Tensors
 from fedlora.engine.wire import message_classes
 from fedlora.types import Client, Method, Nothing, Setup
 
@@ -133,7 +133,8 @@ def _kind(t: Any, kind: str, ndim: int) -> str | None:
 def _not_finite(part: Tensors) -> str | None:
     """The first entry with a number that is not finite, or None. A finite sum has finite terms; only where it is not, which large
     terms can do too, each of them is looked at."""
-    if math.isfinite(flat(part).entries.sum().item()):
+    whole = [part.entries] if isinstance(part, Flat) else part.values()
+    if all(math.isfinite(t.sum().item()) for t in whole):
         return None
     return next((name for name, t in part.items() if not bool(t.isfinite().all())), None)
 

@@ -135,38 +135,37 @@ def message_classes(method: Any) -> list[type[Any]]:
 def _flatten(tree: Any) -> tuple[Outline, list[Tensor]]:
     """What a tree is but for the numbers in its tensors, and those. Trees of equal outlines differ in numbers only: nodes are
     tuples (kind, body), and True, which equals 1, is a node of its own."""
-    tensors: list[Tensor] = []
-    seen: dict[int, int] = {}
-
-    def node(x: Any) -> Any:
-        if isinstance(x, Tensor):
-            if id(x) not in seen:
-                seen[id(x)] = len(tensors)
-                tensors.append(x)
-            return "t", seen[id(x)]
-        if isinstance(x, Enum):  # before int and str: an enum may also be one of them
-            return "e", (type(x).__name__, node(x.value))
-        if isinstance(x, bool):
-            return "b", int(x)
-        if x is None or isinstance(x, int | str):
-            return x
-        if isinstance(x, float):
-            return "f", x.hex()
-        if isinstance(x, Flat):
-            return "v", (node(x.entries)[1], *[(name, *shape) for name, shape in x.shapes.items()])
-        if is_dataclass(x):
-            return "d", (type(x).__name__, *[node(getattr(x, f.name)) for f in fields(x)])
-        if isinstance(x, Mapping):
-            return "m", tuple([(k if type(k) is str else node(k), node(v)) for k, v in x.items()])
-        if isinstance(x, list | tuple):
-            return "l" if isinstance(x, list) else "u", tuple([node(v) for v in x])
-        raise TypeError(f"a {type(x).__name__} cannot travel: states and messages hold tensors and plain values only")
-
-    whole = node(tree)
-    for t in tensors:
+    tensors: dict[int, tuple[int, Tensor]] = {}
+    whole = _node(tree, tensors)
+    own = [t for _, t in tensors.values()]
+    for t in own:
         if t.dtype not in NAMES:
             raise TypeError(f"a tensor of {t.dtype} cannot travel")
-    return (whole, tuple([(t.dtype, t.shape) for t in tensors])), tensors
+    return (whole, tuple([(t.dtype, t.shape) for t in own])), own
+
+
+def _node(x: Any, tensors: dict[int, tuple[int, Tensor]]) -> Any:
+    """The node of a value; its tensors go into `tensors`: id -> place and tensor. No closure that calls itself: such a one lives
+    until the garbage collector comes by, and the tensors with it."""
+    if isinstance(x, Tensor):
+        return "t", tensors.setdefault(id(x), (len(tensors), x))[0]
+    if isinstance(x, Enum):  # before int and str: an enum may also be one of them
+        return "e", (type(x).__name__, _node(x.value, tensors))
+    if isinstance(x, bool):
+        return "b", int(x)
+    if x is None or isinstance(x, int | str):
+        return x
+    if isinstance(x, float):
+        return "f", x.hex()
+    if isinstance(x, Flat):
+        return "v", (_node(x.entries, tensors)[1], *[(name, *shape) for name, shape in x.shapes.items()])
+    if is_dataclass(x):
+        return "d", (type(x).__name__, *[_node(getattr(x, f.name), tensors) for f in fields(x)])
+    if isinstance(x, Mapping):
+        return "m", tuple([(k if type(k) is str else _node(k, tensors), _node(v, tensors)) for k, v in x.items()])
+    if isinstance(x, list | tuple):
+        return "l" if isinstance(x, list) else "u", tuple([_node(v, tensors) for v in x])
+    raise TypeError(f"a {type(x).__name__} cannot travel: states and messages hold tensors and plain values only")
 
 
 def _json(node: Any) -> Any:
