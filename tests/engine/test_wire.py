@@ -340,6 +340,7 @@ def test_a_header_with_junk_anywhere_gives_a_tree_or_a_ValueError_and_nothing_el
         (forge({"v": [0, ["a", 2]]}, [["float32", 2, 2]], float32=torch.ones(4)), "parts it says"),
         (forge({"v": [0, ["a", -2, -2]]}, [["float32", 4]], float32=torch.ones(4)), "parts it says"),
         (forge({"v": [0, [7, 4]]}, [["float32", 4]], float32=torch.ones(4)), "parts it says"),
+        (forge({"v": [0, ["a", 4], ["b", 2**62, 4, 0]]}, [["float32", 4]], float32=torch.ones(4)), "parts it says"),
         (forge({"v": [1, ["a", 4]]}, [["float32", 4]], float32=torch.ones(4)), None),
         (forge(1, [], float32=torch.ones(4)), "belong to no tensor"),
         (forge(zlib.compress(b"[" * 10**6)), None),

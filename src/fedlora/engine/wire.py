@@ -218,7 +218,9 @@ def _build(node: Any, tensors: list[Tensor], allowed: Mapping[str, type[Any]]) -
 
 
 def _flat_of(entries: Tensor, parts: list[list[Any]]) -> Flat:
-    shapes = {name: torch.Size(shape) for name, *shape in parts if isinstance(name, str) and _possible(shape)}
+    # A size beside a zero takes no entries, and yet torch cannot count with any: what is refused here must not fail later.
+    sane = ((name, shape) for name, *shape in parts if _possible(shape) and math.prod(max(n, 1) for n in shape) < 2**63)
+    shapes = {name: torch.Size(shape) for name, shape in sane if isinstance(name, str)}
     if entries.ndim != 1 or len(shapes) != len(parts) or sum(math.prod(shape) for shape in shapes.values()) != len(entries):
         raise ValueError("a vector that does not have the parts it says")
     return Flat(entries, shapes)
