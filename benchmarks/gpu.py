@@ -13,7 +13,7 @@ from benchmarks.harness import Measured, Side
 from benchmarks.peers import peft_loop
 from fedlora import seeds
 from fedlora.config import Config, Head
-from fedlora.engine.federation import make_method, make_setup, make_trainer
+from fedlora.engine.federation import make_method, make_setup, make_trainer, try_pretrained
 from fedlora.engine.inprocess import InProcess
 from fedlora.engine.loop import Server, rounds, sampler
 from fedlora.models.load import from_config
@@ -47,7 +47,8 @@ class Shape:
 
 def fedlora(config: Config, model: PretrainedConfig, data: Mapping[int, Encoded]) -> tuple[Side, Setup]:
     """Our rounds over a random model."""
-    trainer = make_trainer(config, from_config(model, None, config.seed))
+    pretrained = from_config(model, None, config.seed)
+    trainer = make_trainer(config, pretrained, try_pretrained(config, pretrained))
     rank = config.clients.rank
     assert isinstance(rank, int)
     setup = make_setup(config, trainer, [Client(k, rank, len(own)) for k, own in data.items()])

@@ -22,7 +22,7 @@ from benchmarks.harness import Sample, Side
 from benchmarks.ours import work
 from fedlora import seeds
 from fedlora.config import TrainConfig
-from fedlora.models.load import draw_head, locate
+from fedlora.models.load import draw, locate
 from fedlora.training.encode import Encoded
 from fedlora.types import Factors
 
@@ -39,7 +39,7 @@ def load(source: str, num_labels: int, seed: int) -> Any:
     model, info = AutoModelForSequenceClassification.from_pretrained(
         locate(source), num_labels=num_labels, dtype=torch.float32, output_loading_info=True
     )
-    draw_head(model, set(info["missing_keys"]), seed)
+    draw(model, set(info["missing_keys"]), seed)
     return model.eval()
 
 

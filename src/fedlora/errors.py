@@ -14,3 +14,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> BadInput:
     near = get_close_matches(name, names, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else f"possible: {', '.join(names)}"
     return BadInput(f"unknown {kind} '{name}'; {hint}")
+
+
+def first_line(error: BaseException | None) -> str:
+    """The first line of what another library said, for a message of ours."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))

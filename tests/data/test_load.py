@@ -502,7 +502,7 @@ def test_a_missing_owner(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_fractional_labels(tmp_path: Path, suffix: str) -> None:
     file = write(tmp_path / f"a{suffix}", text=["a", "b"], label=[0.5, 1.0])
-    assert fault(file) == f"{file}: column 'label' holds fractional numbers (double); labels are integers or text"
+    assert fault(file) == f"{file}: column 'label' holds fractional numbers; labels are integers or text"
 
 
 def test_columns_of_another_type(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from fedlora.config import ModelConfig
 from fedlora.errors import BadInput
@@ -37,12 +38,24 @@ def test_the_body_is_the_checkpoint(bert_folder: Path) -> None:
         assert torch.equal(p, loaded.get_parameter(f"bert.{name}"))
 
 
-def test_a_decoder_gets_a_padding_token() -> None:
+def test_a_decoder_gets_a_padding_token_with_which_its_texts_do_not_end() -> None:
+    """A model without a padding token reads the last token of a text: [SEP] here, which the tokenizer appends."""
     words = tiny.tokenizer()
     words.pad_token, words.eos_token = None, "[SEP]"
     config = tiny.config("gpt2")
     config.pad_token_id = None
+    model = from_config(config, words, 0).model
+    assert model.config.pad_token_id == words.pad_token_id == words.convert_tokens_to_ids("[CLS]")
+    words = tiny.tokenizer()
+    words.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    words.pad_token, words.eos_token = None, "[SEP]"
     assert from_config(config, words, 0).model.config.pad_token_id == words.convert_tokens_to_ids("[SEP]")
+
+
+def test_the_tokenizer_pads_with_what_the_model_takes_for_padding() -> None:
+    words, config = tiny.tokenizer(), tiny.config("llama")
+    words.pad_token, config.pad_token_id = "[SEP]", 0
+    assert from_config(config, words, 0).model.config.pad_token_id == words.pad_token_id == 0
 
 
 def test_the_packaged_model() -> None:
@@ -84,6 +97,6 @@ def test_the_hub_cannot_be_reached() -> None:
 
 
 def test_the_package_of_a_packaged_model_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loading.PACKAGED, "minilm", ("no_such_package", "model", "pip install it"))
+    monkeypatch.setitem(loading.PACKAGED, "minilm", loading.Packaged("no_such_package", "model", "org/name", "pip install it"))
     with pytest.raises(BadInput, match="pip install it"):
         locate("minilm")

@@ -1,5 +1,7 @@
 """From the columns of a table to texts, owners and class indices, with an error that names file, column and row."""
 
+import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,8 +33,14 @@ def owners(part: Part, name: str) -> tuple[str, ...]:
     return tuple(map(str, values))
 
 
-def labels(part: Part, name: str) -> Labels:
-    """The labels of a column, all integers or all text.
+_INTEGER = re.compile(r"0|-?[1-9][0-9]*")
+
+
+def labels(part: Part, name: str, integers: bool | None = None) -> Labels:
+    """The labels of a column as they are written: text, or integers where every one of them is written as one (7, but not 07).
+
+    Args:
+        integers: what another part of the data set has, so that both are read alike; None to find out.
 
     Raises:
         BadInput: the column is missing, holds neither integers nor text, or lacks a value (the row is named, from 1).
@@ -41,14 +49,30 @@ def labels(part: Part, name: str) -> Labels:
 
     column = _column(part, name)
     if types.is_floating(column.type) or types.is_decimal(column.type):
-        raise BadInput(f"{part.where}: column '{name}' holds fractional numbers ({column.type}); labels are integers or text")
+        raise BadInput(f"{part.where}: column '{name}' holds fractional numbers; labels are integers or text")
     if types.is_boolean(column.type) or types.is_date(column.type):
-        column = column.cast("string")  # a csv reader's guess about texts such as true and 2020-01-01
+        column = column.cast("string")
     if not types.is_integer(column.type):
         _require_text(part, name, column)
-    values: Labels = _values(part, name, column)
+    values = _values(part, name, column)
     _require_all(part, name, values)
-    return values
+    written = [str(value) for value in values]
+    if all(map(_is_number, written)) and not all(map(_INTEGER.fullmatch, written)) and any(map(_is_fractional, written)):
+        raise BadInput(f"{part.where}: column '{name}' holds fractional numbers; labels are integers or text")
+    if all(map(_INTEGER.fullmatch, written)) if integers is None else integers:
+        return tuple(int(value) if _INTEGER.fullmatch(value) else value for value in written)  # type: ignore[return-value]
+    return tuple(written)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _is_fractional(text: str) -> bool:
+    return any(mark in text for mark in ".eE")
 
 
 def class_names(values: Labels) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ def _load(config: SourceConfig, seed: int) -> Dataset:
 def _find(config: SourceConfig) -> Source:
     name = config.source
     path = Path(name).expanduser()
-    text_columns = [config.text] if config.column is None else [config.text, config.column]
+    text_columns = [name for name in (config.text, config.label, config.column) if name is not None]
     if path.exists():
         return files.read(path, text_columns)
     if name in CATALOGUE:
@@ -130,7 +130,7 @@ def _encoded(source: Source, config: SourceConfig) -> tuple[Split, Split | None,
         return train, None, names, notes
     # A test file without the column of owners tests everybody on all of it.
     has_owners = config.column in test.table.column_names
-    return train, split(test, columns.labels(test, config.label), has_owners), names, notes
+    return train, split(test, columns.labels(test, config.label, isinstance(labels[0], int)), has_owners), names, notes
 
 
 def _hold_out(source: Source, split: Split, seed: int) -> tuple[Split, Split]:

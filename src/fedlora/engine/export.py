@@ -1,16 +1,17 @@
 """The result of a run, in the formats that others read: a PEFT adapter, or the whole model."""
 
-import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from fedlora.config import Config, Head, read_recipe, resolve
-from fedlora.engine import checkpoint, wire
-from fedlora.engine.federation import Roster, load_pretrained, make_method, make_trainer, read_roster
+from fedlora.engine import card, checkpoint, wire
+from fedlora.engine.federation import Roster, load_pretrained, make_method, make_trainer, read_roster, try_pretrained
 from fedlora.engine.kept import Kept, Shelf
+from fedlora.engine.record import Row, read_rows
 from fedlora.errors import BadInput
 from fedlora.models import peft
 from fedlora.models.load import Pretrained
@@ -19,13 +20,13 @@ from fedlora.training.trainer import Question
 from fedlora.types import Model, Tensors
 
 
-def write_result(config: Config, roster: Roster, result: Model, head: Tensors, out: Path) -> str:
+def write_result(config: Config, roster: Roster, result: Model, head: Tensors, rows: Sequence[Row], out: Path) -> str:
     """Write `adapter/` under `out`, or `model/` where the result is no fixed low-rank change; returns which. What depends on the
     input has no such format, and is in the checkpoint only: "checkpoint"."""
     if not peft.has_fixed_weights(result):
         return "checkpoint"
     name = "adapter" if peft.is_adapter(result) else "model"
-    _write_folder(config, roster, result, head, out / name, merged=name == "model")
+    _write_folder(config, roster, result, head, out / name, name == "model", rows, None)
     return name
 
 
@@ -45,7 +46,7 @@ def export(run: Path, to: Path, client_id: int | None, merged: bool) -> str:
             "whole model can hold that; `fedlora predict` uses it"
         )
     merged = merged or not peft.is_adapter(result)
-    _write_folder(config, roster, result, head, to, merged)
+    _write_folder(config, roster, result, head, to, merged, read_rows(run / "metrics.jsonl"), client_id)
     return "model" if merged else "adapter"
 
 
@@ -80,14 +81,16 @@ def predict(run: Path, texts: list[str]) -> list[tuple[str, float]]:
     """The trained model's label for each text, and its probability."""
     config, roster, result, head = read_result(run)
     pretrained = load_pretrained(config, roster)
-    limit = min(config.data.max_length, pretrained.tokenizer.model_max_length)
-    data = encode(pretrained.tokenizer, texts, np.zeros(len(texts), dtype=np.int64), limit)
-    (logits,) = make_trainer(config, pretrained).logits([Question(result, head, data)])
+    findings = try_pretrained(config, pretrained)
+    data = encode(pretrained.tokenizer, texts, np.zeros(len(texts), dtype=np.int64), roster.max_length or findings.limit)
+    (logits,) = make_trainer(config, pretrained, findings).logits([Question(result, head, data)])
     best = torch.from_numpy(logits).softmax(dim=1).max(dim=1)
     return [(roster.label_names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
-def _write_folder(config: Config, roster: Roster, result: Model, head: Tensors, to: Path, merged: bool) -> None:
+def _write_folder(
+    config: Config, roster: Roster, result: Model, head: Tensors, to: Path, merged: bool, rows: Sequence[Row], client: int | None
+) -> None:
     """Built beside its place and renamed, so that it is never half there."""
     part = to.with_name(f".{to.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -97,7 +100,13 @@ def _write_folder(config: Config, roster: Roster, result: Model, head: Tensors, 
         peft.save_model(pretrained, result, part)
     else:
         peft.save_adapter(pretrained, result, part)
-    (part / "labels.json").write_text(json.dumps(roster.label_names))
+    tokenizer = pretrained.tokenizer
+    limit = roster.max_length or min(config.data.max_length, tokenizer.model_max_length)
+    tokenizer.model_max_length, tokenizer.padding_side = limit, "right"
+    tokenizer.save_pretrained(part)
+    facts = card.Facts(config, roster.label_names, pretrained, limit, merged, rows[-1] if rows else None, client)
+    (part / "fedlora.json").write_text(card.as_json(facts))
+    (part / "README.md").write_text(card.model_card(facts))
     shutil.rmtree(to, ignore_errors=True)
     part.rename(to)
 

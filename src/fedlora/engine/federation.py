@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from fedlora.errors import BadInput
 from fedlora.models.load import Pretrained
 from fedlora.models.load import load as load_model
 from fedlora.models.slots import find_targets
+from fedlora.models.trial import Findings, try_model
 from fedlora.training.precision import pick_device, pick_dtype
 from fedlora.training.trainer import Trainer
 from fedlora.types import Client, Factors, Method, Setup
@@ -36,6 +37,7 @@ class Roster:
         modules: the adapted layers, in the order of arrays that have a row for each. No matter of who takes part, so two rosters
             may differ in it.
         rows: tokens that fill a step of training, which decides who trains together; a run that is resumed keeps it.
+        max_length: tokens at which texts are cut.
     """
 
     label_names: tuple[str, ...]
@@ -45,6 +47,7 @@ class Roster:
     tasks: tuple[Task, ...] = ()
     modules: tuple[str, ...] = field(default=(), compare=False)
     rows: int | None = field(default=None, compare=False)
+    max_length: int | None = field(default=None, compare=False)
 
     def to_json(self) -> str:
         rows = [
@@ -53,7 +56,7 @@ class Roster:
             for c, name, n in zip(self.clients, self.names, self.num_test, strict=True)
         ]
         tasks = {"tasks": [asdict(task) for task in self.tasks]} if self.tasks else {}
-        model = {"modules": self.modules, "rows": self.rows}
+        model = {"modules": self.modules, "rows": self.rows, "max_length": self.max_length}
         return json.dumps({"label_names": self.label_names, **tasks, **model, "clients": rows}, indent=1)
 
 
@@ -70,6 +73,7 @@ def read_roster(path: Path) -> Roster:
             tuple(Task(t["name"], t["first"], t["count"]) for t in found.get("tasks", ())),
             tuple(found.get("modules", ())),
             found.get("rows"),
+            found.get("max_length"),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: missing or damaged, so this is no run folder ({error})") from error
@@ -143,12 +147,29 @@ def load_pretrained(config: Config, roster: Roster) -> Pretrained:
     return load_model(config.model, roster.label_names, config.seed)
 
 
-def make_trainer(config: Config, pretrained: Pretrained, tasks: Sequence[Task] = ()) -> Trainer:
+def try_pretrained(config: Config, pretrained: Pretrained) -> Findings:
+    """How the configured model is run, on the configured device; `models.trial` says what is tried."""
+    targets = find_targets(pretrained.model, config.model.target_modules)
+    tokenizer = pretrained.tokenizer
+    limit, words, specials = config.data.max_length, None, []
+    if tokenizer is not None:
+        limit, words, specials = min(limit, tokenizer.model_max_length), len(tokenizer), tokenizer.all_special_ids
+    device = pick_device(config.device)
+    pretrained.model.to(device)
+    findings = try_model(pretrained.model, targets, limit, words, specials)
+    pretrained.model.to("cpu")
+    if limit < config.data.max_length:
+        cut = f"data.max_length = {config.data.max_length} is above the {limit} tokens that the tokenizer allows; using {limit}"
+        findings = replace(findings, notes=(cut, *findings.notes))
+    return replace(findings, notes=(*pretrained.notes, *findings.notes))
+
+
+def make_trainer(config: Config, pretrained: Pretrained, findings: Findings, tasks: Sequence[Task] = ()) -> Trainer:
     """The trainer on the configured device and in the configured precision."""
     device = pick_device(config.device)
-    targets = find_targets(pretrained.model, config.model.target_modules)
+    dtype = pick_dtype(config.precision, device)
     ranges = {task.name: range(task.first, task.first + task.count) for task in tasks}
-    return Trainer(pretrained, targets, config.train, device, pick_dtype(config.precision, device), ranges)
+    return Trainer(pretrained, findings.targets, config.train, device, dtype, ranges, form=findings.form)
 
 
 def versions() -> dict[str, Any]:

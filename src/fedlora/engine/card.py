@@ -1,0 +1,118 @@
+"""What stands beside an exported adapter or model, for programs (fedlora.json) and for people (README.md)."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedlora import __version__, methods
+from fedlora.config import Config
+from fedlora.models.heads import padding
+from fedlora.models.load import Pretrained
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of an export.
+
+    Attributes:
+        limit: tokens at which texts were cut.
+        merged: the whole model, not an adapter.
+        row: metrics of its last round; None where there are none.
+        client: whose model it is; None for everybody's.
+    """
+
+    config: Config
+    label_names: tuple[str, ...]
+    pretrained: Pretrained
+    limit: int
+    merged: bool
+    row: Mapping[str, Any] | None
+    client: int | None
+
+
+def as_json(facts: Facts) -> str:
+    """Labels, length, padding token, where it comes from and what it scored, as JSON."""
+    config, row = facts.config, facts.row or {}
+    found = {
+        "base_model": facts.pretrained.source,
+        "num_labels": len(facts.label_names),
+        "id2label": {str(i): name for i, name in enumerate(facts.label_names)},
+        "max_length": facts.limit,
+        "pad_token_id": padding(facts.pretrained.model),
+        "method": config.method.name,
+        "data": _data(config),
+        "rounds": row.get("round"),
+        "accuracy": row.get("accuracy"),
+        "client": facts.client,
+        "seed": config.seed,
+        "fedlora": __version__,
+    }
+    return json.dumps(found, indent=1) + "\n"
+
+
+def model_card(facts: Facts) -> str:
+    """A model card in Hugging Face's format."""
+    config, row = facts.config, facts.row
+    what = "model" if facts.merged else "LoRA adapter"
+    whose = "everybody's" if facts.client is None else f"client {facts.client}'s"
+    title = methods.find(config.method.name).FACTS.title
+    score = "not scored" if row is None or row.get("accuracy") is None else f"{100 * row['accuracy']:.1f} % of the test texts right"
+    rounds = "no round" if row is None else f"{row['round']} rounds"
+    metadata = ["---", f"base_model: {facts.pretrained.source}", "pipeline_tag: text-classification"]
+    metadata += [f"library_name: {'transformers' if facts.merged else 'peft'}", "tags:", "- federated-learning", "- lora", "---"]
+    return "\n".join(
+        [
+            *metadata,
+            f"# {_data(config)}: {what} by {title}",
+            f"A text classifier of {len(facts.label_names)} classes on `{facts.pretrained.source}`, trained by federated learning "
+            f"with fedlora {__version__}: the data of the clients never left them.",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| method | {title} (`{config.method.name}`), {whose} model |",
+            f"| data | {_data(config)} |",
+            f"| rounds | {rounds} |",
+            f"| accuracy | {score} |",
+            f"| longest text | {facts.limit} tokens |",
+            "",
+            "```python",
+            *_how_to_use(facts),
+            "```",
+            "",
+            _on_padding(facts),
+            "",
+        ]
+    )
+
+
+def _how_to_use(facts: Facts) -> list[str]:
+    if facts.merged:
+        imports, name, arguments = ["from transformers import AutoModelForSequenceClassification, AutoTokenizer"], "AutoModel", ""
+    else:
+        imports = ["from peft import AutoPeftModelForSequenceClassification", "from transformers import AutoTokenizer"]
+        labels = dict(enumerate(facts.label_names))
+        name, arguments = "AutoPeftModel", f", id2label={labels!r}, pad_token_id={padding(facts.pretrained.model)}"
+    return [
+        *imports,
+        'folder = "."  # this folder',
+        f"model = {name}ForSequenceClassification.from_pretrained(folder{arguments}).eval()",
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        'logits = model(**tokenizer(["a text", "another"], truncation=True, padding=True, return_tensors="pt")).logits',
+        "print([model.config.id2label[i] for i in logits.argmax(-1).tolist()])",
+    ]
+
+
+def _on_padding(facts: Facts) -> str:
+    token, id = facts.pretrained.tokenizer.pad_token, padding(facts.pretrained.model)
+    return (
+        f"Padding: this folder's tokenizer pads with `{token}` (id {id}). A decoder's head reads a text's last token that is not "
+        "the padding token, so give the model the same `pad_token_id`, as above."
+    )
+
+
+def _data(config: Config) -> str:
+    """What the data is called, without the folders that it lies in."""
+    sources = [config.data.source] if isinstance(config.data.source, str) else config.data.source
+    return " + ".join(Path(source).name if Path(source).exists() else source for source in sources)

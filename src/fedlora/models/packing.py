@@ -1,0 +1,119 @@
+"""Texts as one forward pass takes them.
+
+Packed, all tokens of all texts are the rows of one matrix, their positions starting anew with each text, and attention keeps to
+each text (see `attention`). Where a model cannot take that, texts are padded to the longest one; where padding changes what a text
+gives, only texts of one length share a pass; and where even neighbours do, each text has its own. Which of these a model can do is
+not known from its name: `trial` tries it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlora.models import attention
+
+
+class Reads(Enum):
+    """The token of a packed text that the head reads: transformers' decoders read the last one that is not the padding token."""
+
+    FIRST = "first"
+    LAST = "last"
+
+
+class Positions(Enum):
+    """How positions count: 0, 1, 2, …, or as in RoBERTa, from the padding token's id on, where padding tokens have that id."""
+
+    FROM_ZERO = "from zero"
+    AFTER_PADDING = "after padding"
+
+
+class Shared(Enum):
+    """Which texts may share a forward pass, the fastest way first."""
+
+    PACKED = "packed"
+    PADDED = "padded"
+    ONE_LENGTH = "one length a pass"
+    ONE_TEXT = "one text a pass"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a model takes packed texts."""
+
+    reads: Reads
+    positions: Positions
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a model is run, so that each text gives what it gives alone and each adapted layer serves one client.
+
+    Attributes:
+        shared: which texts may share a pass.
+        packing: how it takes packed texts, where `shared` is PACKED.
+        left: padding stands before a text.
+        masked: it takes an attention mask.
+        split: its head can be run on what its body gave (see `heads.Head`); else the model is run as a whole.
+        apart: some adapted layer sees other rows than the tokens, so a pass holds one client.
+    """
+
+    shared: Shared = Shared.PADDED
+    packing: Packing | None = None
+    left: bool = False
+    masked: bool = True
+    split: bool = True
+    apart: bool = False
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts for one forward pass. Packed: ids and positions (1, rows), `layout` says where each begins, `read` (texts,) is the row
+    that the head reads. Padded: ids (texts, longest) with their mask, and no layout.
+
+    Attributes:
+        lengths: rows of each text, (texts,): its tokens, or the padded length.
+    """
+
+    ids: Tensor
+    lengths: np.ndarray
+    positions: Tensor | None = None
+    mask: Tensor | None = None
+    layout: attention.Layout | None = None
+    read: Tensor | None = None
+
+
+def pack(ids: Sequence[np.ndarray], form: Form, pad: int, device: torch.device) -> Texts:
+    """Texts, given as token ids, none of them empty, for one forward pass of a model of this form."""
+    return _padded(ids, form.left, pad, device) if form.packing is None else _packed(ids, form.packing, pad, device)
+
+
+def _padded(ids: Sequence[np.ndarray], left: bool, pad: int, device: torch.device) -> Texts:
+    lengths = np.array([len(row) for row in ids])
+    longest = int(lengths.max())
+    inside = np.arange(longest) < lengths[:, None]
+    inside = inside[:, ::-1] if left else inside
+    table = np.full(inside.shape, pad, dtype=np.int64)
+    table[inside] = np.concatenate(ids)
+    mask = torch.from_numpy(inside.astype(np.int64)).to(device)
+    return Texts(torch.from_numpy(table).to(device), np.full(len(ids), longest), mask=mask)
+
+
+def _packed(ids: Sequence[np.ndarray], packing: Packing, pad: int, device: torch.device) -> Texts:
+    lengths = np.array([len(row) for row in ids])
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    flat = np.concatenate(ids).astype(np.int64)
+    places = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
+    words = flat != pad
+    if packing.positions is Positions.AFTER_PADDING:
+        seen = np.concatenate([[0], np.cumsum(words)])
+        places = np.where(words, seen[1:] - np.repeat(seen[starts[:-1]], lengths), 0) + pad
+    read = starts[:-1]
+    if packing.reads is Reads.LAST:  # of a text that is nothing but padding tokens, transformers reads the first
+        read = np.maximum(read, np.maximum.reduceat(np.where(words, np.arange(starts[-1]), 0), starts[:-1]))
+    tokens, positions = (torch.from_numpy(x)[None].to(device) for x in (flat, places))
+    layout = attention.lay_out(lengths, device)
+    return Texts(tokens, lengths, positions, layout=layout, read=torch.from_numpy(read).to(device))

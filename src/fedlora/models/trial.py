@@ -1,0 +1,355 @@
+"""A loaded model is tried before anything is written: how it is run follows from what it does, never from its name.
+
+The measure of everything is what plain transformers gives for one text alone. A few made-up texts, one of them as long as texts of
+the run can be, others with special tokens written inside, pass alone, then together in each way that `packing.Shared` lists, until
+one gives the same. On the way each adapted layer's inputs are compared row by row: where they are the tokens of the texts in their
+order, many clients can share a pass, each with slots of its own on its rows; elsewhere (a table of positions, experts that see some
+tokens only) a pass holds one client.
+
+Sizes are small beside a step of training: about 300 tokens, or somewhat more than one longest text of at most 1,024 tokens.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedlora.errors import BadInput, first_line
+from fedlora.models import attention
+from fedlora.models.heads import logits, padding, text_config
+from fedlora.models.packing import Form, Packing, Positions, Reads, Shared, pack
+
+MOST = 1024  # tokens of the longest text that is tried
+PACK = 256  # a pack that is tried has more tokens than that
+LENGTHS = (5, 1, 2, 8, 3, 8, 21)  # of the short texts, two of them equal
+CLOSE = 1e-4  # of logits, relative to the largest one
+CLOSE_ROWS = 1e-3  # of what layers are given, relative to the largest one
+
+Ids = np.ndarray
+Calls = Mapping[str, list[Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the trial found.
+
+    Attributes:
+        targets: the adapted layers, without those that turned out to be no linear layers of the forward pass.
+        limit: tokens of the longest text that the model takes in this run.
+        tried: tokens of the longest text that was tried.
+        notes: what a user should know, a line each.
+    """
+
+    form: Form
+    targets: tuple[str, ...]
+    limit: int
+    tried: int
+    notes: tuple[str, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """For summary.json."""
+        return {
+            "texts": self.form.shared.value,
+            "clients": "one client a pass" if self.form.apart else "together",
+            "max_length": self.limit,
+            "tried_length": self.tried,
+            "notes": list(self.notes),
+        }
+
+
+def try_model(model: Any, targets: Sequence[str], limit: int, words: int | None = None, specials: Sequence[int] = ()) -> Findings:
+    """Try a model, in evaluation mode, and switch it to the attention that its form needs.
+
+    Args:
+        targets: the adapted layers that are wished for.
+        limit: tokens of the longest text that the run may have.
+        words, specials: the tokenizer's number of ids, and its special ones; by default, what the model has room for.
+
+    Raises:
+        BadInput: the model does not take plain texts, or gives another answer each time, or no target is a linear layer of the
+            forward pass.
+    """
+    _use(model, "eager")
+    with torch.no_grad():
+        trial = _Trial(model, targets, _vocabulary(model, words), specials)
+        alone = trial.alone(limit)
+        longest = max(len(text.ids) for text in alone)
+        own, dropped = _used(model, targets, alone)
+        if targets and not own:
+            raise BadInput(f"model.target_modules: {_some(targets)} {dropped[targets[0]]}, so there is nothing to adapt")
+        form, rows = trial.form(alone)
+    aligned = [m for m in own if rows.get(m, False)]
+    apart = form.shared is not Shared.ONE_TEXT and len(aligned) < len(own)
+    form = Form(form.shared, form.packing, form.left, form.masked, form.split, apart)
+    others = [m for m in own if m not in aligned] if apart else []
+    usable = min(limit, _table(model, form, limit)) if longest == MOST else longest
+    return Findings(form, tuple(own), usable, longest, tuple(_notes(model, form, limit, usable, longest, others, dropped)))
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """One text alone: its ids (n,), logits (classes,), and what each layer was given."""
+
+    ids: Ids
+    logits: Tensor
+    calls: Calls
+
+
+class _Trial:
+    def __init__(self, model: Any, targets: Sequence[str], words: int, specials: Sequence[int]) -> None:
+        self.model, self.targets, self.words = model, targets, words
+        self.pad = padding(model)
+        self.specials = [id for id in dict.fromkeys((*specials, self.pad)) if 0 <= id < words]
+        self.device = next(model.parameters()).device
+        self.masked = True
+
+    def alone(self, limit: int) -> list[_Alone]:
+        """Texts alone, in the order in which they will share a pass: the longest one, of `limit` and at most MOST tokens where the
+        model takes that, stands among the others."""
+        self.masked = self._takes_a_mask(min(8, limit))
+        try:
+            return self._each_alone(min(limit, MOST))
+        except BadInput:
+            raise
+        except Exception:  # whatever a model raises over a text that it cannot take
+            return self._each_alone(self._longest(min(8, limit), min(limit, MOST)))
+
+    def _takes_a_mask(self, length: int) -> bool:
+        error: Exception | None = None
+        for masked in (True, False):
+            self.masked = masked
+            error = self._fails(length)
+            if error is None:
+                return masked
+        raise BadInput(f"{type(self.model).__name__} does not take a plain text: {first_line(error)}")
+
+    def _longest(self, fits: int, fails: int) -> int:
+        """How many tokens a text may have, between what fits and what does not."""
+        while fails - fits > 1:
+            middle = (fits + fails) // 2
+            fits, fails = (middle, fails) if self._fails(middle) is None else (fits, middle)
+        return fits
+
+    def _each_alone(self, longest: int) -> list[_Alone]:
+        found = []
+        for ids in self._texts(longest):
+            given, calls = self._run(Form(Shared.ONE_TEXT, masked=self.masked, split=False), [ids])
+            if torch.isfinite(given).all():
+                found.append(_Alone(ids, given[0], calls))
+            elif not (ids == self.pad).all():  # which is more than some models can take; any other text must do
+                raise BadInput(f"{type(self.model).__name__} gives numbers that are not finite for a text of {len(ids)} tokens")
+        return found
+
+    def form(self, alone: Sequence[_Alone]) -> tuple[Form, dict[str, bool]]:
+        """The fastest form that gives what texts give alone, and for each layer whether its rows were the tokens."""
+        attention.register()
+        self.model.config.use_cache = False  # decoders would keep keys and values for a generation that never comes
+        _use(self.model, attention.NAME)
+        for reads, positions in product(Reads, Positions):
+            form = Form(Shared.PACKED, Packing(reads, positions))
+            rows = self._same(form, alone)
+            if rows is not None:
+                return form, rows
+        _use(self.model, "eager")
+        for shared, left, split in product((Shared.PADDED, Shared.ONE_LENGTH, Shared.ONE_TEXT), (False, True), (True, False)):
+            if left and shared is not Shared.PADDED:
+                continue
+            form = Form(shared, None, left, self.masked, split)
+            rows = self._same(form, alone)
+            if rows is not None:
+                return form, rows
+        raise BadInput(f"{type(self.model).__name__} gives another answer to the same text each time, so it cannot be trained here")
+
+    def _same(self, form: Form, alone: Sequence[_Alone]) -> dict[str, bool] | None:
+        """Whether texts give in this form what they give alone; None where not. Else for each layer whether its rows, in all
+        passes, were the tokens of the texts in their order."""
+        found: list[dict[str, bool]] = []
+        for group in _passes(form, alone):
+            try:
+                given, calls = self._run(form, [text.ids for text in group])
+            except Exception:  # whatever a model raises over texts in a form that it does not know
+                return None
+            wanted = torch.stack([text.logits for text in group])
+            if given.shape != wanted.shape or not _close(given, wanted, CLOSE):
+                return None
+            found.append({m: _tokens(form, m, calls, group) for m in self.targets})
+        return {m: all(each[m] for each in found) for m in self.targets}
+
+    def _run(self, form: Form, ids: Sequence[Ids]) -> tuple[Tensor, Calls]:
+        texts = pack(ids, form, self.pad, self.device)
+        with _watch(self.model, self.targets) as calls:
+            return logits(self.model, form, texts), calls
+
+    def _fails(self, length: int) -> Exception | None:
+        ids = np.resize([id for id in range(min(self.words, 1000)) if id != self.pad] or [0], length)
+        try:
+            self._run(Form(Shared.ONE_TEXT, masked=self.masked, split=False), [ids])
+        except Exception as error:  # whatever a model raises over a text that it cannot take
+            return error
+        return None
+
+    def _texts(self, longest: int) -> list[Ids]:
+        rng = np.random.default_rng(0)
+        lengths = [min(n, longest) for n in LENGTHS] + [longest]
+        while sum(lengths) <= max(PACK, longest):
+            lengths.append(min(longest, PACK // 2))
+        texts = [rng.integers(0, self.words, n) for n in (*lengths[4:], *lengths[:4])]
+        texts[-1][1:-1] = np.resize(self.specials, len(texts[-1][1:-1]))
+        for where in ((-4, 0), (-4, -1), (-3, 0), (-2, -1)):  # padding tokens at both ends, alone, and last
+            texts[where[0]][where[1]] = self.pad
+        return texts
+
+
+def _passes(form: Form, alone: Sequence[_Alone]) -> Iterator[list[_Alone]]:
+    if form.shared in (Shared.PACKED, Shared.PADDED):
+        yield list(alone)
+    elif form.shared is Shared.ONE_LENGTH:
+        for length in sorted({len(text.ids) for text in alone}):
+            yield [text for text in alone if len(text.ids) == length]
+    else:
+        yield from ([text] for text in alone)
+
+
+def _tokens(form: Form, module: str, calls: Calls, group: Sequence[_Alone]) -> bool:
+    """Whether a layer's inputs, call by call, were the rows that each text has alone, side by side."""
+    lengths = [len(text.ids) for text in group]
+    longest = max(lengths)
+    starts = np.cumsum([0, *lengths]) if form.packing is not None else np.arange(len(group) + 1) * longest
+    own = calls[module]
+    if not own or any(len(text.calls[module]) != len(own) for text in group):
+        return False
+    for i, given in enumerate(own):
+        if given is None or len(given) != starts[-1]:
+            return False
+        for text, start, n in zip(group, starts, lengths, strict=False):
+            wanted = text.calls[module][i]
+            begin = start + (longest - n if form.left else 0)
+            if wanted is None or len(wanted) != n or not _close(given[begin : begin + n], wanted, CLOSE_ROWS):
+                return False
+    return True
+
+
+@contextmanager
+def _watch(model: nn.Module, targets: Sequence[str]) -> Iterator[dict[str, list[Tensor | None]]]:
+    """What each layer is given in the passes within, call by call: one number a row, the row's product with a fixed random vector
+    (rows as in x (..., d) flattened to (rows, d)). None stands for a call that is not one tensor in, one tensor out."""
+    calls: dict[str, list[Tensor | None]] = {m: [] for m in targets}
+
+    def hook(name: str) -> Any:
+        def seen(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            plain = len(args) == 1 and isinstance(args[0], Tensor) and isinstance(out, Tensor)
+            calls[name].append(args[0].flatten(0, -2).float() @ _direction(args[0]) if plain else None)
+
+        return seen
+
+    hooks = [model.get_submodule(name).register_forward_hook(hook(name)) for name in targets]
+    try:
+        yield calls
+    finally:
+        for each in hooks:
+            each.remove()
+
+
+def _direction(x: Tensor) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(0).standard_normal(x.shape[-1], dtype=np.float32)).to(x.device)
+
+
+def _used(model: nn.Module, targets: Sequence[str], alone: Sequence[_Alone]) -> tuple[list[str], dict[str, str]]:
+    """The targets that are linear layers of the forward pass with a weight of their own, and why others are not.
+
+    An expert to which no token was sent is one all the same when another of its list was used.
+    """
+    used = {m for m in targets if any(text.calls[m] for text in alone)}
+    lists = {_without_last_number(m) for m in used}
+    holders = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    dropped: dict[str, str] = {}
+    for m in targets:
+        if any(call is None for text in alone for call in text.calls[m]):
+            dropped[m] = "gives no plain tensor"
+        elif m not in used and _without_last_number(m) not in lists:
+            dropped[m] = "is not called in the forward pass of a text"
+        elif any(holders[id(p)] > 1 for p in model.get_submodule(m).parameters(recurse=False)):
+            dropped[m] = "shares its weight with another layer"
+    return [m for m in targets if m not in dropped], dropped
+
+
+def _without_last_number(path: str) -> str:
+    parts = path.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join((*parts[: numbers[-1]], "#", *parts[numbers[-1] + 1 :])) if numbers else path
+
+
+def _vocabulary(model: Any, words: int | None) -> int:
+    rows = rows_of_embedding(model) or getattr(text_config(model), "vocab_size", None)
+    return min((int(n) for n in (rows, words) if n is not None), default=2)
+
+
+def rows_of_embedding(model: Any) -> int | None:
+    """How many token ids the model has an embedding for; None where that cannot be told."""
+    try:
+        weight = model.get_input_embeddings().weight
+    except (AttributeError, NotImplementedError):
+        return None
+    return int(weight.shape[0])
+
+
+def _table(model: Any, form: Form, limit: int) -> int:
+    """How long texts may be by the model's own words, where they can be longer than what was tried."""
+    said = getattr(text_config(model), "max_position_embeddings", None)
+    if not isinstance(said, int) or said <= 0:
+        return limit
+    return said - (padding(model) + 1 if form.packing is not None and form.packing.positions is Positions.AFTER_PADDING else 0)
+
+
+def _notes(
+    model: Any, form: Form, limit: int, usable: int, tried: int, others: Sequence[str], dropped: Mapping[str, str]
+) -> Iterator[str]:
+    name = type(model).__name__
+    slower = {
+        Shared.PADDED: "does not take packed texts, so they are padded: right as well, but slower",
+        Shared.ONE_LENGTH: "is changed by padding, so only texts of one length share a pass: right as well, but slower",
+        Shared.ONE_TEXT: "is changed by a text's neighbours, so each text has a pass of its own: right as well, but much slower",
+    }
+    if form.shared in slower:
+        yield f"{name} {slower[form.shared]}"
+    if form.apart:
+        yield (
+            f"{name} gives {_some(others)} other rows than a text's tokens, so each client has a pass of its own: "
+            "right as well, but slower"
+        )
+    for reason in dict.fromkeys(dropped.values()):
+        yield f"{name}: {_some([m for m, why in dropped.items() if why == reason])} {reason}, so no adapter is put on it"
+    if usable < limit:
+        yield f"data.max_length = {limit} is above the {usable} tokens that {name} takes; using {usable}"
+    if tried < usable:
+        yield f"texts of up to {usable} tokens are allowed; {name} was tried with texts of up to {tried}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _close(got: Tensor, wanted: Tensor, tolerance: float) -> bool:
+    largest = wanted.abs().max() if wanted.numel() else torch.zeros(())
+    return bool(((got - wanted).abs().max() <= tolerance * largest).item()) if wanted.numel() else True
+
+
+def _use(model: Any, implementation: str) -> None:
+    """Switch the model's attention, without transformers' warning where it cannot be switched: it is tried, then."""
+    if model.config._attn_implementation == implementation:
+        return
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with suppress(Exception):  # a model that cannot be switched says so in its own way
+            model.set_attn_implementation(implementation)
+    finally:
+        logger.setLevel(level)
