@@ -48,7 +48,7 @@ def test_a_decoder_gets_a_padding_token_with_which_its_texts_do_not_end() -> Non
     assert model.config.pad_token_id == words.pad_token_id == words.convert_tokens_to_ids("[CLS]")
     words = tiny.tokenizer()
     words.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
-    words.pad_token, words.eos_token = None, "[SEP]"
+    words.pad_token, words.eos_token, config.pad_token_id = None, "[SEP]", None
     assert from_config(config, words, 0).model.config.pad_token_id == words.convert_tokens_to_ids("[SEP]")
 
 
