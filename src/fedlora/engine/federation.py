@@ -19,6 +19,7 @@ from fedlora.data.tasks import task_counts
 from fedlora.errors import BadInput
 from fedlora.models.load import Pretrained
 from fedlora.models.load import load as load_model
+from fedlora.models.peft import held_by_peft, rehearse
 from fedlora.models.slots import find_targets
 from fedlora.models.trial import Findings, try_model
 from fedlora.training.precision import pick_device, pick_dtype
@@ -151,17 +152,38 @@ def try_pretrained(config: Config, pretrained: Pretrained) -> Findings:
     """How the configured model is run, on the configured device; `models.trial` says what is tried."""
     targets = find_targets(pretrained.model, config.model.target_modules)
     tokenizer = pretrained.tokenizer
-    limit, words, specials = config.data.max_length, None, []
+    limit, known = config.data.max_length, dict[str, Any]()
     if tokenizer is not None:
-        limit, words, specials = min(limit, tokenizer.model_max_length), len(tokenizer), tokenizer.all_special_ids
+        limit = min(limit, tokenizer.model_max_length)
+        known = {"words": len(tokenizer), "specials": tokenizer.all_special_ids}
+        known["fewest"] = max(1, tokenizer.num_special_tokens_to_add())
     device = pick_device(config.device)
     pretrained.model.to(device)
-    findings = try_model(pretrained.model, targets, limit, words, specials)
+    findings = try_model(pretrained.model, targets, limit, **known)
     pretrained.model.to("cpu")
     if limit < config.data.max_length:
         cut = f"data.max_length = {config.data.max_length} is above the {limit} tokens that the tokenizer allows; using {limit}"
         findings = replace(findings, notes=(cut, *findings.notes))
     return replace(findings, notes=(*pretrained.notes, *findings.notes))
+
+
+def rehearsed(config: Config, pretrained: Pretrained, findings: Findings) -> Findings:
+    """The findings after a rehearsal of the adapter's way through PEFT. Of "all-linear", what PEFT cannot hold is left out.
+
+    Raises:
+        BadInput: PEFT cannot hold an adapter on the layers that were asked for.
+    """
+    if config.model.target_modules != "all-linear":
+        rehearse(pretrained, findings.targets, findings.form)
+        return findings
+    held = held_by_peft(pretrained, findings.targets, findings.form)
+    if len(held) == len(findings.targets):
+        return findings
+    lost = [m for m in findings.targets if m not in held]
+    note = (
+        f"PEFT cannot hold an adapter on {lost[0]}" + (f" and {len(lost) - 1} more" if len(lost) > 1 else "") + ", so there is none"
+    )
+    return replace(findings, targets=tuple(held), notes=(*findings.notes, note))
 
 
 def make_trainer(config: Config, pretrained: Pretrained, findings: Findings, tasks: Sequence[Task] = ()) -> Trainer:

@@ -29,6 +29,7 @@ from fedlora.engine.federation import (
     make_setup,
     make_trainer,
     read_roster,
+    rehearsed,
     try_pretrained,
     versions,
 )
@@ -40,7 +41,6 @@ from fedlora.engine.pipeline import Pipeline
 from fedlora.engine.record import Record, Row, summarise
 from fedlora.engine.study import study
 from fedlora.errors import BadInput
-from fedlora.models.peft import rehearse
 from fedlora.models.trial import Findings
 from fedlora.training.encode import Encoded, encode
 from fedlora.training.metrics import accuracy, macro_f1
@@ -132,8 +132,7 @@ def prepare(config: Config, listener: Listener) -> World:
     listener.stage(f"loading {config.model.source}")
     pretrained = load_pretrained(config, roster)
     listener.stage("trying the model")
-    findings = try_pretrained(config, pretrained)
-    rehearse(pretrained, findings.targets, findings.form)
+    findings = rehearsed(config, pretrained, try_pretrained(config, pretrained))
     for note in findings.notes:
         listener.note(note)
     listener.stage("tokenising")

@@ -8,7 +8,7 @@ import json
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,10 @@ from fedlora.algebra.lowrank import factored_svd
 from fedlora.errors import BadInput, first_line
 from fedlora.models.heads import logits, padding
 from fedlora.models.load import Pretrained, quiet
-from fedlora.models.packing import Form, pack
+from fedlora.models.packing import Form, Texts, pack
 from fedlora.models.slots import Adapted, Live, layer_shape, transposed
+from fedlora.models.trial import rows_of_embedding
 from fedlora.types import Factors, Mix, Model
-
-_CPU = torch.device("cpu")
 
 
 def is_adapter(model: Model) -> bool:
@@ -76,7 +75,6 @@ def save_adapter(pretrained: Pretrained, result: Model, folder: Path) -> None:
     whole = stack(result)
     ranks = {m: A.shape[0] for m, A in whole.A.items()}
     rank = max(ranks.values())
-    saved = modules_to_save(pretrained)
     config = peft.LoraConfig(
         task_type=peft.TaskType.SEQ_CLS,
         r=rank,
@@ -84,11 +82,11 @@ def save_adapter(pretrained: Pretrained, result: Model, folder: Path) -> None:
         rank_pattern={m: r for m, r in ranks.items() if r != rank},
         alpha_pattern={m: r for m, r in ranks.items() if r != rank},
         target_modules=list(ranks),
-        modules_to_save=saved,
+        modules_to_save=modules_to_save(pretrained),
         fan_in_fan_out=any(transposed(pretrained.model.get_submodule(m)) for m in ranks),
         base_model_name_or_path=pretrained.source,
     )
-    with _as_it_was(pretrained.model, [*ranks, *saved]), warnings.catch_warnings():
+    with _as_it_was(pretrained.model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped = peft.get_peft_model(pretrained.model, config)
         for m in ranks:
@@ -103,20 +101,21 @@ def save_adapter(pretrained: Pretrained, result: Model, folder: Path) -> None:
 
 
 @contextmanager
-def _as_it_was(model: nn.Module, paths: Sequence[str]) -> Iterator[None]:
-    """After it, the model has its own modules back at these paths, and no trace of PEFT."""
-    own = {path: model.get_submodule(path) for path in paths}
-    frozen = {name: p.requires_grad for name, p in model.named_parameters()}
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """After it, the model has all its own modules back, frozen as they were, and no trace of PEFT."""
+    tree = [(module, dict(module._modules)) for module in model.modules()]
+    frozen = [(p, p.requires_grad) for p in model.parameters()]
+    own = set(model.__dict__)
     try:
         yield
     finally:
-        for path, module in own.items():
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, module)
-        for name, p in model.named_parameters():
-            p.requires_grad_(frozen[name])
-        for trace in ("peft_config", "_hf_peft_config_loaded"):
-            model.__dict__.pop(trace, None)
+        for module, children in tree:
+            module._modules.clear()
+            module._modules.update(children)
+        for p, requires_grad in frozen:
+            p.requires_grad_(requires_grad)
+        for trace in set(model.__dict__) - own:
+            del model.__dict__[trace]
 
 
 def rehearse(pretrained: Pretrained, targets: Sequence[str], form: Form) -> None:
@@ -126,41 +125,80 @@ def rehearse(pretrained: Pretrained, targets: Sequence[str], form: Form) -> None
     Raises:
         BadInput: there is no gradient; PEFT cannot write or read such an adapter, or gives other logits.
     """
-    import peft
+    name = type(pretrained.model).__name__
+    text, random = _text(pretrained.model, form), _random(pretrained.model, targets)
+    try:
+        wanted = _with_slots(pretrained.model, form, text, random)
+    except Exception as error:  # whatever a model raises that cannot be differentiated as it is run here
+        raise BadInput(f"{name} cannot be trained here: {first_line(error)}") from error
+    try:
+        got = _under_peft(pretrained, form, text, random)
+    except Exception as error:  # PEFT raises whatever its layers do
+        raise BadInput(f"PEFT cannot hold an adapter on these layers of {name}: {first_line(error)}") from error
+    off = (got - wanted).abs().max()
+    if not off <= 1e-3 * wanted.abs().max():
+        raise BadInput(
+            f"{name} with an adapter on these layers gives other logits under PEFT than here (off by {off:.2g}), so the result could"
+            " not be used; set model.target_modules to fewer layers"
+        )
 
-    model = pretrained.model
+
+def held_by_peft(pretrained: Pretrained, targets: Sequence[str], form: Form) -> list[str]:
+    """Those of the targets that PEFT can hold an adapter on, kind by kind (a kind is the last part of a path): it takes the names
+    of some layers of mixtures for their experts. The rehearsal's error where there is none."""
+    try:
+        rehearse(pretrained, targets, form)
+        return list(targets)
+    except BadInput as error:
+        held: list[str] = []
+        for kind in dict.fromkeys(m.rpartition(".")[2] for m in targets):
+            own = [m for m in targets if m.rpartition(".")[2] == kind]
+            with suppress(BadInput):
+                rehearse(pretrained, own, form)
+                held += own
+        if not held:
+            raise error
+        held = [m for m in targets if m in held]
+        rehearse(pretrained, held, form)
+        return held
+
+
+def _text(model: nn.Module, form: Form) -> Texts:
+    words, pad = rows_of_embedding(model) or 9, padding(model)
+    return pack([np.array([id for id in range(min(words, 9)) if id != pad], dtype=np.int64)], form, pad, torch.device("cpu"))
+
+
+def _random(model: nn.Module, targets: Sequence[str]) -> Factors:
+    """An adapter of rank 1 whose B is not zero."""
     draw = torch.Generator().manual_seed(0)
     shapes = {m: layer_shape(model.get_submodule(m)) for m in targets}
     A = {m: torch.randn(1, i, generator=draw) / i**0.5 for m, (_, i) in shapes.items()}
-    B = {m: torch.randn(o, 1, generator=draw) / o**0.5 for m, (o, _) in shapes.items()}
-    rows = next(p.shape[0] for p in model.get_input_embeddings().parameters())
-    pad = padding(model)
-    text = pack([np.array([id for id in range(min(rows, 9)) if id != pad], dtype=np.int64)], form, pad, _CPU)
-    saved = modules_to_save(pretrained)
-    adapted = Adapted(model, targets)
+    return Factors(A, {m: torch.randn(o, 1, generator=draw) / o**0.5 for m, (o, _) in shapes.items()}, 1.0)
+
+
+def _with_slots(model: nn.Module, form: Form, text: Texts, random: Factors) -> Tensor:
+    """Logits of a text through our slots, after a backward pass."""
+    adapted = Adapted(model, list(random.A))
     try:
-        adapted.bound = {m: [(slice(None), (Live(A[m], B[m].requires_grad_(), 1.0),))] for m in targets}
-        wanted = logits(model, form, text)
-        wanted.sum().backward()  # type: ignore[no-untyped-call]
-    except Exception as error:  # whatever a model raises that cannot be differentiated as it is run here
-        raise BadInput(f"{type(model).__name__} cannot be trained here: {first_line(error)}") from error
+        adapted.bound = {m: [(slice(None), (Live(A, random.B[m].clone().requires_grad_(), 1.0),))] for m, A in random.A.items()}
+        given = logits(model, form, text)
+        given.sum().backward()  # type: ignore[no-untyped-call]
+        return given.detach()
     finally:
         adapted.release()
-    B = {m: x.detach() for m, x in B.items()}
-    try:
-        with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-            save_adapter(pretrained, Model({"rehearsal": Factors(A, B, 1.0)}), Path(folder))
-            with _as_it_was(model, [*targets, *saved]), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                peft.PeftModel.from_pretrained(model, folder)
-                got = logits(model, form, text)
-    except Exception as error:  # PEFT raises whatever its layers do
-        raise BadInput(f"PEFT cannot hold an adapter for {type(model).__name__} on these layers: {first_line(error)}") from error
-    if not (got - wanted).abs().max() <= 1e-3 * wanted.abs().max():
-        raise BadInput(
-            f"{type(model).__name__} with an adapter on these layers gives other logits under PEFT than here (off by "
-            f"{(got - wanted).abs().max():.2g}), so the result could not be used; set model.target_modules to fewer layers"
-        )
+
+
+@torch.no_grad()
+def _under_peft(pretrained: Pretrained, form: Form, text: Texts, random: Factors) -> Tensor:
+    """Logits of a text through an adapter that was written and read by PEFT."""
+    import peft
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(pretrained, Model({"rehearsal": random}), Path(folder))
+        with _as_it_was(pretrained.model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            peft.PeftModel.from_pretrained(pretrained.model, folder)
+            return logits(pretrained.model, form, text)
 
 
 def modules_to_save(pretrained: Pretrained) -> list[str]:

@@ -64,13 +64,16 @@ class Findings:
         }
 
 
-def try_model(model: Any, targets: Sequence[str], limit: int, words: int | None = None, specials: Sequence[int] = ()) -> Findings:
+def try_model(
+    model: Any, targets: Sequence[str], limit: int, words: int | None = None, specials: Sequence[int] = (), fewest: int = 1
+) -> Findings:
     """Try a model, in evaluation mode, and switch it to the attention that its form needs.
 
     Args:
         targets: the adapted layers that are wished for.
         limit: tokens of the longest text that the run may have.
         words, specials: the tokenizer's number of ids, and its special ones; by default, what the model has room for.
+        fewest: tokens of the shortest text that the tokenizer can give.
 
     Raises:
         BadInput: the model does not take plain texts, or gives another answer each time, or no target is a linear layer of the
@@ -78,7 +81,7 @@ def try_model(model: Any, targets: Sequence[str], limit: int, words: int | None 
     """
     _use(model, "eager")
     with torch.no_grad():
-        trial = _Trial(model, targets, _vocabulary(model, words), specials)
+        trial = _Trial(model, targets, _vocabulary(model, words), specials, fewest)
         alone = trial.alone(limit)
         longest = max(len(text.ids) for text in alone)
         own, dropped = _used(model, targets, alone)
@@ -102,9 +105,13 @@ class _Alone:
     calls: Calls
 
 
+class _TooLongError(Exception):
+    """The model fails over the longest text."""
+
+
 class _Trial:
-    def __init__(self, model: Any, targets: Sequence[str], words: int, specials: Sequence[int]) -> None:
-        self.model, self.targets, self.words = model, targets, words
+    def __init__(self, model: Any, targets: Sequence[str], words: int, specials: Sequence[int], fewest: int) -> None:
+        self.model, self.targets, self.words, self.fewest = model, targets, words, fewest
         self.pad = padding(model)
         self.specials = [id for id in dict.fromkeys((*specials, self.pad)) if 0 <= id < words]
         self.device = next(model.parameters()).device
@@ -116,9 +123,7 @@ class _Trial:
         self.masked = self._takes_a_mask(min(8, limit))
         try:
             return self._each_alone(min(limit, MOST))
-        except BadInput:
-            raise
-        except Exception:  # whatever a model raises over a text that it cannot take
+        except _TooLongError:
             return self._each_alone(self._longest(min(8, limit), min(limit, MOST)))
 
     def _takes_a_mask(self, length: int) -> bool:
@@ -140,7 +145,13 @@ class _Trial:
     def _each_alone(self, longest: int) -> list[_Alone]:
         found = []
         for ids in self._texts(longest):
-            given, calls = self._run(Form(Shared.ONE_TEXT, masked=self.masked, split=False), [ids])
+            try:
+                given, calls = self._run(Form(Shared.ONE_TEXT, masked=self.masked, split=False), [ids])
+            except Exception as error:  # whatever a model raises over a text that it cannot take
+                if len(ids) == longest:
+                    raise _TooLongError from error
+                said = f"{type(self.model).__name__} does not take a text of {len(ids)} tokens: {first_line(error)}"
+                raise BadInput(said) from error
             if torch.isfinite(given).all():
                 found.append(_Alone(ids, given[0], calls))
             elif not (ids == self.pad).all():  # which is more than some models can take; any other text must do
@@ -197,7 +208,7 @@ class _Trial:
 
     def _texts(self, longest: int) -> list[Ids]:
         rng = np.random.default_rng(0)
-        lengths = [min(n, longest) for n in LENGTHS] + [longest]
+        lengths = [min(max(n, self.fewest), longest) for n in LENGTHS] + [longest]
         while sum(lengths) <= max(PACK, longest):
             lengths.append(min(longest, PACK // 2))
         texts = [rng.integers(0, self.words, n) for n in (*lengths[4:], *lengths[:4])]
