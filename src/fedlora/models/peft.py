@@ -138,8 +138,8 @@ def rehearse(pretrained: Pretrained, targets: Sequence[str], form: Form) -> None
     off = (got - wanted).abs().max()
     if not off <= 1e-3 * wanted.abs().max():
         raise BadInput(
-            f"{name} with an adapter on these layers gives other logits under PEFT than here (off by {off:.2g}), so the result could"
-            " not be used; set model.target_modules to fewer layers"
+            f"{name} with an adapter on these layers gives other logits under PEFT than here (off by {off:.2g}), so the result "
+            "could not be used; set model.target_modules to fewer layers"
         )
 
 
