@@ -272,7 +272,8 @@ def predict(
         raise BadInput("no text: give it as an argument or on standard input, one a line")
     from fedlora.engine.export import predict as label
 
-    for text, (name, probability) in zip(wanted, label(run, wanted), strict=True):
+    found = label(run, wanted, lambda text: print(f"note: {text}", file=sys.stderr))
+    for text, (name, probability) in zip(wanted, found, strict=True):
         print(f"{name}\t{probability:.3f}\t{text}")
 
 

@@ -88,7 +88,9 @@ def test_odd_texts_have_an_answer_that_depends_on_no_other(kind: str, template: 
     """Nothing, blanks, special tokens written inside, unknown words, longer than there are positions: a label for each."""
     odd = ["", "   ", "w1 [SEP] w2", "[PAD] w1", "w1 [PAD]", "[CLS]", "zebra", "w1 " * 300]
     out = run(tmp_path, kind, tokenizer(template, "[PAD]"), [*odd, *TEXTS])
-    together = predict(out, [*odd, *TEXTS])
+    notes: list[str] = []
+    together = predict(out, [*odd, *TEXTS], notes.append)
+    assert notes == ["1 of 11 texts are longer than 64 tokens, and cut"]
     assert len(together) == len(odd) + len(TEXTS)
     for text, (label, probability) in zip([*odd, *TEXTS], together, strict=True):
         ((alone, p),) = predict(out, [text])

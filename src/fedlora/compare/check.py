@@ -20,7 +20,7 @@ from fedlora.data.tasks import deal
 from fedlora.engine import pipeline
 from fedlora.engine.federation import make_clients, make_method, make_setup
 from fedlora.errors import BadInput
-from fedlora.models.load import Pretrained, from_config, locate
+from fedlora.models.load import Pretrained, from_config, locate, refuse_encoder_decoder
 from fedlora.models.slots import find_targets
 from fedlora.training.precision import pick_device
 from fedlora.training.trainer import Trainer
@@ -69,6 +69,7 @@ def _outline(source: str, num_labels: int) -> Pretrained:
 
     try:
         config = AutoConfig.from_pretrained(locate(source), num_labels=num_labels)
+        refuse_encoder_decoder(f"model.source = '{source}'", config)
         with torch.device("meta"):
             return from_config(config, None, 0)
     except BadInput:

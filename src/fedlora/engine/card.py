@@ -44,7 +44,7 @@ def as_json(facts: Facts) -> str:
         "method": config.method.name,
         "data": _data(config),
         "rounds": row.get("round"),
-        "accuracy": row.get("accuracy"),
+        "accuracy": _accuracy(facts),
         "client": facts.client,
         "seed": config.seed,
         "fedlora": __version__,
@@ -58,8 +58,8 @@ def model_card(facts: Facts) -> str:
     what = "model" if facts.merged else "LoRA adapter"
     whose = "everybody's" if facts.client is None else f"client {facts.client}'s"
     title = methods.find(config.method.name).FACTS.title
-    score = "not scored" if row is None or row.get("accuracy") is None else f"{100 * row['accuracy']:.1f} % of the test texts right"
-    rounds = "no round" if row is None else f"{row['round']} rounds"
+    accuracy, rounds = _accuracy(facts), "-" if row is None else row["round"]
+    score = "not scored" if accuracy is None else f"{100 * accuracy:.1f} % of the test texts"
     metadata = ["---", f"base_model: {facts.pretrained.source}", "pipeline_tag: text-classification"]
     metadata += [f"library_name: {'transformers' if facts.merged else 'peft'}", "tags:", "- federated-learning", "- lora", "---"]
     return "\n".join(
@@ -85,6 +85,13 @@ def model_card(facts: Facts) -> str:
             "",
         ]
     )
+
+
+def _accuracy(facts: Facts) -> float | None:
+    """The share of test texts that were right in the last round: of a client's model, of its own ones."""
+    row = facts.row or {}
+    found: float | None = row.get("accuracy") if facts.client is None else row.get("client_accuracy", {}).get(str(facts.client))
+    return found
 
 
 def _how_to_use(facts: Facts) -> list[str]:

@@ -1,7 +1,7 @@
 """The result of a run, in the formats that others read: a PEFT adapter, or the whole model."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,12 +77,14 @@ def read_result(run: Path, client_id: int | None = None) -> tuple[Config, Roster
     return config, roster, model, kept.head or saved.server.head
 
 
-def predict(run: Path, texts: list[str]) -> list[tuple[str, float]]:
-    """The trained model's label for each text, and its probability."""
+def predict(run: Path, texts: list[str], note: Callable[[str], None] = lambda text: None) -> list[tuple[str, float]]:
+    """The trained model's label for each text, and its probability; `note` hears what a user should know."""
     config, roster, result, head = read_result(run)
     pretrained = load_pretrained(config, roster)
     findings = try_pretrained(config, pretrained)
     data = encode(pretrained.tokenizer, texts, np.zeros(len(texts), dtype=np.int64), roster.max_length or findings.limit)
+    if data.cut:
+        note(f"{data.cut:,} of {len(texts):,} texts are longer than {roster.max_length or findings.limit} tokens, and cut")
     (logits,) = make_trainer(config, pretrained, findings).logits([Question(result, head, data)])
     best = torch.from_numpy(logits).softmax(dim=1).max(dim=1)
     return [(roster.label_names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
@@ -107,6 +109,8 @@ def _write_folder(
     facts = card.Facts(config, roster.label_names, pretrained, limit, merged, rows[-1] if rows else None, client)
     (part / "fedlora.json").write_text(card.as_json(facts))
     (part / "README.md").write_text(card.model_card(facts))
+    for file in part.iterdir():
+        file.chmod(0o644)  # safetensors writes for its owner's eyes only
     shutil.rmtree(to, ignore_errors=True)
     part.rename(to)
 

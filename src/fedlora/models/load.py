@@ -106,8 +106,7 @@ def load(config: ModelConfig, label_names: Sequence[str], seed: int) -> Pretrain
     try:
         with quiet():
             hf_config = AutoConfig.from_pretrained(source)
-            if getattr(hf_config, "is_encoder_decoder", False):
-                raise BadInput(f"{key}: {hf_config.model_type} is an encoder-decoder; an encoder or a decoder is needed")
+            refuse_encoder_decoder(key, hf_config)
             tokenizer = AutoTokenizer.from_pretrained(source)
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 source,
@@ -138,6 +137,12 @@ def load(config: ModelConfig, label_names: Sequence[str], seed: int) -> Pretrain
         else ()
     )
     return Pretrained(model.eval().requires_grad_(False), tokenizer, public_name(config.source), drawn, notes)
+
+
+def refuse_encoder_decoder(key: str, hf_config: Any) -> None:
+    """BadInput for what is neither an encoder nor a decoder."""
+    if getattr(hf_config, "is_encoder_decoder", False):
+        raise BadInput(f"{key}: {hf_config.model_type} is an encoder-decoder; an encoder or a decoder is needed")
 
 
 def _refuse_other_sizes(key: str, mismatched: Iterable[Any], head: set[str]) -> None:

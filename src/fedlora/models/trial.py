@@ -143,8 +143,10 @@ class _Trial:
         return fits
 
     def _each_alone(self, longest: int) -> list[_Alone]:
-        found = []
-        for ids in self._texts(longest):
+        texts = self._texts(longest)
+        found: dict[int, _Alone] = {}
+        for i in sorted(range(len(texts)), key=lambda i: -len(texts[i])):  # where a text is too long, the longest one says so
+            ids = texts[i]
             try:
                 given, calls = self._run(Form(Shared.ONE_TEXT, masked=self.masked, split=False), [ids])
             except Exception as error:  # whatever a model raises over a text that it cannot take
@@ -153,10 +155,10 @@ class _Trial:
                 said = f"{type(self.model).__name__} does not take a text of {len(ids)} tokens: {first_line(error)}"
                 raise BadInput(said) from error
             if torch.isfinite(given).all():
-                found.append(_Alone(ids, given[0], calls))
+                found[i] = _Alone(ids, given[0], calls)
             elif not (ids == self.pad).all():  # which is more than some models can take; any other text must do
                 raise BadInput(f"{type(self.model).__name__} gives numbers that are not finite for a text of {len(ids)} tokens")
-        return found
+        return [found[i] for i in sorted(found)]
 
     def form(self, alone: Sequence[_Alone]) -> tuple[Form, dict[str, bool]]:
         """The fastest form that gives what texts give alone, and for each layer whether its rows were the tokens."""
