@@ -18,6 +18,7 @@ class Facts:
 
     Attributes:
         limit: tokens at which texts were cut.
+        padding: where texts may be padded: "right", "left", "none".
         merged: the whole model, not an adapter.
         row: metrics of its last round; None where there are none.
         client: whose model it is; None for everybody's.
@@ -27,6 +28,7 @@ class Facts:
     label_names: tuple[str, ...]
     pretrained: Pretrained
     limit: int
+    padding: str
     merged: bool
     row: Mapping[str, Any] | None
     client: int | None
@@ -41,6 +43,7 @@ def as_json(facts: Facts) -> str:
         "id2label": {str(i): name for i, name in enumerate(facts.label_names)},
         "max_length": facts.limit,
         "pad_token_id": padding(facts.pretrained.model),
+        "padding_side": facts.padding,
         "method": config.method.name,
         "data": _data(config),
         "rounds": row.get("round"),
@@ -101,17 +104,20 @@ def _how_to_use(facts: Facts) -> list[str]:
         imports = ["from peft import AutoPeftModelForSequenceClassification", "from transformers import AutoTokenizer"]
         labels = dict(enumerate(facts.label_names))
         name, arguments = "AutoPeftModel", f", id2label={labels!r}, pad_token_id={padding(facts.pretrained.model)}"
+    texts, padded = ('["a text", "another"]', ", padding=True") if facts.padding != "none" else ('["a text"]', "")
     return [
         *imports,
         'folder = "."  # this folder',
         f"model = {name}ForSequenceClassification.from_pretrained(folder{arguments}).eval()",
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        'logits = model(**tokenizer(["a text", "another"], truncation=True, padding=True, return_tensors="pt")).logits',
+        f'logits = model(**tokenizer({texts}, truncation=True{padded}, return_tensors="pt")).logits',
         "print([model.config.id2label[i] for i in logits.argmax(-1).tolist()])",
     ]
 
 
 def _on_padding(facts: Facts) -> str:
+    if facts.padding == "none":
+        return "Padding: this model is changed by padding, so give it one text at a time."
     token, id = facts.pretrained.tokenizer.pad_token, padding(facts.pretrained.model)
     return (
         f"Padding: this folder's tokenizer pads with `{token}` (id {id}). A decoder's head reads a text's last token that is not "

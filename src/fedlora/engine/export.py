@@ -104,9 +104,9 @@ def _write_folder(
         peft.save_adapter(pretrained, result, part)
     tokenizer = pretrained.tokenizer
     limit = roster.max_length or min(config.data.max_length, tokenizer.model_max_length)
-    tokenizer.model_max_length, tokenizer.padding_side = limit, "right"
+    tokenizer.model_max_length, tokenizer.padding_side = limit, "left" if roster.padding == "left" else "right"
     tokenizer.save_pretrained(part)
-    facts = card.Facts(config, roster.label_names, pretrained, limit, merged, rows[-1] if rows else None, client)
+    facts = card.Facts(config, roster.label_names, pretrained, limit, roster.padding, merged, rows[-1] if rows else None, client)
     (part / "fedlora.json").write_text(card.as_json(facts))
     (part / "README.md").write_text(card.model_card(facts))
     for file in part.iterdir():

@@ -39,6 +39,7 @@ class Roster:
             may differ in it.
         rows: tokens that fill a step of training, which decides who trains together; a run that is resumed keeps it.
         max_length: tokens at which texts are cut.
+        padding: on which side the model takes padding, "right" or "left"; "none" where it is changed by any.
     """
 
     label_names: tuple[str, ...]
@@ -49,6 +50,7 @@ class Roster:
     modules: tuple[str, ...] = field(default=(), compare=False)
     rows: int | None = field(default=None, compare=False)
     max_length: int | None = field(default=None, compare=False)
+    padding: str = field(default="right", compare=False)
 
     def to_json(self) -> str:
         rows = [
@@ -57,7 +59,7 @@ class Roster:
             for c, name, n in zip(self.clients, self.names, self.num_test, strict=True)
         ]
         tasks = {"tasks": [asdict(task) for task in self.tasks]} if self.tasks else {}
-        model = {"modules": self.modules, "rows": self.rows, "max_length": self.max_length}
+        model = {"modules": self.modules, "rows": self.rows, "max_length": self.max_length, "padding": self.padding}
         return json.dumps({"label_names": self.label_names, **tasks, **model, "clients": rows}, indent=1)
 
 
@@ -75,6 +77,7 @@ def read_roster(path: Path) -> Roster:
             tuple(found.get("modules", ())),
             found.get("rows"),
             found.get("max_length"),
+            found.get("padding", "right"),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: missing or damaged, so this is no run folder ({error})") from error

@@ -143,7 +143,8 @@ def prepare(config: Config, listener: Listener) -> World:
     for note in _about_tokens(pretrained.tokenizer, train, test, findings.limit):
         listener.note(note)
     trainer = make_trainer(config, pretrained, findings, dataset.tasks)
-    roster = replace(roster, modules=tuple(trainer.shapes), rows=trainer.rows, max_length=findings.limit)
+    form, modules = findings.form, tuple(trainer.shapes)
+    roster = replace(roster, modules=modules, rows=trainer.rows, max_length=findings.limit, padding=form.padding)
     setup = make_setup(config, trainer, clients)
     method.init(setup)  # refuses here, before anything is written, what it cannot do
     empty = [roster.names[c.id] for c in clients if c.num_examples == 0]

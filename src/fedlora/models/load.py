@@ -99,7 +99,6 @@ def load(config: ModelConfig, label_names: Sequence[str], seed: int) -> Pretrain
             weights or has them in other sizes; it has no tokenizer, or one of another vocabulary.
     """
     source, key = locate(config.source), f"model.source = '{config.source}'"
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     labels = dict(enumerate(label_names))
@@ -121,7 +120,7 @@ def load(config: ModelConfig, label_names: Sequence[str], seed: int) -> Pretrain
             )
     except BadInput:
         raise
-    except (OSError, ValueError, KeyError, SafetensorError, ImportError, AttributeError) as error:
+    except Exception as error:  # files of others: what transformers, tokenizers and safetensors raise over them has no common class
         raise BadInput(f"{key}: {first_line(error)}") from error
     head = set(outside_body(model))
     if not head or model.base_model is model:
@@ -155,7 +154,10 @@ def _refuse_other_sizes(key: str, mismatched: Iterable[Any], head: set[str]) -> 
 
 def _refuse_other_vocabulary(key: str, model: Any, tokenizer: Any) -> None:
     rows = rows_of_embedding(model)
-    words = set(tokenizer.get_vocab().values())
+    try:
+        words = set(tokenizer.get_vocab().values())
+    except NotImplementedError:  # a tokenizer of bytes or characters
+        return
     beside = (
         f"its vocabulary has {len(words)} entries, the model {rows} rows" if rows else f"its vocabulary has {len(words)} entries"
     )

@@ -68,6 +68,13 @@ class Form:
     split: bool = True
     apart: bool = False
 
+    @property
+    def padding(self) -> str:
+        """Where plain transformers may pad its texts: "right", "left", or "none", where padding changes what a text gives."""
+        if self.shared in (Shared.ONE_LENGTH, Shared.ONE_TEXT):
+            return "none"
+        return "left" if self.left else "right"
+
 
 @dataclass(frozen=True)
 class Texts:

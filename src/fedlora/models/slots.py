@@ -109,6 +109,11 @@ class Adapted:
         if not bound:
             return plain(x)
         rows = x.flatten(0, -2)
+        if bound[-1][0].stop not in (None, len(rows)):  # the trial saw the step's tokens here; never train on what it did not see
+            raise BadInput(
+                f"{name} is given {len(rows)} rows in a step of {bound[-1][0].stop} tokens, so clients cannot be told apart; "
+                "leave it out of model.target_modules"
+            )
         simple = [(where, slot) for where, slots in bound for slot in slots if slot.is_simple]
         routers = self.routers.get(name, [None] * len(bound))
         if len(simple) == sum(len(slots) for _, slots in bound) and not any(routers) and is_plain(module):
