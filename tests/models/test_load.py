@@ -205,3 +205,13 @@ def test_others_find_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     assert public_name("here") == str(tmp_path / "here") and public_name("org/name") == "org/name"
     assert public_name("minilm") == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def test_token_types_that_count_are_said(tmp_path: Path) -> None:
+    """GPT-2 adds an embedding for each token type; BERT's zeros are what it has without."""
+    names = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    for kind, said in (("bert", False), ("gpt2", True)):
+        file = saved(tmp_path / kind, kind=kind) / "tokenizer_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | names))
+        notes = load(ModelConfig(source=str(tmp_path / kind)), tiny.CLASSES, 0).notes
+        assert any("token types" in note for note in notes) == said

@@ -25,6 +25,7 @@ from fedlora.engine import run
 from fedlora.engine.export import export, predict, read_result
 from fedlora.engine.federation import load_pretrained, make_trainer, try_pretrained
 from fedlora.errors import BadInput
+from fedlora.models.load import PACKAGED, Packaged
 from fedlora.training.encode import encode
 from fedlora.training.trainer import Question
 from fedlora.types import Model
@@ -36,16 +37,29 @@ LIMIT = 16  # tokens: the last text is longer
 TEXTS = [*tiny.examples(8, 5)[0], " ".join(tiny.WORDS[:40])]
 
 
-def save_base(folder: Path, kind: str, rows: int | None = None, padding: bool = True) -> Path:
-    """A pre-trained model of a kind; with more rows than its tokenizer has words, or without a padding token, as many decoders are:
-    their tokenizer then ends texts with the token that others would pad with."""
+def save_base(
+    folder: Path, kind: str, rows: int | None = None, padding: bool = True, types: bool = False, dtype: torch.dtype = torch.float32
+) -> Path:
+    """A pre-trained model of a kind.
+
+    Args:
+        rows: of its embedding, if more than its tokenizer has words.
+        padding: whether it names a padding token. Many decoders do not, and some tokenizers of theirs append the end of text, with
+            which one would pad.
+        types: whether its tokenizer gives token types, too.
+        dtype: of its weights.
+    """
     config, words = tiny.config(kind), tiny.tokenizer()
     config.vocab_size = rows or config.vocab_size
     if not padding:
         config.pad_token_id, words.pad_token, words.eos_token = None, None, "[SEP]"
     torch.manual_seed(0)
-    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    transformers.AutoModel.from_config(config).to(dtype).save_pretrained(folder)
     words.save_pretrained(folder)
+    if types:
+        file = folder / "tokenizer_config.json"
+        names = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+        file.write_text(json.dumps(json.loads(file.read_text()) | names))
     return folder
 
 
@@ -62,12 +76,12 @@ def tables(base: Path, data: Path, name: str = "fedit", rank: int | None = None,
     }
 
 
-def own_logits(folder: Path, client: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The logits of TEXTS that `fedlora predict` works with, and those of the base with the same head."""
+def own_logits(folder: Path, client: int | None = None, texts: Sequence[str] = TEXTS) -> tuple[np.ndarray, np.ndarray]:
+    """The logits of texts that `fedlora predict` works with, and those of the base with the same head."""
     config, roster, result, head = read_result(folder, client)
     pretrained = load_pretrained(config, roster)
     findings = try_pretrained(config, pretrained)
-    data = encode(pretrained.tokenizer, TEXTS, np.zeros(len(TEXTS), dtype=np.int64), LIMIT)
+    data = encode(pretrained.tokenizer, texts, np.zeros(len(texts), dtype=np.int64), LIMIT)
     asked = [Question(model, head, data) for model in (result, Model())]
     mine, base = make_trainer(config, pretrained, findings).logits(asked)
     return mine, base
@@ -84,7 +98,8 @@ def read(version: str, folders: dict[str, Path], place: Path) -> dict[str, list[
     """What one process with this PEFT makes of exported folders: name -> logits of TEXTS, each alone and all padded."""
     job, answer = place / "job.json", place / "answer.json"
     job.write_text(json.dumps({"folders": {name: str(folder) for name, folder in folders.items()}, "texts": TEXTS}))
-    done = subprocess.run([sys.executable, SCRIPT, job, answer], env=under(version), capture_output=True, text=True)
+    command = [sys.executable, SCRIPT, job, answer]
+    done = subprocess.run(command, cwd=place, env=under(version), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(answer.read_text())
     assert found["peft"] == version
@@ -95,11 +110,26 @@ def off(mine: np.ndarray, theirs: Sequence[np.ndarray]) -> float:
     return max(float(np.abs(mine - each).max()) for each in theirs)
 
 
-def test_an_adapter_gives_the_same_logits_under_the_oldest_peft(bert_folder: Path, csv_folder: Path, tmp_path: Path) -> None:
-    run.execute(resolve(tables(bert_folder, csv_folder, head="shared")), tmp_path / "run", False, Silent())
+def test_an_adapter_finds_its_base_and_gives_the_same_logits_under_the_oldest_peft(
+    bert_folder: Path, csv_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base is a folder named by how one gets there, and who reads the adapter is elsewhere."""
+    monkeypatch.chdir(bert_folder.parent)
+    run.execute(resolve(tables(Path(bert_folder.name), csv_folder, head="shared")), tmp_path / "run", False, Silent())
     mine, base = own_logits(tmp_path / "run")
     found = read(VERSIONS[0], {"fedit": tmp_path / "run" / "adapter"}, tmp_path)
     assert off(mine, found["fedit"]) < 1e-5 < 1e-2 < np.abs(mine - base).max()
+
+
+def test_an_adapter_names_a_packaged_base_by_its_hub_id(csv_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "package_of_a_model").mkdir()
+    (tmp_path / "package_of_a_model" / "__init__.py").touch()
+    save_base(tmp_path / "package_of_a_model" / "files", "bert")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(PACKAGED, "minilm", Packaged("package_of_a_model", "files", "somebody/something", "pip install it"))
+    run.execute(resolve(tables(Path("minilm"), csv_folder)), tmp_path / "run", False, Silent())
+    config, facts = (json.loads((tmp_path / "run/adapter" / name).read_text()) for name in ("adapter_config.json", "fedlora.json"))
+    assert config["base_model_name_or_path"] == facts["base_model"] == "somebody/something"
 
 
 class Results:
@@ -158,6 +188,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     found.play("stack", bases["llama"], name="flora", rank=1)
     found.play("stack of another rank in each module", bases["llama"], name="flora", rank=2)
     found.play("spare rows", save_base(place / "rows-base", "bert", rows=80))
+    found.play("token types", save_base(place / "types-base", "gpt2", types=True))
+    found.play("half precision", save_base(place / "half-base", "llama", dtype=torch.bfloat16))
     for kind in ("gpt2", "llama"):
         found.play(f"{kind} that names no padding token", save_base(place / f"{kind}-bare", kind, padding=False))
     return found
@@ -187,7 +219,14 @@ def test_only_what_depends_on_the_input_is_refused_by_export(results: Results) -
             assert np.abs(own[0] - own[1]).max() > 1e-3, name
 
 
-CARDS = ("bert shared", "spare rows", "gpt2 that names no padding token", "llama that names no padding token")
+CARDS = (
+    "bert shared",
+    "spare rows",
+    "token types",
+    "half precision",
+    "gpt2 that names no padding token",
+    "llama that names no padding token",
+)
 
 
 def follow_card(results: Results, name: str, folder: Path, environment: dict[str, str]) -> None:
@@ -196,51 +235,48 @@ def follow_card(results: Results, name: str, folder: Path, environment: dict[str
     lines = card.split("```python\n")[1].split("```")[0]
     assert given in lines
     texts = ["a text", "another", *TEXTS]
-    done = subprocess.run(
-        [sys.executable, "-c", lines.replace(given, repr(texts))], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    lines = lines.replace(given, repr(texts)) + "print(logits.tolist())"
+    done = subprocess.run([sys.executable, "-c", lines], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    wanted = [label for label, _ in predict(results.place / name, texts)]
-    assert ast.literal_eval(done.stdout.splitlines()[-1]) == wanted and len(set(wanted)) > 1
+    labels, logits = map(ast.literal_eval, done.stdout.splitlines()[-2:])
+    said = [label for label, _ in predict(results.place / name, texts)]
+    assert labels == said and len(set(said)) > 1
+    assert off(own_logits(results.place / name, texts=texts)[0], [np.array(logits)]) < 1e-5
     accuracy = json.loads((results.place / name / "summary.json").read_text())["final"]["accuracy"]
-    for row in (f"accuracy | {100 * accuracy:.1f} %", "method | FedIT", f"data | {results.data.name}", "rounds | 2 rounds"):
+    for row in (f"accuracy | {100 * accuracy:.1f} %", "method | FedIT", f"data | {results.data.name}", "rounds | 2"):
         assert f"| {row}" in card, row
     facts = json.loads((folder / "fedlora.json").read_text())
-    labels = {str(i): label for i, label in enumerate(sorted(tiny.CLASSES))}
-    assert (facts["num_labels"], facts["id2label"], facts["max_length"]) == (3, labels, LIMIT)
+    classes = {str(i): label for i, label in enumerate(sorted(tiny.CLASSES))}
+    assert (facts["num_labels"], facts["id2label"], facts["max_length"]) == (3, classes, LIMIT)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CARDS)
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_lines_of_an_adapters_card_label_texts_as_predict_does(version: str, name: str, results: Results) -> None:
+def test_the_lines_of_an_adapters_card_give_what_predict_says(version: str, name: str, results: Results) -> None:
     follow_card(results, name, results.place / name / "adapter", under(version))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CARDS)
-def test_the_lines_of_a_models_card_label_texts_as_predict_does(name: str, results: Results) -> None:
+def test_the_lines_of_a_models_card_give_what_predict_says(name: str, results: Results) -> None:
     follow_card(results, name, results.folders[f"{name}, all, merged"], dict(os.environ))
 
 
 @pytest.mark.slow
-def test_equal_runs_give_equal_bytes_and_name_their_base(
-    csv_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever the hashes of the process; `export` gives them again. The base is named by where it is, not by how it was called."""
-    monkeypatch.chdir(tmp_path)
+def test_equal_runs_give_equal_bytes(csv_folder: Path, tmp_path: Path) -> None:
+    """Whatever the hashes of the process; `export` gives them again."""
     base = save_base(tmp_path / "base", "llama")
-    recipe = resolve(tables(Path(base.name), csv_folder, name="flora", rank=1, head="shared"))
-    Path("recipe.toml").write_text(to_toml(recipe))
-    command = [Path(sys.executable).with_name("fedlora"), "run", "recipe.toml", "--out"]
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(to_toml(resolve(tables(base, csv_folder, name="flora", rank=1, head="shared"))))
+    command = [Path(sys.executable).with_name("fedlora"), "run", recipe, "--out"]
     for hashes in ("1", "2"):
-        subprocess.run([*command, hashes], env=os.environ | {"PYTHONHASHSEED": hashes}, check=True, capture_output=True)
-    assert export(Path("1"), Path("3"), None, False) == "adapter"
+        subprocess.run([*command, tmp_path / hashes], env=os.environ | {"PYTHONHASHSEED": hashes}, check=True, capture_output=True)
+    assert export(tmp_path / "1", tmp_path / "again", None, False) == "adapter"
     first, second, again = (
-        {file.name: file.read_bytes() for file in folder.iterdir()} for folder in (Path("1/adapter"), Path("2/adapter"), Path("3"))
+        {file.name: file.read_bytes() for file in (tmp_path / folder).iterdir()} for folder in ("1/adapter", "2/adapter", "again")
     )
     assert {"adapter_config.json", "adapter_model.safetensors", "fedlora.json", "README.md", "tokenizer.json"} <= first.keys()
     assert first == second == again
-    config = json.loads(first["adapter_config.json"])
-    assert config["base_model_name_or_path"] == str(base)
-    assert len(config["target_modules"]) > 7 and config["target_modules"] == sorted(config["target_modules"])
+    targets = json.loads(first["adapter_config.json"])["target_modules"]
+    assert len(targets) == 14 and targets == sorted(targets)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora import __version__, methods
-from fedlora.config import Config
+from fedlora.config import Config, Head
 from fedlora.models.heads import padding
 from fedlora.models.load import Pretrained
 
@@ -91,8 +91,11 @@ def model_card(facts: Facts) -> str:
 
 
 def _accuracy(facts: Facts) -> float | None:
-    """The share of test texts that were right in the last round: of a client's model, of its own ones."""
-    row = facts.row or {}
+    """The share of test texts that were right in the last round: of a client's model, of its own ones. Where clients end with
+    models of their own, everybody's was not scored."""
+    row, config = facts.row or {}, facts.config
+    if facts.client is None and (methods.find(config.method.name).FACTS.personal or config.model.head is Head.PERSONAL):
+        return None
     found: float | None = row.get("accuracy") if facts.client is None else row.get("client_accuracy", {}).get(str(facts.client))
     return found
 
@@ -103,7 +106,7 @@ def _how_to_use(facts: Facts) -> list[str]:
     else:
         imports = ["from peft import AutoPeftModelForSequenceClassification", "from transformers import AutoTokenizer"]
         labels = dict(enumerate(facts.label_names))
-        name, arguments = "AutoPeftModel", f", id2label={labels!r}, pad_token_id={padding(facts.pretrained.model)}"
+        name, arguments = "AutoPeftModel", f", id2label={labels!r}, pad_token_id={padding(facts.pretrained.model)}, dtype='float32'"
     texts, padded = ('["a text", "another"]', ", padding=True") if facts.padding != "none" else ('["a text"]', "")
     return [
         *imports,

@@ -105,6 +105,7 @@ def _write_folder(
     tokenizer = pretrained.tokenizer
     limit = roster.max_length or min(config.data.max_length, tokenizer.model_max_length)
     tokenizer.model_max_length, tokenizer.padding_side = limit, "left" if roster.padding == "left" else "right"
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # what the model was given in training
     tokenizer.save_pretrained(part)
     facts = card.Facts(config, roster.label_names, pretrained, limit, roster.padding, merged, rows[-1] if rows else None, client)
     (part / "fedlora.json").write_text(card.as_json(facts))

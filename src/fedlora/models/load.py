@@ -16,7 +16,7 @@ from fedlora import seeds
 from fedlora.config import ModelConfig
 from fedlora.errors import BadInput, first_line, unknown
 from fedlora.models.heads import outside_body, text_config
-from fedlora.models.trial import rows_of_embedding
+from fedlora.models.trial import rows_of_embedding, token_types_count
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,15 @@ def load(config: ModelConfig, label_names: Sequence[str], seed: int) -> Pretrain
     drawn = _missing(key, model, set(info["missing_keys"]) - head)
     draw(model, head | set(drawn), seed)
     set_padding(model, tokenizer)
-    notes = (
-        (f"the checkpoint lacks {_some(drawn)}: drawn from the seed, the same for everybody, and saved with the adapter",)
-        if drawn
-        else ()
-    )
-    return Pretrained(model.eval().requires_grad_(False), tokenizer, public_name(config.source), drawn, notes)
+    model.eval().requires_grad_(False)
+    return Pretrained(model, tokenizer, public_name(config.source), drawn, tuple(_notes(model, tokenizer, drawn)))
+
+
+def _notes(model: Any, tokenizer: Any, drawn: Sequence[str]) -> Iterator[str]:
+    if drawn:
+        yield f"the checkpoint lacks {_some(drawn)}: drawn from the seed, the same for everybody, and saved with the adapter"
+    if token_types_count(model, tokenizer):
+        yield "the tokenizer's token types change what the model says; they are left out here, and by the tokenizer of the result"
 
 
 def refuse_encoder_decoder(key: str, hf_config: Any) -> None:

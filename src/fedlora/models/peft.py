@@ -23,7 +23,7 @@ from fedlora.models.heads import logits, padding
 from fedlora.models.load import Pretrained, quiet
 from fedlora.models.packing import Form, Texts, pack
 from fedlora.models.slots import Adapted, Live, layer_shape, transposed
-from fedlora.models.trial import rows_of_embedding
+from fedlora.models.trial import rows_of_embedding, silent
 from fedlora.types import Factors, Mix, Model
 
 
@@ -95,7 +95,9 @@ def save_adapter(pretrained: Pretrained, result: Model, folder: Path) -> None:
             layer.lora_B["default"].weight.data = whole.B[m].clone()
         wrapped.save_pretrained(folder, save_embedding_layers=False)
     file = folder / "adapter_config.json"
-    written = json.loads(file.read_text())
+    # Of what is not set, older versions of PEFT need not hear; PEFT names the folder that the base was loaded from.
+    written = {key: value for key, value in json.loads(file.read_text()).items() if value is not None}
+    written["base_model_name_or_path"] = pretrained.source
     written["target_modules"] = sorted(written["target_modules"])  # PEFT's order follows the hashes of the process
     file.write_text(json.dumps(written, indent=2, sort_keys=True))
 
@@ -128,7 +130,8 @@ def rehearse(pretrained: Pretrained, targets: Sequence[str], form: Form) -> None
     name = type(pretrained.model).__name__
     text, random = _text(pretrained.model, form), _random(pretrained.model, targets)
     try:
-        wanted = _with_slots(pretrained.model, form, text, random)
+        with silent():
+            wanted = _with_slots(pretrained.model, form, text, random)
     except Exception as error:  # whatever a model raises that cannot be differentiated as it is run here
         raise BadInput(f"{name} cannot be trained here: {first_line(error)}") from error
     try:
@@ -195,7 +198,7 @@ def _under_peft(pretrained: Pretrained, form: Form, text: Texts, random: Factors
 
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(pretrained, Model({"rehearsal": random}), Path(folder))
-        with _as_it_was(pretrained.model), warnings.catch_warnings():
+        with _as_it_was(pretrained.model), silent(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             peft.PeftModel.from_pretrained(pretrained.model, folder)
             return logits(pretrained.model, form, text)

@@ -79,8 +79,8 @@ def try_model(
         BadInput: the model does not take plain texts, or gives another answer each time, or no target is a linear layer of the
             forward pass.
     """
-    _use(model, "eager")
-    with torch.no_grad():
+    with torch.no_grad(), silent():
+        _use(model, "eager")
         trial = _Trial(model, targets, _vocabulary(model, words), specials, fewest)
         alone = trial.alone(limit)
         longest = max(len(text.ids) for text in alone)
@@ -299,6 +299,19 @@ def _without_last_number(path: str) -> str:
     return ".".join((*parts[: numbers[-1]], "#", *parts[numbers[-1] + 1 :])) if numbers else path
 
 
+def token_types_count(model: Any, tokenizer: Any) -> bool:
+    """Whether the tokenizer gives token types, and the model another answer with them than without, or none."""
+    if "token_type_ids" not in tokenizer.model_input_names:
+        return False
+    inputs = dict(tokenizer("a", return_tensors="pt"))
+    without = {name: x for name, x in inputs.items() if name != "token_type_ids"}
+    with torch.no_grad(), silent():
+        try:
+            return not _close(model(**inputs).logits, model(**without).logits, CLOSE)
+        except Exception:  # whatever a model raises over inputs that it does not take
+            return True
+
+
 def _vocabulary(model: Any, words: int | None) -> int:
     rows = rows_of_embedding(model) or getattr(text_config(model), "vocab_size", None)
     return min((int(n) for n in (rows, words) if n is not None), default=2)
@@ -355,14 +368,19 @@ def _close(got: Tensor, wanted: Tensor, tolerance: float) -> bool:
 
 
 def _use(model: Any, implementation: str) -> None:
-    """Switch the model's attention, without transformers' warning where it cannot be switched: it is tried, then."""
-    if model.config._attn_implementation == implementation:
-        return
+    """Switch the model's attention; a model that cannot be switched says so in its own way, and is tried all the same."""
+    if model.config._attn_implementation != implementation:
+        with suppress(Exception):
+            model.set_attn_implementation(implementation)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Without what transformers logs about attention that cannot be switched, and about texts with padding tokens in them."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with suppress(Exception):  # a model that cannot be switched says so in its own way
-            model.set_attn_implementation(implementation)
+        yield
     finally:
         logger.setLevel(level)
