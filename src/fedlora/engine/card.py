@@ -106,13 +106,14 @@ def _how_to_use(facts: Facts) -> list[str]:
     else:
         imports = ["from peft import AutoPeftModelForSequenceClassification", "from transformers import AutoTokenizer"]
         labels = dict(enumerate(facts.label_names))
-        name, arguments = "AutoPeftModel", f", id2label={labels!r}, pad_token_id={padding(facts.pretrained.model)}, dtype='float32'"
+        name, arguments = "AutoPeftModel", f", id2label={labels!r}, dtype='float32'"
     texts, padded = ('["a text", "another"]', ", padding=True") if facts.padding != "none" else ('["a text"]', "")
     return [
         *imports,
         'folder = "."  # this folder',
         f"model = {name}ForSequenceClassification.from_pretrained(folder{arguments}).eval()",
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        *([] if facts.merged else ["model.config.get_text_config().pad_token_id = tokenizer.pad_token_id"]),
         f'logits = model(**tokenizer({texts}, truncation=True{padded}, return_tensors="pt")).logits',
         "print([model.config.id2label[i] for i in logits.argmax(-1).tolist()])",
     ]

@@ -114,7 +114,6 @@ def load(config: ModelConfig, label_names: Sequence[str], seed: int) -> Pretrain
                 label2id={name: i for i, name in labels.items()},
                 problem_type="single_label_classification",
                 dtype=torch.float32,
-                attn_implementation="eager",  # on a CPU the fused attention's backward is several times slower
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
@@ -196,7 +195,7 @@ def from_config(hf_config: Any, tokenizer: Any, seed: int) -> Pretrained:
 
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(seeds.derive(seed, "random model") % 2**63)
-        model = AutoModelForSequenceClassification.from_config(hf_config, attn_implementation="eager", dtype=torch.float32)
+        model = AutoModelForSequenceClassification.from_config(hf_config, dtype=torch.float32)
     draw(model, set(outside_body(model)), seed)
     if tokenizer is not None:
         set_padding(model, tokenizer)
