@@ -18,6 +18,7 @@ from fedlora.config import resolve
 from fedlora.engine.export import export, predict
 from fedlora.engine.run import execute
 from fedlora.errors import BadInput
+from fedlora.training.encode import encode
 
 SLOW = pytest.mark.slow
 TEXTS = ["w1 w2 apple", "w4", "w5 banana w6 w7 w8"]
@@ -113,6 +114,15 @@ def test_texts_that_are_cut_are_counted(tmp_path: Path) -> None:
     execute(resolve(tables, {"clients": {"count": 2, "rank": 2}}), tmp_path / "run", False, listener)
     assert "5 of 20 training texts are longer than 64 tokens, and cut" in listener.notes
     assert "data.max_length = 128 is above the 64 tokens that the tokenizer allows; using 64" in listener.notes
+
+
+def test_texts_in_which_a_tokenizer_finds_nothing_are_counted() -> None:
+    """Of three texts one is empty, one has one unknown word, one a known and an unknown one: 3 of 4 are nothing or unknown."""
+    words = tokenizer("$A", "[PAD]")
+    labels = np.zeros(3, dtype=np.int64)
+    assert encode(words, ["", "zebra", "w1 okapi"], labels, 9).unknown == 3 / 4
+    assert encode(words, ["", "", ""], labels, 9).unknown == 1.0
+    assert encode(tokenizer("[CLS] $A [SEP]", "[PAD]"), ["", "", "w1 w2"], labels, 9).unknown == 2 / 4
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def prepare(config: Config, listener: Listener) -> World:
         replace(encode(pretrained.tokenizer, part.texts, part.labels, findings.limit), tasks=part.tasks)
         for part in (dataset.train, dataset.test)
     )
-    for note in _about_tokens(pretrained.tokenizer, train, test, findings.limit):
+    for note in _about_tokens(train, test, findings.limit):
         listener.note(note)
     trainer = make_trainer(config, pretrained, findings, dataset.tasks)
     form, modules = findings.form, tuple(trainer.shapes)
@@ -156,9 +156,9 @@ def prepare(config: Config, listener: Listener) -> World:
     return World(config, method, transforms, setup, trainer, findings, roster, own, test, dataset, parts)
 
 
-def _about_tokens(tokenizer: Any, train: Encoded, test: Encoded, limit: int) -> Iterator[str]:
+def _about_tokens(train: Encoded, test: Encoded, limit: int) -> Iterator[str]:
     """What a user should know of the texts as tokens. BadInput where the tokenizer knows no word of them."""
-    unknown = f"{100 * train.unknown:.0f} % of the training texts' tokens are unknown to the tokenizer ({tokenizer.unk_token})"
+    unknown = f"{100 * train.unknown:.0f} % of the training texts' tokens are unknown to the tokenizer, or it finds none in a text"
     if train.unknown > 0.99:
         raise BadInput(f"{unknown}: it is not this model's, or not for texts like these, and nothing can be learned")
     if train.unknown > 0.25:

@@ -13,7 +13,8 @@ from fedlora.errors import BadInput
 class Encoded:
     """Examples of one client or one test set: token ids of each text, (length,) int32, and labels, (n,) int64. `tasks`, (n,)
     int64, is the place of each example's task among the trainer's; empty in a run of one task. Of a whole part as it was encoded,
-    `cut` counts the texts that were longer than allowed, and `unknown` is the share of tokens that the tokenizer does not know."""
+    `cut` counts the texts that were longer than allowed, and `unknown` is the share of tokens that the tokenizer does not know (a
+    text that it finds none in counts as one)."""
 
     ids: tuple[np.ndarray, ...]
     labels: np.ndarray
@@ -64,11 +65,16 @@ def _is_cut(tokenizer: Any, part: Any, text: str, place: int, max_length: int) -
 
 
 def _unknown(tokenizer: Any, rows: Sequence[np.ndarray]) -> float:
-    if tokenizer.unk_token_id is None or not rows:
+    """The share of unknown tokens among those of the texts themselves; a text that has none counts as one."""
+    if not rows:
         return 0.0
+    added = [id for id in tokenizer.all_special_ids if id != tokenizer.unk_token_id]
     tokens = np.concatenate(rows)
-    special = np.isin(tokens, [id for id in tokenizer.all_special_ids if id != tokenizer.unk_token_id])
-    return float((tokens[~special] == tokenizer.unk_token_id).mean()) if not special.all() else 0.0
+    own = ~np.isin(tokens, added)
+    starts = np.cumsum([0, *(len(row) for row in rows[:-1])])
+    nothing = int((np.add.reduceat(own, starts, dtype=np.int64) == 0).sum())
+    strange = 0 if tokenizer.unk_token_id is None else int((tokens == tokenizer.unk_token_id).sum())
+    return (strange + nothing) / (int(own.sum()) + nothing)
 
 
 def by_length(data: Encoded, tokens: int) -> Iterator[np.ndarray]:
