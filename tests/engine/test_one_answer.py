@@ -65,7 +65,7 @@ def plain(model: Any, words: Any, texts: list[str], together: bool) -> np.ndarra
 
 @pytest.mark.parametrize("template", ["$A", "$A [SEP]", *(pytest.param(x, marks=SLOW) for x in ("[CLS] $A", "[CLS] $A [SEP]"))])
 @pytest.mark.parametrize("own_pad", [None, "[SEP]", pytest.param("[PAD]", marks=SLOW)])
-@pytest.mark.parametrize("named", [None, 0, 3])
+@pytest.mark.parametrize("named", [None, 3, pytest.param(0, marks=SLOW)])
 def test_every_tokenizer_of_a_decoder(template: str, own_pad: str | None, named: int | None, tmp_path: Path) -> None:
     """The base names no padding token, [PAD] or [SEP]; the tokenizer has none or one; texts end with [SEP] or not."""
     out = run(tmp_path, "llama", tokenizer(template, own_pad), TEXTS, pad_token_id=named)

@@ -31,6 +31,7 @@ from fedlora.types import Client, Factors, Observe, Reply, Setup
 SIZES = (1, 12, 9, 5)
 ONE_A_METHOD = list({row.method: row for row in reversed(ROWS)}.values())
 ALL = 10**6
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def test_in_float64_together_is_alone(row: Row, folder: Path) -> None:
     play(row, folder, torch.float64, check)
 
 
-@pytest.mark.parametrize("method", ["fedit", "lora-a2", "fedlease", "feddpa", "fl-tac"])
+@pytest.mark.parametrize("method", ["fedit", "fedlease", *(pytest.param(m, marks=SLOW) for m in ("lora-a2", "feddpa", "fl-tac"))])
 @pytest.mark.parametrize("shape", ["DeBERTa's", "a pooler's", "a decoder's, whose padding ends its texts"])
 def test_together_is_alone_on_odd_shapes(shape: str, method: str, tmp_path: Path) -> None:
     """Layers that see a table of positions, or one row a text; texts that end with the padding token."""
