@@ -215,7 +215,7 @@ class _Trial:
         rng = np.random.default_rng(0)
         lengths = [min(max(n, self.fewest), longest) for n in LENGTHS] + [longest]
         while sum(lengths) <= max(PACK, longest):
-            lengths.append(min(longest, max(PACK, longest) + 1 - sum(lengths)))
+            lengths.append(min(longest, PACK // 2))
         texts = [rng.integers(0, self.words, n) for n in (*lengths[4:], *lengths[:4])]
         texts[-1][1:-1] = np.resize(self.specials, len(texts[-1][1:-1]))
         for where in ((-4, 0), (-4, -1), (-3, 0), (-2, -1)):  # padding tokens at both ends, alone, and last
