@@ -57,7 +57,7 @@ def labels(part: Part, name: str, integers: bool | None = None) -> Labels:
     values = _values(part, name, column)
     _require_all(part, name, values)
     written = [str(value) for value in values]
-    if all(map(_is_number, written)) and not all(map(_INTEGER.fullmatch, written)) and any(map(_is_fractional, written)):
+    if all(map(_is_number, written)) and any(map(_is_fractional, written)):
         raise BadInput(f"{part.where}: column '{name}' holds fractional numbers; labels are integers or text")
     if all(map(_INTEGER.fullmatch, written)) if integers is None else integers:
         return tuple(int(value) if _INTEGER.fullmatch(value) else value for value in written)  # type: ignore[return-value]

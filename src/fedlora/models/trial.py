@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -91,7 +91,7 @@ def try_model(
         form, rows = trial.form(alone)
     aligned = [m for m in own if rows.get(m, False)]
     apart = form.shared is not Shared.ONE_TEXT and len(aligned) < len(own)
-    form = Form(form.shared, form.packing, form.left, form.masked, form.split, apart)
+    form = replace(form, apart=apart)
     others = [m for m in own if m not in aligned] if apart else []
     usable = min(limit, _table(model, form, limit)) if longest == MOST else longest
     return Findings(form, tuple(own), usable, longest, tuple(_notes(model, form, limit, usable, longest, others, dropped)))
