@@ -1,6 +1,6 @@
 """The one exception for what a person can mend: bad input, said in one line."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -19,3 +19,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> BadInput:
 def first_line(error: BaseException | None) -> str:
     """The first line of what another library said, for a message of ours."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+def some(names: Sequence[str], shown: int = 1) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

@@ -16,7 +16,7 @@ from fedlora.config import RANK_SHARES, ClientsConfig, Config, RankPlan
 from fedlora.data.dataset import Dataset, Task
 from fedlora.data.partition import Parts
 from fedlora.data.tasks import task_counts
-from fedlora.errors import BadInput
+from fedlora.errors import BadInput, some
 from fedlora.models.load import Pretrained
 from fedlora.models.load import load as load_model
 from fedlora.models.peft import held_by_peft, rehearse
@@ -183,9 +183,7 @@ def rehearsed(config: Config, pretrained: Pretrained, findings: Findings) -> Fin
     if len(held) == len(findings.targets):
         return findings
     lost = [m for m in findings.targets if m not in held]
-    note = (
-        f"PEFT cannot hold an adapter on {lost[0]}" + (f" and {len(lost) - 1} more" if len(lost) > 1 else "") + ", so there is none"
-    )
+    note = f"PEFT cannot hold an adapter on {some(lost)}, so there is none"
     return replace(findings, targets=tuple(held), notes=(*findings.notes, note))
 
 

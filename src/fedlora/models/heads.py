@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from fedlora.models import attention
 from fedlora.models.packing import Form, Texts
+from fedlora.models.slots import inside_base
 
 
 def outside_body(model: Any) -> list[str]:
     """Names of the parameters of the head: all that stands outside the base model."""
-    prefix = model.base_model_prefix + "."
-    return [name for name, _ in model.named_parameters() if not name.startswith(prefix)]
+    names = [name for name, _ in model.named_parameters()]
+    inside = set(inside_base(model, names))
+    return [name for name in names if name not in inside]
 
 
 class Body(nn.Module):

@@ -1,9 +1,6 @@
 """Pre-trained sequence classifiers: by packaged name, local folder or Hugging Face Hub id."""
 
-import logging
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,8 +11,9 @@ from torch import nn
 
 from fedlora import seeds
 from fedlora.config import ModelConfig
-from fedlora.errors import BadInput, first_line, unknown
+from fedlora.errors import BadInput, first_line, some, unknown
 from fedlora.models.heads import outside_body, text_config
+from fedlora.models.quiet import quiet
 from fedlora.models.trial import rows_of_embedding, token_types_count
 
 
@@ -135,7 +133,7 @@ def load(config: ModelConfig, label_names: Sequence[str], seed: int) -> Pretrain
 
 def _notes(model: Any, tokenizer: Any, drawn: Sequence[str]) -> Iterator[str]:
     if drawn:
-        yield f"the checkpoint lacks {_some(drawn)}: drawn from the seed, the same for everybody, and saved with the adapter"
+        yield f"the checkpoint lacks {some(drawn, 4)}: drawn from the seed, the same for everybody, and saved with the adapter"
     if token_types_count(model, tokenizer):
         yield "the tokenizer's token types change what the model says; they are left out here, and by the tokenizer of the result"
 
@@ -183,10 +181,6 @@ def _missing(key: str, model: Any, names: set[str]) -> tuple[str, ...]:
             "them; it is not whole, or is another model's than config.json says"
         )
     return missing
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def from_config(hf_config: Any, tokenizer: Any, seed: int) -> Pretrained:
@@ -253,22 +247,3 @@ def appended(tokenizer: Any) -> int | None:
     """The id of the token with which the tokenizer ends every text; None where it adds none."""
     plain, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
     return whole[-1] if whole and whole != plain and (not plain or whole[-len(plain) :] != plain) else None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers: its report on loading (a new head is what we asked for) and its progress bars, which break ours."""
-    from transformers.utils import logging as hf_logging
-
-    logger, bars = logging.getLogger("transformers"), hf_logging.is_progress_bar_enabled()
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    hf_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            hf_logging.enable_progress_bar()

@@ -6,7 +6,6 @@ where a stack is wider than the matrix it is compressed losslessly by its SVD.
 
 import json
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -20,10 +19,11 @@ from torch import Tensor, nn
 from fedlora.algebra.lowrank import factored_svd
 from fedlora.errors import BadInput, first_line
 from fedlora.models.heads import logits, padding
-from fedlora.models.load import Pretrained, quiet
+from fedlora.models.load import Pretrained
 from fedlora.models.packing import Form, Texts, pack
+from fedlora.models.quiet import quiet
 from fedlora.models.slots import Adapted, Live, layer_shape, transposed
-from fedlora.models.trial import rows_of_embedding, silent
+from fedlora.models.trial import rows_of_embedding
 from fedlora.types import Factors, Mix, Model
 
 
@@ -86,8 +86,7 @@ def save_adapter(pretrained: Pretrained, result: Model, folder: Path) -> None:
         fan_in_fan_out=any(transposed(pretrained.model.get_submodule(m)) for m in ranks),
         base_model_name_or_path=pretrained.source,
     )
-    with _as_it_was(pretrained.model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _as_it_was(pretrained.model), quiet():
         wrapped = peft.get_peft_model(pretrained.model, config)
         for m in ranks:
             layer: Any = wrapped.base_model.model.get_submodule(m)
@@ -130,7 +129,7 @@ def rehearse(pretrained: Pretrained, targets: Sequence[str], form: Form) -> None
     name = type(pretrained.model).__name__
     text, random = _text(pretrained.model, form), _random(pretrained.model, targets)
     try:
-        with silent():
+        with quiet():
             wanted = _with_slots(pretrained.model, form, text, random)
     except Exception as error:  # whatever a model raises that cannot be differentiated as it is run here
         raise BadInput(f"{name} cannot be trained here: {first_line(error)}") from error
@@ -198,8 +197,7 @@ def _under_peft(pretrained: Pretrained, form: Form, text: Texts, random: Factors
 
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(pretrained, Model({"rehearsal": random}), Path(folder))
-        with _as_it_was(pretrained.model), silent(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _as_it_was(pretrained.model), quiet():
             peft.PeftModel.from_pretrained(pretrained.model, folder)
             return logits(pretrained.model, form, text)
 

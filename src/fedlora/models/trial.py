@@ -9,7 +9,6 @@ tokens only) a pass holds one client.
 Sizes are small beside a step of training: about 300 tokens, or somewhat more than one longest text of at most 1,024 tokens.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedlora.errors import BadInput, first_line
+from fedlora.errors import BadInput, first_line, some
 from fedlora.models import attention
 from fedlora.models.heads import logits, padding, text_config
 from fedlora.models.packing import Form, Packing, Positions, Reads, Shared, pack
+from fedlora.models.quiet import quiet
 
 MOST = 1024  # tokens of the longest text that is tried
 PACK = 256  # a pack that is tried has more tokens than that
@@ -80,14 +80,14 @@ def try_model(
         BadInput: the model does not take plain texts, or gives another answer each time, or no target is a linear layer of the
             forward pass.
     """
-    with torch.no_grad(), silent():
+    with torch.no_grad(), quiet():
         _use(model, PLAIN)
         trial = _Trial(model, targets, _vocabulary(model, words), specials, fewest)
         alone = trial.alone(limit)
         longest = max(len(text.ids) for text in alone)
         own, dropped = _used(model, targets, alone)
         if targets and not own:
-            raise BadInput(f"model.target_modules: {_some(targets)} {dropped[targets[0]]}, so there is nothing to adapt")
+            raise BadInput(f"model.target_modules: {some(targets)} {dropped[targets[0]]}, so there is nothing to adapt")
         form, rows = trial.form(alone)
     aligned = [m for m in own if rows.get(m, False)]
     apart = form.shared is not Shared.ONE_TEXT and len(aligned) < len(own)
@@ -308,7 +308,7 @@ def token_types_count(model: Any, tokenizer: Any) -> bool:
         return False
     inputs = dict(tokenizer("a", return_tensors="pt"))
     without = {name: x for name, x in inputs.items() if name != "token_type_ids"}
-    with torch.no_grad(), silent():
+    with torch.no_grad(), quiet():
         try:
             return not _close(model(**inputs).logits, model(**without).logits, CLOSE)
         except Exception:  # whatever a model raises over inputs that it does not take
@@ -350,19 +350,15 @@ def _notes(
         yield f"{name} {slower[form.shared]}"
     if form.apart:
         yield (
-            f"{name} gives {_some(others)} other rows than a text's tokens, so each client has a pass of its own: "
+            f"{name} gives {some(others)} other rows than a text's tokens, so each client has a pass of its own: "
             "right as well, but slower"
         )
     for reason in dict.fromkeys(dropped.values()):
-        yield f"{name}: {_some([m for m, why in dropped.items() if why == reason])} {reason}, so no adapter is put on it"
+        yield f"{name}: {some([m for m, why in dropped.items() if why == reason])} {reason}, so no adapter is put on it"
     if usable < limit:
         yield f"data.max_length = {limit} is above the {usable} tokens that {name} takes; using {usable}"
     if tried < usable:
         yield f"texts of up to {usable} tokens are allowed; {name} was tried with texts of up to {tried}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _close(got: Tensor, wanted: Tensor, tolerance: float) -> bool:
@@ -375,15 +371,3 @@ def _use(model: Any, implementation: str) -> None:
     if model.config._attn_implementation != implementation:
         with suppress(Exception):
             model.set_attn_implementation(implementation)
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Without what transformers logs about attention that cannot be switched, and about texts with padding tokens in them."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
