@@ -6,7 +6,7 @@ gives, only texts of one length share a pass; and where even neighbours do, each
 not known from its name: `trial` tries it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -91,6 +91,16 @@ class Texts:
     mask: Tensor | None = None
     layout: attention.Layout | None = None
     read: Tensor | None = None
+
+
+def sharing(shared: Shared, lengths: np.ndarray) -> Iterator[np.ndarray]:
+    """Positions, ascending, of the texts of each forward pass, among texts of these lengths, (texts,)."""
+    if shared is Shared.ONE_TEXT:
+        yield from np.arange(len(lengths))[:, None]
+    elif shared is Shared.ONE_LENGTH:
+        yield from (np.flatnonzero(lengths == n) for n in np.unique(lengths))
+    elif len(lengths):
+        yield np.arange(len(lengths))
 
 
 def pack(ids: Sequence[np.ndarray], form: Form, pad: int, device: torch.device) -> Texts:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fedlora.errors import BadInput, first_line, some
 from fedlora.models import attention
 from fedlora.models.heads import logits, padding, text_config
-from fedlora.models.packing import Form, Packing, Positions, Reads, Shared, pack
+from fedlora.models.packing import Form, Packing, Positions, Reads, Shared, pack, sharing
 from fedlora.models.quiet import quiet
 
 MOST = 1024  # tokens of the longest text that is tried
@@ -187,7 +187,8 @@ class _Trial:
         """Whether texts give in this form what they give alone; None where not. Else for each layer whether its rows, in all
         passes, were the tokens of the texts in their order."""
         found: list[dict[str, bool]] = []
-        for group in _passes(form, alone):
+        for where in sharing(form.shared, np.array([len(text.ids) for text in alone])):
+            group = [alone[i] for i in where]
             try:
                 given, calls = self._run(form, [text.ids for text in group])
             except Exception:  # whatever a model raises over texts in a form that it does not know
@@ -221,16 +222,6 @@ class _Trial:
         for where in ((-4, 0), (-4, -1), (-3, 0), (-2, -1)):  # padding tokens at both ends, alone, and last
             texts[where[0]][where[1]] = self.pad
         return texts
-
-
-def _passes(form: Form, alone: Sequence[_Alone]) -> Iterator[list[_Alone]]:
-    if form.shared in (Shared.PACKED, Shared.PADDED):
-        yield list(alone)
-    elif form.shared is Shared.ONE_LENGTH:
-        for length in sorted({len(text.ids) for text in alone}):
-            yield [text for text in alone if len(text.ids) == length]
-    else:
-        yield from ([text] for text in alone)
 
 
 def _tokens(form: Form, module: str, calls: Calls, group: Sequence[_Alone]) -> bool:

@@ -24,18 +24,17 @@ from torch.profiler import record_function
 from fedlora.config import TrainConfig
 from fedlora.models.heads import Body, Head, Whole, padding
 from fedlora.models.load import Pretrained
-from fedlora.models.packing import Form, Shared, Texts, pack
+from fedlora.models.packing import Form, Texts, pack
 from fedlora.models.slots import Adapted, Weight, bind, bind_routers, transposed
 from fedlora.models.trial import try_model
 from fedlora.training.encode import Encoded, by_length
 from fedlora.training.learner import Job, Learner, Outcome, on_device, penalty
 from fedlora.training.observe import observe, similarity_weights
+from fedlora.training.passes import Part, fill, in_order, passes, take
 from fedlora.types import (
     BASE,
     BaseUpdate,
     ByTask,
-    Factors,
-    Gate,
     Mix,
     Model,
     Observe,
@@ -44,7 +43,6 @@ from fedlora.types import (
     Tensors,
 )
 
-Piece = tuple[int, np.ndarray]  # of which question, and the positions of some of its examples
 # Tokens in one step: on a CPU what its caches hold, on a GPU what keeps it busy. On "meta" there are only shapes.
 ROWS = {"cpu": 2048, "cuda": 32768, "meta": 0}
 
@@ -56,18 +54,6 @@ class Question:
     model: Model
     head: Tensors
     data: Encoded
-
-
-@dataclass(frozen=True)
-class Part:
-    """One client's share of a forward pass: its texts and what they pass through."""
-
-    ids: Sequence[np.ndarray]
-    tasks: np.ndarray
-    slots: Mapping[str, Factors]
-    gate: Gate | None
-    weights: Mapping[str, Weight]  # of slots; absent counts as 1
-    head: Mapping[str, Tensor]
 
 
 class Trainer:
@@ -191,29 +177,13 @@ class Trainer:
         model below its head."""
         found: list[list[Tensor]] = [[] for _ in parts]
         places: list[list[np.ndarray]] = [[] for _ in parts]
-        for pieces in self._passes(parts):
-            shares = [parts[i] if len(where) == len(parts[i].ids) else _take(parts[i], where) for i, where in pieces]
+        for pieces in passes(parts, self.form):
+            shares = [parts[i] if len(where) == len(parts[i].ids) else take(parts[i], where) for i, where in pieces]
             for (i, where), logits in zip(pieces, self._pass(shares, body), strict=True):
                 found[i].append(logits)
                 places[i].append(where)
-        whole = [x[0] if len(x) == 1 else _in_order(x, where, self.device) for x, where in zip(found, places, strict=True)]
+        whole = [x[0] if len(x) == 1 else in_order(x, where, self.device) for x, where in zip(found, places, strict=True)]
         return [self._of_own_task(logits, part.tasks) for logits, part in zip(whole, parts, strict=True)]
-
-    def _passes(self, parts: Sequence[Part]) -> Iterator[list[Piece]]:
-        """Which texts share a forward pass, as the model's form has it: (part, positions among its texts, ascending)."""
-        pieces = [(i, np.arange(len(part.ids))) for i, part in enumerate(parts)]
-        apart = self.form.apart or (not self.form.split and any(part.head for part in parts))
-        for group in [[piece] for piece in pieces] if apart else [pieces]:
-            # Rows that are no tokens cannot be weighed by text.
-            weighed = self.form.apart and any(isinstance(w, Tensor) for i, _ in group for w in parts[i].weights.values())
-            if self.form.shared is Shared.ONE_TEXT or weighed:
-                yield from ([(i, where[j : j + 1])] for i, where in group for j in range(len(where)))
-            elif self.form.shared is Shared.ONE_LENGTH:
-                lengths = {i: np.array([len(row) for row in parts[i].ids]) for i, _ in group}
-                for n in sorted({int(n) for each in lengths.values() for n in each}):
-                    yield [(i, where[lengths[i] == n]) for i, where in group if (lengths[i] == n).any()]
-            elif any(len(where) for _, where in group):
-                yield group
 
     def _pass(self, parts: Sequence[Part], body: Mapping[str, Tensor]) -> list[Tensor]:
         """Logits of each part's texts, from one forward pass."""
@@ -370,8 +340,8 @@ class Trainer:
         body = {n: (self.pretrained[n] + delta).to(self.device, self.dtype) for n, delta in first.full.items()}
         out = [np.zeros((len(q.data), self.model.config.num_labels), dtype=np.float32) for q, _ in asked]
         pieces = [(i, where) for i, (q, _) in enumerate(asked) for where in by_length(q.data, self.rows)]
-        for group in _fill(pieces, lambda piece: sum(len(asked[piece[0]][0].data.ids[j]) for j in piece[1]), self.rows):
-            parts = [_take(asked[i][1], where) for i, where in group]
+        for group in fill(pieces, lambda piece: sum(len(asked[piece[0]][0].data.ids[j]) for j in piece[1]), self.rows):
+            parts = [take(asked[i][1], where) for i, where in group]
             for (i, where), logits in zip(group, self._logits(parts, body), strict=True):
                 out[i][where] = logits.cpu().numpy()
         yield from out
@@ -395,12 +365,12 @@ class Trainer:
         places: list[np.ndarray] = []
         with self._as_pretrained():
             for near in by_length(data, self.rows):
-                for ((_, where),) in self._passes([Part([data.ids[i] for i in near], data.tasks, {}, None, {}, {})]):
+                for ((_, where),) in passes([Part([data.ids[i] for i in near], data.tasks, {}, None, {}, {})], self.form):
                     found.append(self._mean_hidden([data.ids[i] for i in near[where]]))
                     places.append(near[where])
             if not found:
                 return self._mean_hidden([np.zeros(1, dtype=np.int64)])[:0]
-        return _in_order(found, places, torch.device("cpu"))
+        return in_order(found, places, torch.device("cpu"))
 
     def _mean_hidden(self, ids: Sequence[np.ndarray]) -> Tensor:
         texts = self._pack(ids)
@@ -439,33 +409,6 @@ def _some(texts: Texts, where: slice) -> Texts:
     if texts.layout is not None:
         return texts
     return replace(texts, ids=texts.ids[where], mask=None if texts.mask is None else texts.mask[where])
-
-
-def _in_order(pieces: Sequence[Tensor], where: Sequence[np.ndarray], device: torch.device) -> Tensor:
-    """The rows of all pieces, each at its position."""
-    return torch.cat(list(pieces))[torch.from_numpy(np.argsort(np.concatenate(where))).to(device)]
-
-
-def _take(part: Part, where: np.ndarray) -> Part:
-    """Some of the examples of a part."""
-    chosen = torch.from_numpy(where)
-    weights = {s: w[chosen.to(w.device)] if isinstance(w, Tensor) else w for s, w in part.weights.items()}
-    tasks = part.tasks[where] if len(part.tasks) else part.tasks
-    return replace(part, ids=[part.ids[i] for i in where], tasks=tasks, weights=weights)
-
-
-def _fill(pieces: Iterable[Piece], size: Callable[[Piece], int], limit: int) -> Iterator[list[Piece]]:
-    """Consecutive pieces in groups of at most `limit`, or of one piece."""
-    group: list[Piece] = []
-    total = 0
-    for piece in pieces:
-        if group and total + size(piece) > limit:
-            yield group
-            group, total = [], 0
-        group.append(piece)
-        total += size(piece)
-    if group:
-        yield group
 
 
 def _trains_base(job: Job) -> bool:

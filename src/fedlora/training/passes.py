@@ -1,0 +1,66 @@
+"""Which texts of which clients share a forward pass, and putting together what comes back."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlora.models.packing import Form, Shared, sharing
+from fedlora.models.slots import Weight
+from fedlora.types import Factors, Gate
+
+Piece = tuple[int, np.ndarray]  # of which part, and the positions of some of its texts
+
+
+@dataclass(frozen=True)
+class Part:
+    """One client's share of a forward pass: its texts and what they pass through."""
+
+    ids: Sequence[np.ndarray]
+    tasks: np.ndarray
+    slots: Mapping[str, Factors]
+    gate: Gate | None
+    weights: Mapping[str, Weight]  # of slots; absent counts as 1
+    head: Mapping[str, Tensor]
+
+
+def passes(parts: Sequence[Part], form: Form) -> Iterator[list[Piece]]:
+    """The texts of each forward pass, as the model's form has it; positions ascend."""
+    apart = form.apart or (not form.split and any(part.head for part in parts))
+    for group in [[i] for i in range(len(parts))] if apart else [range(len(parts))]:
+        sizes = [len(parts[i].ids) for i in group]
+        owner, place = np.repeat(group, sizes), np.concatenate([np.arange(n) for n in sizes])
+        lengths = np.array([len(row) for i in group for row in parts[i].ids])
+        # Rows that are no tokens cannot be weighed by text.
+        weighed = form.apart and any(isinstance(w, Tensor) for i in group for w in parts[i].weights.values())
+        for where in sharing(Shared.ONE_TEXT if weighed else form.shared, lengths):
+            yield [(int(i), place[where[owner[where] == i]]) for i in np.unique(owner[where])]
+
+
+def in_order(pieces: Sequence[Tensor], where: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    """The rows of all pieces, each at its position."""
+    return torch.cat(list(pieces))[torch.from_numpy(np.argsort(np.concatenate(where))).to(device)]
+
+
+def take(part: Part, where: np.ndarray) -> Part:
+    """Some of the examples of a part."""
+    chosen = torch.from_numpy(where)
+    weights = {s: w[chosen.to(w.device)] if isinstance(w, Tensor) else w for s, w in part.weights.items()}
+    tasks = part.tasks[where] if len(part.tasks) else part.tasks
+    return replace(part, ids=[part.ids[i] for i in where], tasks=tasks, weights=weights)
+
+
+def fill(pieces: Iterable[Piece], size: Callable[[Piece], int], limit: int) -> Iterator[list[Piece]]:
+    """Consecutive pieces in groups of at most `limit`, or of one piece."""
+    group: list[Piece] = []
+    total = 0
+    for piece in pieces:
+        if group and total + size(piece) > limit:
+            yield group
+            group, total = [], 0
+        group.append(piece)
+        total += size(piece)
+    if group:
+        yield group
