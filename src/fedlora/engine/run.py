@@ -41,6 +41,7 @@ from fedlora.engine.pipeline import Pipeline
 from fedlora.engine.record import Record, Row, summarise
 from fedlora.engine.study import study
 from fedlora.errors import BadInput
+from fedlora.models.quiet import uncollected
 from fedlora.models.trial import Findings
 from fedlora.training.encode import Encoded, encode
 from fedlora.training.metrics import accuracy, macro_f1
@@ -118,6 +119,7 @@ def execute(config: Config, out: Path, resume: bool, listener: Listener, profile
         return _finish(world, server, record, out)
 
 
+@uncollected()
 def prepare(config: Config, listener: Listener) -> World:
     """Load data and model, deal the data to the clients. Checks everything that can be wrong before training starts."""
     method = make_method(config)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -252,7 +253,7 @@ def _watch(model: nn.Module, targets: Sequence[str]) -> Iterator[dict[str, list[
     def hook(name: str) -> Any:
         def seen(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
             plain = len(args) == 1 and isinstance(args[0], Tensor) and isinstance(out, Tensor)
-            calls[name].append(args[0].flatten(0, -2).float() @ _direction(args[0]) if plain else None)
+            calls[name].append(_projected(args[0]) if plain else None)
 
         return seen
 
@@ -264,8 +265,13 @@ def _watch(model: nn.Module, targets: Sequence[str]) -> Iterator[dict[str, list[
             each.remove()
 
 
-def _direction(x: Tensor) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(0).standard_normal(x.shape[-1], dtype=np.float32)).to(x.device)
+def _projected(x: Tensor) -> Tensor:
+    return x.flatten(0, -2).float() @ _direction(x.shape[-1]).to(x.device)
+
+
+@cache
+def _direction(width: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(0).standard_normal(width, dtype=np.float32))
 
 
 def _used(model: nn.Module, targets: Sequence[str], alone: Sequence[_Alone]) -> tuple[list[str], dict[str, str]]:
