@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedlora import seeds
 from fedlora.algebra.tensors import Flat
-from fedlora.engine.check import missing, refuse
+from fedlora.engine.check import refuse, unasked
 from fedlora.types import (
     BASE,
     GATE,
@@ -91,6 +91,7 @@ def make_setup(
         rslora=False,
         fresh=fresh,
         base=lambda m: draw(0.25, shapes[m], "base", m),  # small, as pre-trained weights are: FRLoRA's start has its size
+        dtype=dtype,
     )
     return setup
 
@@ -339,7 +340,7 @@ def federate(
             top_up(trainer, method, state, order)
             up, keep = play(method, trainer, order.down, held[client.id], client)
             up, keep = tamper(order, carry(up)), carry(keep)
-            if problem := refuse(up, method, setup, client) or missing(up, method, state):
+            if problem := refuse(up, method, setup, client) or unasked(up, method, state, client):
                 why[client.id] = problem
             else:
                 now[client.id] = keep

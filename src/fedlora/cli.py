@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from fedlora.errors import BadInput, unknown
+from fedlora.errors import BadInput, RunFailed, unknown
 
 app = typer.Typer(
     name="fedlora",
@@ -291,6 +291,9 @@ def _execute(config: Any, folder: Path, resume: bool, profile: bool, quiet: bool
             progress.close()
             again = f"; go on with: fedlora run --resume --out {folder}" if folder.exists() else ""
             _fail(f"stopped{again}", 130)
+        except RunFailed as error:
+            progress.close()
+            _fail(f"{error}; what is complete is kept in {folder}", 1)
         except OSError as error:
             progress.close()
             kept = f"; what is complete is kept, go on with: fedlora run --resume --out {folder}" if folder.exists() else ""

@@ -1,4 +1,4 @@
-"""The one exception for what a person can mend: bad input, said in one line."""
+"""What ends a run, said in one line: bad input, which a person can mend, and a failure on the way."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -6,6 +6,10 @@ from difflib import get_close_matches
 
 class BadInput(ValueError):
     """What was wrong, where, and what is possible, in one line. The command line prints it and exits with status 2."""
+
+
+class RunFailed(RuntimeError):
+    """Why a run cannot go on, in one line. What is complete is kept; the command line prints the line and exits with status 1."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> BadInput:
@@ -16,7 +20,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> BadInput:
     return BadInput(f"unknown {kind} '{name}'; {hint}")
 
 
-def first_line(error: BaseException | None) -> str:
+def first_line(error: object) -> str:
     """The first line of what another library said, for a message of ours."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from fedlora.errors import BadInput
@@ -158,6 +159,7 @@ class Setup:
         fresh: rank -> the starting adapter: A Kaiming-uniform, B zero. Ranks are nested: fresh(2).A is fresh(4).A[:2].
         base: module -> its pre-trained weight, (d_out, d_in) in fp32, read when asked for.
         transposed: the modules whose own weight parameter is stored the other way round, (d_in, d_out), as GPT-2's are.
+        dtype: of adapters, states and what is aggregated; a reply in another one is converted when it comes in.
     """
 
     shapes: Mapping[str, tuple[int, int]]
@@ -171,6 +173,7 @@ class Setup:
     fresh: Callable[[int], Factors]
     base: Callable[[str], Tensor]
     transposed: frozenset[str] = frozenset()
+    dtype: torch.dtype = torch.float32
 
     def scaling(self, rank: int) -> float:
         """s in W + s*BA: alpha/r, or alpha/sqrt(r) with rsLoRA (2312.03732). The one scale rule of the package."""
@@ -335,6 +338,13 @@ class Nothing:
 
 
 @dataclass(frozen=True)
+class Unfit:
+    """The Up of a client that has no result this round, and why: it counts as failed, and keeps what it had."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Order:
     """What a client is asked in one round. `head` is empty unless the head is shared."""
 
@@ -346,7 +356,8 @@ class Order:
 
 @dataclass(frozen=True)
 class Reply:
-    """What it answers. `loss` is the mean training loss by example of its last training request that is no probe."""
+    """What it answers. `up` is the method's own message, Nothing or Unfit; `loss` is the mean training loss by example of its last
+    training request that is no probe."""
 
     client: Client
     up: Any
@@ -370,8 +381,9 @@ class Facts:
         upload, download: what one client sends and receives in a round, in parameters, as a formula.
         server: the cost of one aggregation for one module.
         dims: (method, setup, client) -> axis name -> its size, the range that it may lie in, or its size by module (see `value`).
-        sends: (method, state) -> the fields of an Up that a reply in answer to that state must fill, where that is not every
-            `value`, `change` and `index`.
+        budget: (method, setup, client) -> axes -> the most that their sizes may sum to over all modules.
+        sends: (method, state, client) -> the fields of an Up that this client's answer to that state fills, where that is not all
+            of them. It must fill each `value`, `change` and `index` among them, and no other field.
         silent: there may be rounds in which clients train but send Nothing.
     """
 
@@ -385,7 +397,8 @@ class Facts:
     download: str
     server: str
     dims: Callable[[Any, Setup, Client], Mapping[str, int | range | Mapping[str, int]]] = lambda method, setup, client: {}
-    sends: Callable[[Any, Any], frozenset[str]] | None = None
+    budget: Callable[[Any, Setup, Client], Mapping[tuple[str, ...], int]] = lambda method, setup, client: {}
+    sends: Callable[[Any, Any, Client], frozenset[str]] | None = None
     silent: bool = False
 
 

@@ -10,6 +10,7 @@ from enum import Enum
 from math import ceil
 from typing import Any
 
+import ideals
 import numpy as np
 
 from fedlora.methods import make
@@ -69,6 +70,8 @@ class Row:
         trains: round -> all that any client trains in it, where that is not the roles of the slot.
         own: slots that a client keeps to itself.
         by_role: the server is judged by the roles that travel, not by a function: they mean nothing without a client's part.
+        keeps: a client that sits out keeps its whole model.
+        ideal: where the method is not exact, its paper's averaging rule (`ideals.py`).
         at: the round in which laws of one aggregation are tested.
         lr: the learning rate for laws that look at how much was learned.
     """
@@ -97,6 +100,8 @@ class Row:
     trains: Callable[[int], frozenset[Role]] | None = None
     own: frozenset[str] = frozenset()
     by_role: bool = False
+    keeps: bool = False
+    ideal: ideals.Rule | None = None
     at: int = 3
     lr: float = 0.02
 
@@ -222,6 +227,7 @@ def fedex(rank: int, **settings: Any) -> Row:
         weights=uniform if settings.get("uniform_weights", True) else n_k,
         settings=settings,
         exact_with="residual_rank" not in settings,
+        ideal=ideals.with_cut_residual(uniform, settings["residual_rank"]) if "residual_rank" in settings else None,
     )
 
 
@@ -235,6 +241,7 @@ def lora_fair(**settings: Any) -> Row:
         upload=both,
         download=both,
         settings=settings,
+        ideal=ideals.with_ridge(n_k, 0.01),
     )
 
 
@@ -249,6 +256,7 @@ def frlora(rank: int, **settings: Any) -> Row:
         download=lambda setup, client, round, last: base_updates(setup, last, [both(setup, client)] * (round - 1)),
         weights=uniform if settings.get("uniform_weights", True) else n_k,
         settings=settings,
+        ideal=ideals.apart(uniform if settings.get("uniform_weights", True) else n_k),
     )
 
 
@@ -289,6 +297,7 @@ def florist(tau: float, ranks: tuple[int, ...]) -> Row:
         exact_with=tau == 1.0,
         starts=Start.COMMON,
         cuts=tau < 1.0,
+        ideal=ideals.best_at_rank(n_k, 1) if tau < 1.0 else None,  # such a tau keeps one
         idle=tau < 1.0,  # the global adapter has more ranks than a client
     )
 
@@ -356,6 +365,7 @@ def fslora(ranks: tuple[int, ...], **settings: Any) -> Row:
         index_bytes=lambda setup: ceil(4 / 8),  # one set for all modules
         settings={"global_rank": 4, **settings},
         cuts=min(ranks) < 4,  # the server's model has no sketch
+        ideal=ideals.sketched(uniform if settings.get("uniform_weights", True) else n_k),
         starts=Start.PART,
     )
 
@@ -386,6 +396,7 @@ def flasc(down: float, up: float, **settings: Any) -> Row:
         settings={"density_down": down, "density_up": up, **settings},
         cuts=not averages or min(down, up) < 1.0,
         idle=averages,  # Adam's momentum goes on
+        ideal=ideals.sparse(uniform, up, None if averages else settings["server_lr"]),
         starts=Start.DEPLOYED if down == 1.0 else Start.COMMON,
     )
 
@@ -406,6 +417,7 @@ def slora(share: float, sparse_rounds: int, **settings: Any) -> Row:
         download=lambda setup, client, t, last: both(setup, client) if t > sparse_rounds else entries(setup) if t > 1 else 0,
         roles=lambda t: frozenset("W") if t <= sparse_rounds else BOTH,
         settings={"density": density, "sparse_share": share, **settings},
+        ideal=ideals.sparse_then_low_rank(n_k, sparse_rounds, 2),
         cuts=sparse_rounds == 3,  # the third round ends in the switch, which cuts the change to the rank
         starts=Start.COMMON,
         switch=sparse_rounds,
@@ -452,6 +464,7 @@ def fedloru(cycle: int, **settings: Any) -> Row:
         upload=both,
         download=and_merges,
         settings={"period": cycle, **settings},
+        ideal=ideals.apart(n_k),
         starts=Start.COMMON if literal else Start.DEPLOYED,
         idle=not literal,
     )
@@ -469,6 +482,7 @@ def pfedloru(cycle: int) -> Row:
         settings={"period": cycle},
         trains=lambda round: frozenset((slot, role) for slot in (SHARED, "personal") for role in "AB"),
         own=frozenset({"personal"}),
+        ideal=ideals.apart(n_k),
     )
 
 
@@ -485,6 +499,7 @@ def mfedloru(ranks: tuple[int, ...], cycle: int) -> Row:
         upload=both,
         download=and_merges,
         settings={"period": cycle},
+        ideal=ideals.nested(n_k),
     )
 
 
@@ -639,7 +654,16 @@ ROWS = [
         slot=BASE,
         starts=Start.COMMON,
     ),
-    Row("fedit", exact=False, mixed_ranks=False, personal=False, ranks=(2, 2, 2, 2), upload=both, download=both),
+    Row(
+        "fedit",
+        exact=False,
+        mixed_ranks=False,
+        personal=False,
+        ranks=(2, 2, 2, 2),
+        upload=both,
+        download=both,
+        ideal=ideals.apart(n_k),
+    ),
     Row(
         "ffa-lora",
         exact=True,
@@ -672,6 +696,7 @@ ROWS = [
         download=both,
         weights=product_norms,
         settings={"gamma": 1.0},
+        ideal=ideals.apart(product_norms),
     ),
     rolora(),
     rolora(uniform_weights=False),

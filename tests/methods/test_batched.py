@@ -73,7 +73,9 @@ def make_setup(trainer: Trainer, clients: Sequence[Client], dtype: torch.dtype) 
 
     shared = {"rounds": 2, "epochs": 2, "seed": 0, "lora_alpha": 4.0, "rslora": False}
     base = lambda m: trainer.base_weight(m).to(dtype)  # noqa: E731
-    setup = Setup(trainer.shapes, trainer.params, tuple(clients), **shared, fresh=fresh, base=base, transposed=trainer.transposed)
+    setup = Setup(
+        trainer.shapes, trainer.params, tuple(clients), **shared, fresh=fresh, base=base, transposed=trainer.transposed, dtype=dtype
+    )
     return setup
 
 

@@ -3,105 +3,31 @@
 import copy
 import re
 from dataclasses import fields, is_dataclass, replace
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from cases import ROWS, Row, Start, takes_part
+from cases import ROWS, Row, Start
+from laws import (
+    every_row,
+    function,
+    law,
+    outcome,
+    some,
+    standard,
+    third_round,
+    through_the_wire,
+    trained_change,
+    truncated,
+    without_own,
+    world,
+)
 from toy import SHAPES, Trainer, dense, distance, federate, make_clients, make_setup, play, same, tensors, top_up, weighted
 
 from fedlora.engine import wire
-from fedlora.engine.check import missing, refuse
+from fedlora.engine.check import refuse, unasked
 from fedlora.methods import names
-from fedlora.types import GATE, ByTask, Client, Factors, Model, Reply
-
-every_row = pytest.mark.parametrize("row", ROWS, ids=str)
-
-
-def world(row: Row, ranks=None, **options):
-    setup = make_setup(make_clients(ranks or row.ranks, tasks=row.tasks), **options)
-    return row.make(), setup
-
-
-def some(setup):
-    """Everybody, but two clients sit out every third round, and the first one every second round."""
-
-    def sample(t: int) -> list[Client]:
-        return [c for c in setup.clients if takes_part(c.id, t)]
-
-    return sample
-
-
-@cache
-def standard(row: Row):
-    """Five rounds of a row with `some` clients: (method, setup, run)."""
-    method, setup = world(row)
-    return method, setup, federate(method, setup, 5, some(setup), Trainer(setup, lr=row.lr))
-
-
-@cache
-def third_round(row: Row):
-    """A method, its setup, two rounds with everybody, the replies of a third, and what each client had trained in it. Where a row
-    says so, another round than the third."""
-    method, setup = world(row)
-    trainer = Trainer(setup)
-    run = federate(method, setup, row.at, trainer=trainer)
-    trained = {c.id: trained_change(trainer, c, row) for c in setup.clients}
-    return method, setup, run, [reply for _, reply in run.rounds[row.at]], trained
-
-
-def through_the_wire(x, method):
-    return wire.decode(wire.encode(x), wire.message_classes(method))
-
-
-def without_own(row: Row, slots):
-    """The slots that clients do not keep to themselves."""
-    return {name: slot for name, slot in slots.items() if name not in row.own}
-
-
-def trained_change(trainer: Trainer, client: Client, row: Row) -> dict[str, np.ndarray]:
-    """How far a client's model was from the pre-trained one when its last training ended: its base, its parameters, and its slots
-    but for those that it keeps to itself."""
-    drop_base = [ask.drop_base for c, ask, _ in trainer.log if c.id == client.id][-1]
-    by_task = {ask.data: done for c, ask, done in trainer.log if c.id == client.id and not ask.probe}
-    trained = list(by_task.values())[-1]
-    if row.by_role:
-        return outcome(row, Model(trained.slots), trainer.setup)
-    model = Model(without_own(row, trained.slots), full=trained.full, gate=trained.gate, drop_base=drop_base)
-    change = dense(model, trainer.setup)
-    if len(by_task) > 1:  # an adapter a task
-        slots = {task: next(iter(done.slots.values())) for task, done in by_task.items()}
-        change = dense(Model(slots, gate=ByTask({task: task for task in slots})), trainer.setup)
-    for m, merged in trainer.merged[client.id].items():
-        change[f"{m}.weight"] = change[f"{m}.weight"] + merged.numpy()
-    return change
-
-
-def outcome(row: Row, model: Model, setup) -> dict[str, np.ndarray]:
-    """What the server is judged by: the function of its model, or, where that is nothing without a client's part, the roles that
-    travel."""
-    if not row.by_role:
-        return dense(model, setup)
-    slot = model.slots[row.slot]
-    return {f"{role} of {m}": x.double().numpy() for role in sorted(row.roles(1)) for m, x in slot.role(role).items()}
-
-
-def function(row: Row, method, setup, state, held, id: int = 0) -> dict[str, np.ndarray]:
-    """What a round is judged by: the function of the deployed model; where that is nothing by itself, of a client's own."""
-    client = setup.clients[id]
-    return dense(method.deploy(state, client, held[client.id]) if row.by_role else method.deploy(state), setup)
-
-
-def truncated(change: dict[str, np.ndarray], rank: int) -> dict[str, np.ndarray]:
-    """The best approximation of every weight at a rank, by numpy."""
-    out = dict(change)
-    for name, W in change.items():
-        if W.ndim == 2:
-            U, S, Vt = np.linalg.svd(W, full_matrices=False)
-            out[name] = (U[:, :rank] * S[:rank]) @ Vt[:rank]
-    return out
-
+from fedlora.types import GATE, Factors, Model, Reply
 
 # ---- the table -----------------------------------------------------------------------------------------------------------
 
@@ -131,7 +57,8 @@ def test_personal_methods_deploy_different_models_and_others_one(row):
 
 
 @every_row
-def test_the_update_is_the_mean_of_the_clients_updates_where_exact(row):
+@law(1, exempt="exact_with")
+def test_law_1_the_update_is_the_mean_of_the_clients_updates_where_exact(row):
     method, setup = world(row)
     trainer, largest = Trainer(setup), 0.0
     run = federate(method, setup, 0)
@@ -169,7 +96,8 @@ def after(row: Row, method, setup, state, replies, client=None) -> dict[str, np.
 
 
 @every_row
-def test_the_order_of_clients_does_not_matter(row):
+@law(2, exempt="grouped")
+def test_law_2_the_order_of_clients_does_not_matter(row):
     method, setup, run, replies, _ = third_round(row)
     state = run.states[row.at - 1]
     if row.grouped:  # who a reply is from decides what group its change is added to, so the replies change places and not owners
@@ -187,7 +115,8 @@ def test_the_order_of_clients_does_not_matter(row):
 
 
 @every_row
-def test_scaling_all_numbers_of_examples_does_not_matter(row):
+@law(2)
+def test_law_2_scaling_all_numbers_of_examples_does_not_matter(row):
     method, setup, run, replies, _ = third_round(row)
     state = run.states[row.at - 1]
     scaled = [
@@ -200,7 +129,8 @@ def test_scaling_all_numbers_of_examples_does_not_matter(row):
 
 
 @every_row
-def test_identical_ups_give_that_up(row):
+@law(2, exempt="grouped")
+def test_law_2_identical_ups_give_that_up(row):
     method, setup, run, replies, _ = third_round(row)
     state, largest = run.states[row.at - 1], 0
     for reply in replies:
@@ -215,7 +145,8 @@ def test_identical_ups_give_that_up(row):
 
 
 @every_row
-def test_one_client_alone_gives_its_own_update(row):
+@law(2, exempt="cuts")
+def test_law_2_one_client_alone_gives_its_own_update(row):
     method, setup, run, replies, trained = third_round(row)
     state = run.states[row.at - 1]
     errors = [
@@ -228,7 +159,8 @@ def test_one_client_alone_gives_its_own_update(row):
 
 
 @every_row
-def test_no_function_changes_its_inputs(row):
+@law(3)
+def test_law_3_no_function_changes_its_inputs(row):
     method, setup, run = standard(row)
     for t in range(1, 5):
         state, held, exchanged = run.states[t - 1], run.held[t - 1], run.rounds[t]
@@ -245,14 +177,16 @@ def test_no_function_changes_its_inputs(row):
 
 
 @every_row
-def test_calls_repeat_bit_for_bit(row):
+@law(3)
+def test_law_3_calls_repeat_bit_for_bit(row):
     _, setup, one = standard(row)
     two = federate(row.make(), setup, 5, some(setup), Trainer(setup, lr=row.lr))
     assert same((one.states, one.held, one.rounds), (two.states, two.held, two.rounds))
 
 
 @every_row
-def test_everything_survives_the_wire_bit_for_bit(row):
+@law(3)
+def test_law_3_everything_survives_the_wire_bit_for_bit(row):
     method, _, run = standard(row)
     downs = [order.down for exchanged in run.rounds for order, _ in exchanged]
     ups = [reply.up for exchanged in run.rounds for _, reply in exchanged]
@@ -262,7 +196,8 @@ def test_everything_survives_the_wire_bit_for_bit(row):
 
 @every_row
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_a_run_over_the_wire_equals_one_in_memory_bit_for_bit(row, dtype):
+@law(3)
+def test_law_3_a_run_over_the_wire_equals_one_in_memory_bit_for_bit(row, dtype):
     method, setup = world(row, dtype=dtype)
     one = federate(method, setup, 4, some(setup))
     two = federate(method, setup, 4, some(setup), carry=lambda message: through_the_wire(message, method))
@@ -271,7 +206,8 @@ def test_a_run_over_the_wire_equals_one_in_memory_bit_for_bit(row, dtype):
 
 @every_row
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_run_stopped_at_any_round_and_resumed_equals_the_uninterrupted_one(row, optimizer):
+@law(3)
+def test_law_3_a_run_stopped_at_any_round_and_resumed_equals_the_uninterrupted_one(row, optimizer):
     method, setup = world(row)
     whole = federate(method, setup, 4, some(setup), Trainer(setup, optimizer=optimizer))
     for t in range(4):
@@ -284,7 +220,8 @@ def test_a_run_stopped_at_any_round_and_resumed_equals_the_uninterrupted_one(row
 
 
 @every_row
-def test_only_declared_roles_go_up_and_counts_equal_the_formulas(row):
+@law(4, exempt="upload, download, index_bytes")
+def test_law_4_only_declared_roles_go_up_and_counts_equal_the_formulas(row):
     _, setup, run = standard(row)
     last = dict.fromkeys(setup.ranks, 0)
     for t, exchanged in enumerate(run.rounds):
@@ -308,7 +245,8 @@ def test_only_declared_roles_go_up_and_counts_equal_the_formulas(row):
 
 
 @every_row
-def test_only_trained_roles_change(row):
+@law(5, exempt="trains, recast")
+def test_law_5_only_trained_roles_change(row):
     method, setup = world(row)
     trainer = Trainer(setup)
     run = federate(method, setup, 0)
@@ -336,7 +274,8 @@ def test_only_trained_roles_change(row):
 
 
 @every_row
-def test_round_one_is_alive_in_every_module(row):
+@law(5)
+def test_law_5_round_one_is_alive_in_every_module(row):
     method, setup, run = standard(row)
     change = function(row, method, setup, run.states[1], run.held[1])
     assert distance(function(row, method, setup, run.states[0], run.held[0]), dict.fromkeys(change, 0.0)) == 0.0
@@ -345,7 +284,8 @@ def test_round_one_is_alive_in_every_module(row):
 
 
 @every_row
-def test_zero_local_steps_leave_the_deployed_function_unchanged(row):
+@law(5, exempt="idle")
+def test_law_5_zero_local_steps_leave_the_deployed_function_unchanged(row):
     """With one rank for all: with mixed ranks FlexLoRA truncates and HetLoRA dilutes, see their own files."""
     method, setup = world(row, ranks=[max(row.ranks)] * 4)
     run = federate(method, setup, 3, trainer=Trainer(setup, lr=row.lr))
@@ -361,7 +301,8 @@ def test_zero_local_steps_leave_the_deployed_function_unchanged(row):
 
 
 @every_row
-def test_mixed_ranks_work_or_are_refused_by_the_methods_name(row):
+@law(6, exempt="mixed_ranks")
+def test_law_6_mixed_ranks_work_or_are_refused_by_the_methods_name(row):
     method, setup = world(row, ranks=[1, 3, 2, 4])
     if row.mixed_ranks:
         run = federate(method, setup, 3, some(setup))
@@ -373,7 +314,8 @@ def test_mixed_ranks_work_or_are_refused_by_the_methods_name(row):
 
 @every_row
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_the_dtype_is_kept(row, dtype):
+@law(6)
+def test_law_6_the_dtype_is_kept(row, dtype):
     method, setup = world(row, dtype=dtype)
     run = federate(method, setup, 4, some(setup))
     model = method.deploy(run.states[-1], setup.clients[0], run.held[-1][0])
@@ -387,7 +329,8 @@ def test_the_dtype_is_kept(row, dtype):
     [((1, 1), (10, 10)), ((8, 8), (10, 40)), ((14, 14), (10, 40)), ((2,), (10,)), ((2, 2), (1, 40))],
     ids=["rank one", "rank min(d)", "rank above min(d)", "one client", "one example"],
 )
-def test_extreme_sizes(row, ranks, examples):
+@law(6)
+def test_law_6_extreme_sizes(row, ranks, examples):
     method, setup = row.make(), make_setup(make_clients(ranks, examples))
     run = federate(method, setup, 4, trainer=Trainer(setup, lr=row.lr))
     assert not any(run.refused)
@@ -428,7 +371,8 @@ BAD = {
 
 @every_row
 @pytest.mark.parametrize("word", BAD)
-def test_a_bad_reply_is_refused_and_the_others_count(row, word):
+@law(6)
+def test_law_6_a_bad_reply_is_refused_and_the_others_count(row, word):
     method, setup, before, _, _ = third_round(row)
     culprit = setup.clients[1]
 
@@ -446,7 +390,8 @@ def test_a_bad_reply_is_refused_and_the_others_count(row, word):
 
 
 @every_row
-def test_a_good_reply_is_not_refused_but_an_undeclared_tensor_is(row):
+@law(6)
+def test_law_6_a_good_reply_is_not_refused_but_an_undeclared_tensor_is(row):
     method, setup, run = standard(row)
     assert not any(run.refused)
     order, reply = run.rounds[2][0]
@@ -458,18 +403,19 @@ def test_a_good_reply_is_not_refused_but_an_undeclared_tensor_is(row):
 
 
 @every_row
-def test_a_reply_that_lacks_a_field_is_refused_and_the_others_count(row):
+@law(6)
+def test_law_6_a_reply_that_lacks_a_field_is_refused_and_the_others_count(row):
     """Every single field left out, and, where the fields change from round to round, the answer to another round: whatever is
     not refused can be aggregated."""
     method, setup, run = standard(row)
     everything = {t: [reply for _, reply in played] for t, played in enumerate(run.rounds) if t}
     for t, replies in everything.items():
         state = run.states[t - 1]
-        assert missing(replies[0].up, method, state) is None
+        assert unasked(replies[0].up, method, state, replies[0].client) is None
         others = [r for u in everything if u != t for r in everything[u] if r.client.id == replies[0].client.id]
         emptied = [replace(replies[0], up=replace(replies[0].up, **{f.name: {}})) for f in fields(replies[0].up) if f.metadata]
         for bad in (*others, *emptied):
-            if refuse(bad.up, method, setup, bad.client) or missing(bad.up, method, state):
+            if refuse(bad.up, method, setup, bad.client) or unasked(bad.up, method, state, bad.client):
                 continue
             method.aggregate(state, iter([bad, *replies[1:]]))
 
@@ -487,7 +433,8 @@ def ranks_of(slots) -> dict[tuple[str, str], set[bytes]]:
 
 
 @every_row
-def test_a_client_that_skips_rounds_starts_where_one_that_did_not_starts(row):
+@law(7, exempt="starts")
+def test_law_7_a_client_that_skips_rounds_starts_where_one_that_did_not_starts(row):
     """Sixteen clients, every pattern of presence over four rounds; all are there in the fifth. Client 0 is always there."""
     method = row.make()
     setup = make_setup(make_clients([max(row.ranks)] * 16, tasks=row.tasks))

@@ -196,6 +196,7 @@ def federate(trainer: Trainer, method: str, count: int, data: Mapping[int, Encod
         fresh=lambda rank: start(trainer, rank),
         base=lambda m: trainer.base_weight(m).to(trainer.dtype),
         transposed=trainer.transposed,
+        dtype=trainer.dtype,
     )
     made = methods.make(method, {})
     transport = InProcess(made, setup, trainer, data, Head.FROZEN)

@@ -11,7 +11,7 @@ from tiny import Silent
 from toy import Trainer, federate, make_clients, make_setup, play, same
 
 from fedlora import methods, types
-from fedlora.config import TransformConfig, as_tables, resolve, to_toml
+from fedlora.config import Head, TransformConfig, as_tables, resolve, to_toml
 from fedlora.engine import pipeline, run, wire
 from fedlora.engine.check import refuse
 from fedlora.engine.kept import Kept, read
@@ -21,9 +21,12 @@ from fedlora.errors import BadInput
 from fedlora.history import History
 from fedlora.methods.fedit import FedIT, Up
 from fedlora.methods.lora_a2 import Up as RankUp
-from fedlora.types import Client, Reply
+from fedlora.types import Client, Nothing, Reply, Unfit
 
 CLIENT = Client(3, 2, 10)
+
+
+BARE = ["ranks", "where_A", "where_B"]  # the index fields of LoRA-A2, FSLoRA and FLASC
 
 
 def make(*tables, method=None, seed=0):
@@ -33,15 +36,15 @@ def make(*tables, method=None, seed=0):
 
 TOPK, INT4 = {"name": "topk", "density": 0.1}, {"name": "quantise", "to": "int4"}
 PIPELINES = [
-    [{"name": "clip", "max_norm": 0.5}],
-    [{"name": "gaussian", "scale": 0.01}],
-    [{"name": "clip", "max_norm": 0.5}, {"name": "laplace", "scale": 0.01}],
+    [{"name": "clip", "max_norm": 0.5, "bare": BARE}],
+    [{"name": "gaussian", "scale": 0.01, "bare": BARE}],
+    [{"name": "clip", "max_norm": 0.5, "bare": BARE}, {"name": "laplace", "scale": 0.01}],
     [{"name": "quantise", "to": "bf16"}],
     [{"name": "quantise", "to": "int8"}],
     [INT4],
     [TOPK],
     [TOPK, INT4],
-    [{"name": "clip", "max_norm": 0.5}, TOPK, {"name": "gaussian", "scale": 0.01}, INT4],
+    [{"name": "clip", "max_norm": 0.5}, TOPK, {"name": "gaussian", "scale": 0.01, "bare": [*BARE, "topk"]}, INT4],
 ]
 
 
@@ -190,7 +193,7 @@ def test_noise_and_clipping_are_not_fed_back():
     up = some_up(dtype=torch.float64)
     for tables in ([{"name": "gaussian", "scale": 1.0}], [{"name": "clip", "max_norm": 0.1}]):
         assert not make(*tables).pack(up, {}, 1, CLIENT)[1]
-    transforms = make(TOPK, {"name": "gaussian", "scale": 1.0})
+    transforms = make(TOPK, {"name": "gaussian", "scale": 1.0, "bare": ["topk"]})
     _, memory = transforms.pack(up, {}, 1, CLIENT)
     kept = np.abs(total(up)) >= np.sort(np.abs(total(up)))[-int(0.1 * len(total(up)))]
     left = np.concatenate([x.numpy().ravel() for x in memory.values()])
@@ -286,8 +289,44 @@ def test_methods_that_send_values_are_refused_with_the_field():
             assert method.FACTS.title in str(caught.value) and "\n" not in str(caught.value)
             make(method=method)  # without transforms it is welcome
         else:
-            make({"name": "clip", "max_norm": 1.0}, method=method)
+            make({"name": "clip", "max_norm": 1.0, "bare": BARE}, method=method)
     assert refused == {"flexlora", "flora", "hetlora"}
+
+
+TELLING = [
+    ("lora-a2", {}, [], Head.FROZEN, "ranks"),
+    ("fslora", {}, [], Head.FROZEN, "ranks"),
+    ("flasc", {}, [], Head.FROZEN, "where_A"),
+    ("ce-lora", {}, [], Head.PERSONAL, "mixtures"),
+    ("fedit", {}, [], Head.SHARED, "head"),
+    ("fedit", {}, [TOPK], Head.FROZEN, "topk"),
+]
+
+
+@pytest.mark.parametrize(
+    "noise", [{"name": "clip", "max_norm": 1.0}, {"name": "gaussian", "scale": 1.0}, {"name": "laplace", "scale": 1.0}]
+)
+@pytest.mark.parametrize("name, settings, before, head, what", TELLING)
+def test_what_clipping_and_noise_leave_alone_must_be_named(name, settings, before, head, what, noise):
+    """Class means, chosen ranks, masks and a shared head tell of the data, however much noise is on the changes."""
+    method = methods.make(name, settings)
+    with pytest.raises(BadInput, match=f"transform {noise['name']} acts on changes alone, but '{what}'.*bare") as caught:
+        pipeline.make(resolve({"transform": [*before, noise]}).transform, method, 0, head)
+    assert "\n" not in str(caught.value)
+    named = resolve({"transform": [*before, {**noise, "bare": [*BARE, "mixtures", "head", "topk"]}]})
+    assert len(pipeline.make(named.transform, method, 0, head).steps) == len(before) + 1
+    for saving in (TOPK, INT4):  # these save bytes, and promise nothing
+        pipeline.make(resolve({"transform": [saving]}).transform, method, 0, head)
+
+
+@pytest.mark.parametrize("tables", [[TOPK], [INT4], [TOPK, INT4], [{"name": "clip", "max_norm": 0.5}]], ids=str)
+def test_an_up_without_changes_travels_as_it_is(tables):
+    """FedDPA-F sends Nothing once the global adapter is learned, and a client that diverged says that it is Unfit."""
+    transforms = make(*tables, method=methods.make("feddpa", {"variant": "f"}))
+    for up in (Nothing(), Unfit("diverged")):
+        memory = {"A q": torch.ones(2, 8)}
+        sent, kept = transforms.pack(up, memory, 3, CLIENT)
+        assert sent is up and kept is memory and transforms.unpack(sent) is up
 
 
 def test_codes_can_only_come_last():
@@ -329,7 +368,7 @@ def base(bert_folder: Path, csv_folder: Path) -> dict:
 
 @pytest.mark.parametrize(
     "name, tables",
-    [("lora-a2", [TOPK, INT4]), ("flasc", [{"name": "clip", "max_norm": 0.5}, {"name": "gaussian", "scale": 1e-3}])],
+    [("lora-a2", [TOPK, INT4]), ("flasc", [{"name": "clip", "max_norm": 0.5, "bare": BARE}, {"name": "gaussian", "scale": 1e-3}])],
     ids=["lora-a2", "flasc"],
 )
 def test_stopped_and_resumed_equals_uninterrupted_with_transforms(name: str, tables: list, base: dict, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def check(grid: Grid, cells: Iterable[Cell]) -> None:
 
 def _check(config: Config, datasets: Callable[[str, int], Dataset], outlines: Callable[[str, int], Pretrained]) -> None:
     method = make_method(config)
-    pipeline.make(config.transform, method, config.seed)
+    pipeline.make(config.transform, method, config.seed, config.model.head)
     pick_device(config.device)
     undealt = DataConfig.model_fields.keys() - {"partition", "alpha", "min_size", "max_length"}
     dataset = datasets(config.data.model_dump_json(include=undealt | ({"partition"} if config.data.column else set())), config.seed)

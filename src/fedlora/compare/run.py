@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from fedlora.compare.folder import Folder
 from fedlora.compare.grid import Cell
 from fedlora.config import as_tables
-from fedlora.errors import BadInput
+from fedlora.errors import BadInput, RunFailed
 
 
 class Watcher(Protocol):
@@ -76,7 +76,7 @@ def attempt(cell: Cell, folder: Folder, ear: Ear) -> None:
 
     try:
         execute(cell.config, folder.run(cell), True, ear)
-    except BadInput as error:
+    except (BadInput, RunFailed) as error:
         folder.failed(cell, str(error), error)
     except Exception as error:  # whatever it is, the other cells go on
         first = str(error).strip().partition("\n")[0]

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedlora.algebra.tensors import Flat, Tensors
-from fedlora.engine.wire import message_classes
-from fedlora.types import Client, Method, Nothing, Setup
+from fedlora.engine.wire import all_finite, message_classes
+from fedlora.errors import first_line
+from fedlora.types import Client, Method, Nothing, Setup, Unfit
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16)
 INFINITE = "not all of its numbers are finite"
@@ -21,6 +22,8 @@ def refuse(up: Any, method: Method, setup: Setup, client: Client) -> str | None:
     name = type(up).__name__
     if type(up) is Nothing and method.FACTS.silent:
         return None
+    if type(up) is Unfit:
+        return first_line(str(up.reason)[:200])
     if not is_dataclass(up) or type(up) not in message_classes(method):
         return f"it is a {name}, which is no message of {method.FACTS.title}"
     parts = {f.name: getattr(up, f.name, None) for f in fields(up)}
@@ -72,19 +75,48 @@ def refuse(up: Any, method: Method, setup: Setup, client: Client) -> str | None:
                     return f"field '{field}', '{module}': '{axis}' is {length}, but {seen[module, axis]} in another field"
         if kind != "index" and (module := _not_finite(part)) is not None:
             return f"field '{field}', '{module}': {INFINITE}"
+    for axes, most in method.FACTS.budget(method, setup, client).items():
+        total = sum(n for (_, axis), n in seen.items() if axis in axes)
+        if total > most:
+            return f"{' and '.join(map(repr, axes))} sum to {total} over all modules, above the client's budget of {most}"
     if not any(parts[field] for field, (kind, _) in declared.items() if kind not in ("index", "statistic")):
         return "it is empty"
     return None
 
 
-def missing(up: Any, method: Method, state: Any) -> str | None:
-    """Which fields an Up that `refuse` accepts still lacks for an answer to `state`, in one line, or None."""
+def unasked(up: Any, method: Method, state: Any, client: Client) -> str | None:
+    """Which fields an Up that `refuse` accepts still lacks for an answer to `state`, or has beyond it, in one line, or None."""
     if type(up) is Nothing:
-        return None
-    declared = {f.name for f in fields(up) if f.metadata.get("kind") in ("value", "change", "index")}
-    wanted = declared if method.FACTS.sends is None else method.FACTS.sends(method, state)
-    lacking = sorted(name for name in wanted if not getattr(up, name))
-    return f"it lacks {', '.join(lacking)}" if lacking else None
+        wanted = frozenset() if method.FACTS.sends is None else method.FACTS.sends(method, state, client)
+        return f"it is Nothing, but {', '.join(sorted(wanted))} was asked for" if wanted else None
+    kinds = {f.name: f.metadata["kind"] for f in fields(up) if "kind" in f.metadata}
+    wanted = frozenset(kinds) if method.FACTS.sends is None else method.FACTS.sends(method, state, client)
+    lacking = sorted(name for name in wanted if kinds[name] != "statistic" and not getattr(up, name))
+    beyond = sorted(name for name in kinds if name not in wanted and getattr(up, name))
+    if lacking:
+        return f"it lacks {', '.join(lacking)}"
+    return f"it has {', '.join(beyond)}, which this round does not send" if beyond else None
+
+
+def cast(up: Any, dtype: torch.dtype) -> Any:
+    """The same Up with all floating-point tensors in one dtype: what a client computes in must not decide what the server does.
+    Whatever is no Up, or no such tensor, stays for `refuse` to see."""
+    if not is_dataclass(up) or isinstance(up, type):
+        return up
+    changes: dict[str, Any] = {}
+    for f in fields(up):
+        part = getattr(up, f.name, None)
+        if "kind" not in f.metadata or not isinstance(part, Mapping):
+            continue
+        if isinstance(part, Flat):
+            changes[f.name] = replace(part, entries=_cast(part.entries, dtype))
+        else:
+            changes[f.name] = {m: _cast(t, dtype) for m, t in part.items()}
+    return replace(up, **changes)
+
+
+def _cast(t: Any, dtype: torch.dtype) -> Any:
+    return t.to(dtype) if isinstance(t, Tensor) and t.dtype in FLOATS else t
 
 
 def _unlike(part: Mapping[Any, Any], known: Mapping[str, Any]) -> str | None:
@@ -131,12 +163,10 @@ def _kind(t: Any, kind: str, ndim: int) -> str | None:
 
 
 def _not_finite(part: Tensors) -> str | None:
-    """The first entry with a number that is not finite, or None. A finite sum has finite terms; only where it is not, which large
-    terms can do too, each of them is looked at."""
-    whole = [part.entries] if isinstance(part, Flat) else part.values()
-    if all(math.isfinite(t.sum().item()) for t in whole):
+    """The first entry with a number that is not finite, or None."""
+    if isinstance(part, Flat) and all_finite(part.entries):
         return None
-    return next((name for name, t in part.items() if not bool(t.isfinite().all())), None)
+    return next((name for name, t in part.items() if not all_finite(t)), None)
 
 
 def _expected(

@@ -10,7 +10,7 @@ from fedlora.config import Head
 from fedlora.engine.kept import Kept, Shelf
 from fedlora.engine.pipeline import UNCHANGED, Pipeline
 from fedlora.engine.study import MOST_CLIENTS, Learned
-from fedlora.engine.wire import message_classes
+from fedlora.engine.wire import finite, message_classes
 from fedlora.training.encode import Encoded
 from fedlora.training.learner import Job
 from fedlora.training.trainer import Trainer
@@ -30,6 +30,7 @@ from fedlora.types import (
     Tensors,
     Train,
     Trained,
+    Unfit,
 )
 
 WAVE_BYTES = 1 << 28  # trained parameters of the clients that are under way at once
@@ -141,6 +142,8 @@ class InProcess:
             id = run.order.client.id
             personal = self.head is Head.PERSONAL
             up, memory = self.transforms.pack(up, run.memory, run.order.round, run.order.client)
+            if not finite([held, run.head if personal else {}, memory]):
+                up = Unfit("what it would keep is not finite: its training diverged")
             if run.before is not None and len(self.learned) < MOST_CLIENTS:
                 self.learned.append(Learned(id, run.order.client.num_examples, run.before, run.after))
             self.shelf.put(run.order.round, id, Kept(held, run.head if personal else {}, memory))

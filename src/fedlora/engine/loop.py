@@ -1,5 +1,6 @@
 """The round loop, the same for every method and every transport."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,9 +10,13 @@ from typing import Any
 from fedlora import seeds
 from fedlora.algebra.tensors import weighted_mean
 from fedlora.engine import wire
-from fedlora.engine.check import missing, refuse
+from fedlora.engine.aggregate import OVERFLOW, aggregate
+from fedlora.engine.check import cast, refuse, unasked
 from fedlora.engine.pipeline import UNCHANGED, Pipeline
+from fedlora.engine.spool import Spool
 from fedlora.engine.transport import Transport
+from fedlora.engine.wire import DAMAGE, message_classes
+from fedlora.errors import RunFailed, first_line
 from fedlora.types import Client, Diagnostics, Method, Order, Reply, Setup, Tensors
 
 
@@ -42,12 +47,18 @@ class Tally:
     up: Traffic = Traffic()
     down: Traffic = Traffic()
     accepted: list[int] = field(default_factory=list)
-    failed: dict[int, str] = field(default_factory=dict)  # client -> why
-    loss: float = 0.0
-    examples: int = 0
+    refused: dict[int, str] = field(default_factory=dict)  # client -> what was wrong with its reply
+    lost: dict[int, str] = field(default_factory=dict)  # client -> why there is none
+    loss: float = 0.0  # sum over the examples of the accepted clients whose loss is a number
+    examples: int = 0  # of those
     exchange_s: float = 0.0  # wall seconds in the transport
     aggregate_s: float = 0.0
-    wire_s: float = 0.0  # measuring, unpacking and checking messages
+    wire_s: float = 0.0  # measuring, unpacking, checking and storing messages
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """Client -> why its reply does not count."""
+        return dict(sorted({**self.refused, **self.lost}.items()))
 
 
 def rounds(
@@ -57,29 +68,58 @@ def rounds(
     transport: Transport,
     participants: Callable[[int], Sequence[Client]],
     transforms: Pipeline = UNCHANGED,
+    retries: int = 1,
 ) -> Iterator[tuple[Server, Tally, Diagnostics]]:
-    """Play the rounds after `server.round` up to the last one of the setup; yields the server after each."""
+    """Play the rounds after `server.round` up to the last one of the setup; yields the server after each.
+
+    Args:
+        retries: how often a round is played again whose replies were all lost.
+
+    Raises:
+        RunFailed: no reply of a round counts; the state is that of the round before.
+    """
     for t in range(server.round + 1, setup.rounds + 1):
-        orders = [Order(t, client, method.send(server.state, client), server.head) for client in participants(t)]
-        tally = Tally()
-        with _clock(tally):
-            tally.down = _sent(orders)
-        heads: list[tuple[float, tuple[Tensors]]] = []
-        replies = _accepted(method, setup, server.state, orders, transport, transforms, tally, heads)
-        first = next(replies, None)
-        state, head = server.state, server.head
-        diagnostics: Diagnostics = {}
-        if first is not None:
-            start, waited = time.perf_counter(), tally.exchange_s + tally.wire_s
-            state, diagnostics = method.aggregate(state, _chain(first, replies))
-            for _ in replies:
-                raise AssertionError("aggregate must take every reply")
-            tally.aggregate_s = time.perf_counter() - start - (tally.exchange_s + tally.wire_s - waited)
-            if server.head:
-                (head,) = weighted_mean(heads)
+        for _ in range(1 + retries):
+            server, tally, diagnostics = _play(method, setup, server, transport, participants(t), transforms)
+            if tally.accepted or tally.refused:
+                break
+            transport.commit([])
+        if not tally.accepted:
+            id, why = next(iter(sorted((tally.refused or tally.lost).items())), (None, "no client takes part"))
+            count = f"none of {len(tally.failed)} replies counts: " if len(tally.failed) > 1 else ""
+            raise RunFailed(f"round {t}: {count}{why if id is None else f'client {id}: {why}'}")
         transport.commit(tally.accepted)
-        server = Server(t, state, head)
         yield server, tally, diagnostics
+
+
+def _play(
+    method: Method, setup: Setup, server: Server, transport: Transport, clients: Sequence[Client], transforms: Pipeline
+) -> tuple[Server, Tally, Diagnostics]:
+    """One round; the same server where no reply counts."""
+    orders = [Order(server.round + 1, client, method.send(server.state, client), server.head) for client in clients]
+    tally = Tally()
+    with _clock(tally):
+        tally.down = _sent(orders)
+    with Spool(message_classes(method)) as spool:
+        for reply, sent in _accepted(method, setup, server.state, orders, transport, transforms, tally):
+            with _clock(tally):
+                spool.put(reply)
+                tally.up += sent
+        if not spool.clients():
+            return server, tally, {}
+        start = time.perf_counter()
+        state, diagnostics, poison = aggregate(method, server.state, spool)
+        tally.refused |= dict.fromkeys(poison, OVERFLOW)
+        head = server.head
+        tally.accepted = [id for id in spool.clients() if id not in poison]
+        for reply in spool.replies(tally.accepted):
+            if isinstance(reply.loss, float) and math.isfinite(reply.loss):
+                tally.loss += reply.loss * reply.client.num_examples
+                tally.examples += reply.client.num_examples
+        if server.head and tally.accepted:
+            (head,) = weighted_mean((reply.client.num_examples, (reply.head,)) for reply in spool.replies(tally.accepted))
+        tally.aggregate_s = time.perf_counter() - start
+    return Server(server.round + 1, state, head) if tally.accepted else server, tally, diagnostics
 
 
 def sampler(setup: Setup, sample: int | float) -> Callable[[int], list[Client]]:
@@ -102,9 +142,9 @@ def _accepted(
     transport: Transport,
     transforms: Pipeline,
     tally: Tally,
-    heads: list[tuple[float, tuple[Tensors]]],
-) -> Iterator[Reply]:
-    """The replies that count. Whoever sends none, or one that is refused, is counted in `tally.failed`."""
+) -> Iterator[tuple[Reply, Traffic]]:
+    """The replies that may be aggregated, and what they weighed on their way. Who sends none, or one that is refused, is noted in
+    the tally."""
     expected = {order.client.id: order for order in orders}
     replies = iter(transport.exchange(orders))
     while True:
@@ -115,25 +155,21 @@ def _accepted(
             break
         order = expected.pop(reply.client.id, None)
         if order is None:
-            continue  # nobody asked
+            continue  # nobody asked, or it has answered already
         with _clock(tally):
             try:
-                up = transforms.unpack(reply.up)
-                why = refuse(up, method, setup, order.client) or missing(up, method, state) or _refuse_head(reply.head, order.head)
-            except ValueError as error:
-                why = str(error)
+                up, head = cast(transforms.unpack(reply.up), setup.dtype), {n: x.to(setup.dtype) for n, x in reply.head.items()}
+                why = refuse(up, method, setup, order.client) or unasked(up, method, state, order.client)
+                why = why or _refuse_head(head, order.head)
+            except (ValueError, *DAMAGE) as error:
+                why = first_line(error)
             if why is None:
-                tally.up += _traffic(reply.up, reply.head, transforms)
-        if why is not None:
-            tally.failed[order.client.id] = why
-            continue
-        tally.accepted.append(order.client.id)
-        tally.loss += reply.loss * order.client.num_examples
-        tally.examples += order.client.num_examples
-        if order.head:
-            heads.append((order.client.num_examples, (reply.head,)))
-        yield replace(reply, client=order.client, up=up)
-    tally.failed |= {id: "no reply" for id in expected}
+                sent = _traffic(reply.up, reply.head, transforms)
+        if why is None:
+            yield replace(reply, client=order.client, up=up, head=head), sent
+        else:
+            tally.refused[order.client.id] = why
+    tally.lost |= dict.fromkeys(expected, "no reply")
 
 
 @contextmanager
@@ -165,8 +201,3 @@ def _sent(orders: Sequence[Order]) -> Traffic:
 def _traffic(message: Any, head: Tensors, transforms: Pipeline = UNCHANGED) -> Traffic:
     size = transforms.measure(message)
     return Traffic(size.numbers, size + wire.measure(head) if head else size)
-
-
-def _chain(first: Reply, rest: Iterator[Reply]) -> Iterator[Reply]:
-    yield first
-    yield from rest

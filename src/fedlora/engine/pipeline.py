@@ -10,7 +10,7 @@ shared travels as it is.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import Field, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from fedlora import seeds, transforms
 from fedlora.algebra.tensors import minus, plus
-from fedlora.config import TransformConfig
+from fedlora.config import Head, TransformConfig
 from fedlora.engine import wire
 from fedlora.errors import BadInput
 from fedlora.transforms import Transform
-from fedlora.types import Client, Method, Tensors
+from fedlora.types import Client, Method, Nothing, Tensors, Unfit
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Pipeline:
     seed: int = 0
 
     def pack(self, up: Any, memory: Tensors, round: int, client: Client) -> tuple[Any, Tensors]:
-        """What travels, and the client's new memory; the Up itself where there are no transforms."""
-        if not self.steps:
-            return up, memory
+        """What travels, and the client's new memory; the Up itself where there are no transforms, or nothing to act on."""
         changes = _changes(up)
+        if not self.steps or not changes:
+            return up, memory
         places = {name: _places(up, name, x) for name, x in changes.items()}
         x = {name: u + _recall(memory, name, u, places[name]) for name, u in changes.items()}
         lost: Tensors = {}
@@ -74,6 +74,8 @@ class Pipeline:
             ValueError: it cannot be read; says why.
         """
         if not self.steps:
+            return sent
+        if isinstance(sent, Nothing | Unfit):
             return sent
         if not isinstance(sent, Packed) or not is_dataclass(sent.up) or isinstance(sent.up, type):
             raise ValueError(f"it is a {type(sent).__name__}, which did not go through the transforms of this run")
@@ -110,16 +112,29 @@ class Pipeline:
 UNCHANGED = Pipeline()
 
 
-def make(configs: Sequence[TransformConfig], method: Method, seed: int) -> Pipeline:
-    """The configured transforms. BadInput when one cannot be, or when the method sends more than changes."""
+def make(configs: Sequence[TransformConfig], method: Method, seed: int, head: Head = Head.FROZEN) -> Pipeline:
+    """The configured transforms.
+
+    Raises:
+        BadInput: one cannot be made; the method sends values; or one is there to tell less of the data, and beside what it acts on
+            something else travels that it does not name.
+    """
     steps = tuple(transforms.make(config.name, config.settings) for config in configs)
     for config, step in zip(configs[:-1], steps[:-1], strict=True):
         if not step.numbers_out:
             raise BadInput(f"transform {config.name} leaves codes, which no other transform can act on: it must be the last")
-    for name in _values(method) if steps else ():
+    for name in [f.name for f in _declared(method) if f.metadata["kind"] == "value"] if steps else ():
         raise BadInput(
             f"{method.FACTS.title} uploads '{name}' as a value, not as a change, so transform {configs[0].name} cannot act on it"
         )
+    named = {name for step in steps for name in step.bare or ()}
+    for i, (config, step) in enumerate(zip(configs, steps, strict=True)):
+        for name, what in _beside(method, head, configs[:i], steps[:i]).items() if step.bare is not None else ():
+            if name not in named:
+                raise BadInput(
+                    f"transform {config.name} acts on changes alone, but '{name}', {what}, travels as it is; "
+                    f"where that may be seen, say so in the transform: bare = ['{name}']"
+                )
     return Pipeline(steps, seed)
 
 
@@ -128,10 +143,18 @@ def message_classes() -> list[type[Any]]:
     return [Packed, *transforms.message_classes()]
 
 
-def _values(method: Method) -> list[str]:
-    """The fields that the method's messages declare as values."""
+def _declared(method: Method) -> list[Field[Any]]:
+    """The fields of the method's messages that say what they are."""
     found = [f for c in wire.message_classes(method) if is_dataclass(c) for f in fields(c)]
-    return [f.name for f in found if f.metadata.get("kind") == "value"]
+    return [f for f in found if "kind" in f.metadata]
+
+
+def _beside(method: Method, head: Head, configs: Sequence[TransformConfig], steps: Sequence[Transform]) -> dict[str, str]:
+    """What tells of a client's data and is no change, by name, after these transforms."""
+    kinds = {"index": "which entries {} sends", "statistic": "a statistic that {} sends"}
+    told = {f.name: kinds[f.metadata["kind"]].format(method.FACTS.title) for f in _declared(method) if f.metadata["kind"] in kinds}
+    told |= {config.name: "which entries it chose" for config, step in zip(configs, steps, strict=True) if step.bare is None}
+    return told | {"head": "the shared head"} if head is Head.SHARED else told
 
 
 def _changes(up: Any) -> dict[str, Tensor]:

@@ -123,7 +123,7 @@ def execute(config: Config, out: Path, resume: bool, listener: Listener, profile
 def prepare(config: Config, listener: Listener) -> World:
     """Load data and model, deal the data to the clients. Checks everything that can be wrong before training starts."""
     method = make_method(config)
-    transforms = pipeline.make(config.transform, method, config.seed)
+    transforms = pipeline.make(config.transform, method, config.seed, config.model.head)
     listener.stage(f"reading {config.data.title}")
     dataset = load_data(config.data, config.seed)
     for note in dataset.notes:

@@ -7,6 +7,7 @@ and comes back as one tensor. Nothing is executed on reading: classes come from 
 
 import json
 import math
+import sys
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -115,15 +116,33 @@ def decode(data: bytes, classes: Iterable[type[Any]]) -> Any:
 
 
 def message_classes(method: Any) -> list[type[Any]]:
-    """The dataclasses and enums that a method's messages and state may hold: those of the file that it is defined in."""
-    import sys
+    """The dataclasses and enums that a method's messages and state may hold, beside those of `fedlora.types`: what the modules of
+    its class and of the classes that it inherits from define or import. Of two with one name the nearest counts: one that a module
+    defines before one that it imports, the class's own module before those of its bases."""
+    found: dict[str, type[Any]] = {}
+    plain = _plain_classes()
+    for name in dict.fromkeys(c.__module__ for c in type(method).__mro__):
+        there = [c for c in vars(sys.modules[name]).values() if isinstance(c, type) and c not in plain]
+        for c in sorted(there, key=lambda c: c.__module__ != name):
+            if is_dataclass(c) or (issubclass(c, Enum) and len(c)):
+                found.setdefault(c.__name__, c)
+    return list(found.values())
 
-    module = sys.modules[type(method).__module__]
-    return [
-        c
-        for c in vars(module).values()
-        if isinstance(c, type) and c.__module__ == module.__name__ and (is_dataclass(c) or issubclass(c, Enum))
-    ]
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """The different tensors of a tree, in its order; of a `Flat` its entries."""
+    return _flatten(tree)[1]
+
+
+def finite(tree: Any, known: Any = None) -> bool:
+    """Whether all numbers of a tree are finite; tensors of a tree that is known to be so are not looked at again."""
+    seen = {id(t) for t in tensors_of(known)}
+    return all(all_finite(t) for t in tensors_of(tree) if id(t) not in seen)
+
+
+def all_finite(t: Tensor) -> bool:
+    """A finite sum has finite terms; only where it is not, which large terms can do too, each of them is looked at."""
+    return math.isfinite(t.sum().item()) or bool(t.isfinite().all())
 
 
 # ---- the tree ----------------------------------------------------------------------------------------------------------

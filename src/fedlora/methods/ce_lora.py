@@ -111,6 +111,7 @@ class CELoRA:
         upload="r²; once also the mixtures, c k (2 d_feature + 1) + c in all",
         download="r²",
         server="O(K r³ + K² r²), and once O(K²) transports",
+        sends=lambda method, state, client: frozenset({"C"} | ({"mixtures"} if method._wants_mixtures(state, client) else set())),
         dims=lambda method, setup, client: {"part": method.components},
     )
 
@@ -126,9 +127,11 @@ class CELoRA:
     def hold(self, setup: Setup, client: Client) -> Factors:
         return setup.fresh(client.rank)
 
+    def _wants_mixtures(self, state: State, client: Client) -> bool:
+        return self.combination is not Combination.MODEL and client.id not in state.mixtures
+
     def send(self, state: State, client: Client) -> Down:
-        wanted = self.combination is not Combination.MODEL and client.id not in state.mixtures
-        return Down(self._sent(state, client.id), wanted)
+        return Down(self._sent(state, client.id), self._wants_mixtures(state, client))
 
     def _sent(self, state: State, id: int) -> Tensors:
         return state.means.get(id, state.shared.C)

@@ -56,7 +56,7 @@ class FedSB:
         upload="r^2; r (d_out + d_in) in round 1",
         download="r^2; r (d_out + d_in) once",
         server="O(K r^2); O(d R^2 + R^3) in round 1, R = K r",
-        sends=lambda method, state: frozenset("C" if state.rounds else "AB"),
+        sends=lambda method, state, client: frozenset("C" if state.rounds else "AB"),
     )
 
     def __post_init__(self) -> None:

@@ -116,6 +116,7 @@ class FedDPA:
         upload="r (d_out + d_in)",
         download="r (d_out + d_in)",
         server="O(K r d)",
+        sends=lambda method, state, client: frozenset("AB" if method._learns(state) else ""),
         silent=True,
     )
 
@@ -131,10 +132,14 @@ class FedDPA:
         start = setup.fresh(client.rank)
         return Held(start, next(iter(start.A.values())).new_zeros(0, 0))
 
+    def _learns(self, state: State) -> bool:
+        """Whether the next round teaches the global adapter."""
+        return self.variant is Variant.TOGETHER or state.rounds < state.federated
+
     def send(self, state: State, client: Client) -> Down:
         if self.variant is Variant.TOGETHER:
             return Down(state.shared, global_trains=True, local_trains=state.rounds > 0)
-        learning = state.rounds < state.federated
+        learning = self._learns(state)
         return Down(state.shared, global_trains=learning, local_trains=not learning)
 
     def local(self, down: Down, held: Held, client: Client) -> Local:

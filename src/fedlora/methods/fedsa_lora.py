@@ -62,7 +62,7 @@ class FedSALoRA:
         upload="r d_in; with VeRA r",
         download="r d_in; with VeRA r",
         server="O(K r d)",
-        sends=lambda method, state: frozenset(SHARES[method.variant]),
+        sends=lambda method, state, client: frozenset(SHARES[method.variant]),
         dims=lambda method, setup, client: {v.value: client.rank if v is method.variant else range(0) for v in Variant},
     )
 

@@ -112,6 +112,9 @@ class FLASC:
         upload="density_up r (d_out + d_in), and a bit an entry",
         download="density_down r (d_out + d_in), and a bit an entry",
         server="O(K r d)",
+        budget=lambda method, setup, client: {
+            ("kept_A", "kept_B"): _count(method.density_up, sum(client.rank * (o + i) for o, i in setup.shapes.values()))
+        },
     )
 
     def __post_init__(self) -> None:
@@ -172,10 +175,15 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
 def _largest(A: Tensors, B: Tensors, density: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Masks of the largest entries of both factors together; one entry at least."""
+    """Masks of the largest entries of both factors together."""
     both = {f"A {m}": x for m, x in A.items()} | {f"B {m}": x for m, x in B.items()}
-    where = largest(both, max(1, floor(density * sum(x.numel() for x in both.values()))))
+    where = largest(both, _count(density, sum(x.numel() for x in both.values())))
     return {m: where[f"A {m}"] for m in A}, {m: where[f"B {m}"] for m in B}
+
+
+def _count(density: float, entries: int) -> int:
+    """How many of the entries travel; one at least."""
+    return max(1, floor(density * entries))
 
 
 def _pick(x: Tensor, where: Tensor) -> Tensor:

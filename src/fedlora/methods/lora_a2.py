@@ -110,8 +110,9 @@ class LoRAA2:
         upload="r_k columns of d_out (odd rounds) or rows of d_in (even) a module on average",
         download="r_G d_out or r_G d_in: the factor that changed last",
         server="O(K r_k d)",
-        sends=lambda method, state: frozenset({trained_role(state.rounds + 1), "ranks"}),
+        sends=lambda method, state, client: frozenset({trained_role(state.rounds + 1), "ranks"}),
         dims=lambda method, setup, client: {"global": method._rank(setup), "chosen": range(method._rank(setup) + 1)},
+        budget=lambda method, setup, client: {("chosen",): client.rank * len(setup.shapes)},
     )
 
     def __post_init__(self) -> None:

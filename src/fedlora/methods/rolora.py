@@ -52,7 +52,7 @@ class RoLoRA:
         upload="r d_out in odd rounds, r d_in in even ones",
         download="the factor that changed last",
         server="O(K r d)",
-        sends=lambda method, state: frozenset({trained_role(state.rounds + 1)}),
+        sends=lambda method, state, client: frozenset({trained_role(state.rounds + 1)}),
     )
 
     def init(self, setup: Setup) -> State:

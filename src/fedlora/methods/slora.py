@@ -98,7 +98,7 @@ class SLoRA:
         upload="density d_out d_in (stage 1), then r (d_out + d_in)",
         download="density d_out d_in (stage 1), then r (d_out + d_in)",
         server="O(K (density d_out d_in + r d)), and one SVD of d_out x d_in",
-        sends=lambda method, state: frozenset("W" if state.rounds < state.sparse_rounds else "AB"),
+        sends=lambda method, state, client: frozenset("W" if state.rounds < state.sparse_rounds else "AB"),
         dims=lambda method, setup, client: {"free": {m: _count(method.density, o * i) for m, (o, i) in setup.shapes.items()}},
     )
 

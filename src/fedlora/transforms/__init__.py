@@ -43,6 +43,10 @@ class Transform(Protocol):
     def numbers_out(self) -> bool:
         """Whether what it leaves is still numbers that another transform can act on."""
 
+    @property
+    def bare(self) -> tuple[str, ...] | None:
+        """Of a transform that is there to tell less of the data: what else may travel as it is. None: it only saves bytes."""
+
     def encode(self, changes: Tensors, rng: np.random.Generator) -> tuple[Tensors, Any]:
         """(numbers, side): what travels, and what else it takes to read it."""
 

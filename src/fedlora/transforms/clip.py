@@ -12,7 +12,14 @@ from fedlora.types import Tensors
 
 @dataclass(frozen=True)
 class Clip:
+    """
+    Attributes:
+        max_norm: the largest norm that is left as it is.
+        bare: what may travel untouched beside the changes: names of a method's index and statistic fields, or "head".
+    """
+
     max_norm: float
+    bare: tuple[str, ...] = ()
 
     error_feedback: ClassVar[bool] = False
     numbers_out: ClassVar[bool] = True

@@ -20,9 +20,11 @@ class Gaussian:
     """
     Attributes:
         scale: the standard deviation; after clipping to C, a noise multiplier z is scale = z C.
+        bare: what may travel untouched beside the changes: names of a method's index and statistic fields, or "head".
     """
 
     scale: float
+    bare: tuple[str, ...] = ()
 
     error_feedback: ClassVar[bool] = False
     numbers_out: ClassVar[bool] = True

@@ -20,9 +20,11 @@ class Laplace:
     """
     Attributes:
         scale: the mean of the noise's magnitude.
+        bare: what may travel untouched beside the changes: names of a method's index and statistic fields, or "head".
     """
 
     scale: float
+    bare: tuple[str, ...] = ()
 
     error_feedback: ClassVar[bool] = False
     numbers_out: ClassVar[bool] = True

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from math import prod
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -56,6 +57,8 @@ class Quantise:
     to: Format = Format.INT8
     stochastic: bool = True
     error_feedback: bool = True
+
+    bare: ClassVar[None] = None
 
     @property
     def numbers_out(self) -> bool:

@@ -40,6 +40,7 @@ class TopK:
     density: float
     error_feedback: bool = True
 
+    bare: ClassVar[None] = None
     numbers_out: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -1,0 +1,243 @@
+"""What the papers' servers make of a round, dense, in numpy and float64: averaging rules of methods that are not exact (law 11).
+
+A rule sees all rounds so far, the last one being the one to judge, and gives the change of every parameter from its pre-trained
+value that the deployed model must have.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedlora.types import BASE, SHARED, Factors, Model, Reply, Setup
+
+Dense = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One client's part in a round: the slots that it trained from and what came of them, its base as a change of W, its reply."""
+
+    start: Mapping[str, Factors]
+    done: Mapping[str, Factors]
+    full: Mapping[str, Any]
+    base: Mapping[str, Any]
+    reply: Reply
+
+
+@dataclass(frozen=True)
+class Round:
+    setup: Setup
+    number: int
+    before: Model  # as it was deployed
+    parts: Sequence[Part]
+
+
+Rule = Callable[[Sequence[Round]], Dense]
+Weights = Callable[[Sequence[Reply]], list[float]]
+
+
+def _np(x: Any) -> np.ndarray:
+    return x.detach().double().numpy()
+
+
+def shares(weights: Weights, parts: Sequence[Part]) -> np.ndarray:
+    w = np.array(weights([p.reply for p in parts]), dtype=np.float64)
+    return w / w.sum()
+
+
+def zero_padded(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    out = np.zeros(shape)
+    out[tuple(map(slice, x.shape))] = x
+    return out
+
+
+def changed(now: Round, weight: Callable[[str], np.ndarray], base: Mapping[str, Any] | None = None) -> Dense:
+    """A model whose weights moved so far beside a base; biases stay."""
+    base = now.parts[0].base if base is None else base
+    change = {name: np.zeros(shape) for name, shape in now.setup.params.items()}
+    return change | {f"{m}.weight": weight(m) + _np(base[m]) for m in now.setup.shapes}
+
+
+def means(now: Round, weights: Weights, m: str, slot: str = SHARED) -> tuple[np.ndarray, np.ndarray, float]:
+    """B and A averaged apart, factors of fewer ranks with zeros past their end, and the scale."""
+    w = shares(weights, now.parts)
+    own = [p.done[slot] for p in now.parts]
+    rank = max([len(f.A[m]) for f in own] + [len(f.A[m]) for name, f in now.before.slots.items() if name == slot])
+    d_out, d_in = now.setup.shapes[m]
+    B = sum(x * zero_padded(_np(f.B[m]), (d_out, rank)) for x, f in zip(w, own, strict=True))
+    A = sum(x * zero_padded(_np(f.A[m]), (rank, d_in)) for x, f in zip(w, own, strict=True))
+    return B, A, own[0].scale
+
+
+def apart(weights: Weights, slot: str = SHARED) -> Rule:
+    """FedIT and all that average A and B as it does: W + s mean(B) mean(A) beside the base that everybody trained on."""
+
+    def rule(rounds: Sequence[Round]) -> Dense:
+        def weight(m: str) -> np.ndarray:
+            B, A, s = means(rounds[-1], weights, m, slot)
+            return s * B @ A
+
+        return changed(rounds[-1], weight)
+
+    return rule
+
+
+def mean_of_products(now: Round, weights: Weights, m: str) -> np.ndarray:
+    w = shares(weights, now.parts)
+    return sum(
+        x * p.done[SHARED].scale * _np(p.done[SHARED].B[m]) @ _np(p.done[SHARED].A[m]) for x, p in zip(w, now.parts, strict=True)
+    )
+
+
+def cut(M: np.ndarray, rank: int) -> np.ndarray:
+    U, S, Vt = np.linalg.svd(M, full_matrices=False)
+    return (U[:, :rank] * S[:rank]) @ Vt[:rank]
+
+
+def best_at_rank(weights: Weights, rank: int) -> Rule:
+    """The best approximation of the mean of the products at a rank."""
+
+    def rule(rounds: Sequence[Round]) -> Dense:
+        now = rounds[-1]
+        return changed(now, lambda m: cut(mean_of_products(now, weights, m), rank))
+
+    return rule
+
+
+def with_cut_residual(weights: Weights, rank: int) -> Rule:
+    """FedEx-LoRA: what averaging apart leaves out joins the base, cut to a rank."""
+
+    def rule(rounds: Sequence[Round]) -> Dense:
+        now = rounds[-1]
+
+        def weight(m: str) -> np.ndarray:
+            B, A, s = means(now, weights, m)
+            return s * B @ A + cut(mean_of_products(now, weights, m) - s * B @ A, rank)
+
+        return changed(now, weight)
+
+    return rule
+
+
+def with_ridge(weights: Weights, penalty: float) -> Rule:
+    """B corrected by the X of min ||M - (B + X) A||^2 + penalty ||X||^2: least squares with the penalty as further rows."""
+
+    def rule(rounds: Sequence[Round]) -> Dense:
+        now = rounds[-1]
+
+        def weight(m: str) -> np.ndarray:
+            B, A, s = means(now, weights, m)
+            left = np.vstack([A.T, np.sqrt(penalty) * np.eye(len(A))])
+            right = np.vstack([(mean_of_products(now, weights, m) / s - B @ A).T, np.zeros((len(A), len(B)))])
+            return s * (B + np.linalg.lstsq(left, right, rcond=None)[0].T) @ A
+
+        return changed(now, weight)
+
+    return rule
+
+
+def sketched(weights: Weights) -> Rule:
+    """FSLoRA: the chosen ranks' changes, averaged over all participants, on the factors of everybody."""
+
+    def rule(rounds: Sequence[Round]) -> Dense:
+        now = rounds[-1]
+        w, old = shares(weights, now.parts), now.before.slots[SHARED]
+
+        def weight(m: str) -> np.ndarray:
+            B, A = _np(old.B[m]).copy(), _np(old.A[m]).copy()
+            for x, p in zip(w, now.parts, strict=True):
+                for i, rank in enumerate(np.flatnonzero(p.reply.up.ranks[m].numpy())):
+                    B[:, rank] += x * (_np(p.done[SHARED].B[m])[:, i] - _np(old.B[m])[:, rank])
+                    A[rank] += x * (_np(p.done[SHARED].A[m])[i] - _np(old.A[m])[rank])
+            return old.scale * B @ A
+
+        return changed(now, weight)
+
+    return rule
+
+
+def _entries(f: Factors, modules: Sequence[str]) -> np.ndarray:
+    return np.concatenate([*(_np(f.A[m]).ravel() for m in modules), *(_np(f.B[m]).ravel() for m in modules)])
+
+
+def sparse(weights: Weights, density_up: float, adam: float | None = None) -> Rule:
+    """FLASC: each change cut to its largest entries, then the server's step: the mean itself, or Adam at a rate."""
+
+    def mean(now: Round, modules: Sequence[str]) -> np.ndarray:
+        total = 0.0
+        for x, p in zip(shares(weights, now.parts), now.parts, strict=True):
+            moved = _entries(p.done[SHARED], modules) - _entries(p.start[SHARED], modules)
+            kept = np.argsort(-np.abs(moved), kind="stable")[: max(1, int(density_up * len(moved)))]
+            sent = np.zeros_like(moved)
+            sent[kept] = moved[kept]
+            total = total + x * sent
+        return total
+
+    def rule(rounds: Sequence[Round]) -> Dense:
+        now = rounds[-1]
+        modules, old = list(now.setup.shapes), now.before.slots[SHARED]
+        step = mean(now, modules)
+        if adam is not None:
+            first = second = np.zeros_like(step)
+            for t, each in enumerate(rounds, 1):
+                g = mean(each, modules)
+                first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g**2
+                step = adam * (first / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+        moved = _entries(old, modules) + step
+        parts, at = {}, 0
+        for role in ("A", "B"):
+            for m in modules:
+                shape = tuple(old.role(role)[m].shape)
+                parts[role, m] = moved[at : at + np.prod(shape)].reshape(shape)
+                at += int(np.prod(shape))
+        return changed(now, lambda m: old.scale * parts["B", m] @ parts["A", m])
+
+    return rule
+
+
+def sparse_then_low_rank(weights: Weights, stage: int, rank: int) -> Rule:
+    """SLoRA: the mean of sparse changes of W, cut to the rank after the last round of its first stage; then as FedIT."""
+
+    def rule(rounds: Sequence[Round]) -> Dense:
+        now = rounds[-1]
+        if now.number > stage:
+            return apart(weights)(rounds)
+        w = shares(weights, now.parts)
+        mean = {m: sum(x * _np(p.full[f"{m}.weight"]) for x, p in zip(w, now.parts, strict=True)) for m in now.setup.shapes}
+        return changed(now, lambda m: cut(mean[m], rank) if now.number == stage else mean[m])
+
+    return rule
+
+
+def nested(weights: Weights) -> Rule:
+    """mFedLoRU: the changes of a small client's factors, carried back through P and its pseudo-inverse, join the large ones."""
+
+    def rule(rounds: Sequence[Round]) -> Dense:
+        now = rounds[-1]
+        w, old = shares(weights, now.parts), now.before.slots[SHARED]
+
+        def weight(m: str) -> np.ndarray:
+            B, A = _np(old.B[m]).copy(), _np(old.A[m]).copy()
+            for x, p in zip(w, now.parts, strict=True):
+                start, done = p.start[SHARED], p.done[SHARED]
+                dQ, dL = _np(done.A[m]) - _np(start.A[m]), _np(done.B[m]) - _np(start.B[m])
+                P = np.eye(len(A)) if len(dQ) == len(A) else _np(old.A[m]) @ _np(start.A[m]).T  # the rows of Q are orthonormal
+                A += x * P @ dQ
+                B += x * dL @ np.linalg.pinv(P)
+            return old.scale * B @ A
+
+        return changed(now, weight)
+
+    return rule
+
+
+def of(setup: Setup, number: int, before: Model, log: Sequence[Any], bases: Mapping[int, Any], replies: Sequence[Reply]) -> Round:
+    """A round as the toy trainer's log has it: of each client the first start and the last outcome that is no probe."""
+    parts = []
+    for reply in replies:
+        own = [(ask, done) for client, ask, done in log if client.id == reply.client.id and not ask.probe]
+        full = {n: x for n, x in own[-1][1].full.items()} if any(slot == BASE for slot, _ in own[-1][0].roles) else {}
+        parts.append(Part(own[0][0].slots, own[-1][1].slots, full, bases[reply.client.id], reply))
+    return Round(setup, number, before, parts)
