@@ -265,7 +265,7 @@ def test_when_all_are_refused_the_run_stops_and_names_the_first_reason():
     played, transport = started([bad])
     with pytest.raises(RunFailed, match=r"^round 1: none of 4 replies counts: client 0: .*finite") as caught:
         next(played)
-    assert "\n" not in str(caught.value) and transport.asked == 1 and transport.committed == []
+    assert "\n" not in str(caught.value) and transport.asked == 1 and transport.committed == [[]]
 
 
 def test_when_all_are_lost_the_round_is_asked_for_again():

@@ -25,7 +25,7 @@ from fedlora.engine.export import export, predict, read_result
 from fedlora.engine.federation import make_method
 from fedlora.engine.lock import alone
 from fedlora.engine.record import read_rows
-from fedlora.errors import BadInput
+from fedlora.errors import BadInput, RunFailed
 
 TIMES = {"wall_s", "train_s", "evaluate_s", "aggregate_s", "wire_s", "other_s"}
 
@@ -206,15 +206,48 @@ def test_a_client_that_fails_is_dropped_and_counted(base: dict, tmp_path: Path, 
     assert all(np.isfinite(row["loss"]) for row in rows)
 
 
-def test_when_every_client_fails_the_state_stays(base: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_no_reply_counts_the_run_stops_and_can_be_resumed(base: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedlora.engine import loop
 
-    monkeypatch.setattr(loop, "refuse", lambda *args: "no")
+    refuse = loop.refuse
+    monkeypatch.setattr(
+        loop, "refuse", lambda up, method, setup, client: "no" if setup.rounds == 4 else refuse(up, method, setup, client)
+    )
     out = tmp_path / "run"
-    summary = run.execute(configure(base), out, False, Silent())
-    rows = rows_of(out)
-    assert all(row["clients"] == 0 and row["failed"] == 4 and row["loss"] is None for row in rows)
-    assert summary["totals"]["upload_bytes"] == 0
+    run.execute(configure(base, train={**base["train"], "rounds": 2}), out, False, Silent())
+    with pytest.raises(RunFailed, match=r"^round 3: none of 4 replies counts: client 0: no$"):
+        run.execute(configure(base), out, True, Silent())
+    assert [row["round"] for row in rows_of(out)] == [1, 2]
+    monkeypatch.setattr(loop, "refuse", refuse)
+    run.execute(configure(base), out, True, Silent())  # where it stopped, it goes on
+    run.execute(configure(base), tmp_path / "whole", False, Silent())
+    same(out, tmp_path / "whole")
+
+
+def test_a_client_that_sends_nothing_keeps_no_adapter_that_diverged(
+    base: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FedDPA-F: in its last rounds clients train their local adapters and send Nothing, so no check of an Up can see this."""
+    from dataclasses import replace
+
+    from fedlora.engine.inprocess import InProcess
+
+    train_job = InProcess._job
+
+    def poisoned(self, running, asked):
+        job = train_job(self, running, asked)
+        if running.order.round == 3 and running.order.client.id == 1:
+            slots = {s: replace(f, B={m: b * float("nan") for m, b in f.B.items()}) for s, f in job.ask.slots.items()}
+            job = replace(job, ask=replace(job.ask, slots=slots))
+        return job
+
+    monkeypatch.setattr(InProcess, "_job", poisoned)
+    out = tmp_path / "run"
+    method = {"name": "feddpa", "variant": "f", "federated": 0.5}
+    run.execute(configure(base, method=method), out, False, Silent())
+    rows = read_rows(out / "metrics.jsonl")
+    assert [row["failed"] for row in rows] == [0, 0, 1, 0] and "finite" in rows[2]["failures"]["1"]
+    assert all(row["accuracy"] is not None for row in rows)
 
 
 @pytest.mark.parametrize("what", ["server", "kept", "round"])

@@ -81,14 +81,13 @@ def rounds(
     for t in range(server.round + 1, setup.rounds + 1):
         for _ in range(1 + retries):
             server, tally, diagnostics = _play(method, setup, server, transport, participants(t), transforms)
+            transport.commit(tally.accepted)
             if tally.accepted or tally.refused:
                 break
-            transport.commit([])
         if not tally.accepted:
             id, why = next(iter(sorted((tally.refused or tally.lost).items())), (None, "no client takes part"))
             count = f"none of {len(tally.failed)} replies counts: " if len(tally.failed) > 1 else ""
             raise RunFailed(f"round {t}: {count}{why if id is None else f'client {id}: {why}'}")
-        transport.commit(tally.accepted)
         yield server, tally, diagnostics
 
 
