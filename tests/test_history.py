@@ -1,10 +1,12 @@
 """The log of base updates. Modules: q (12, 8) and up (20, 12): 336 numbers as dense matrices, 52 a rank as pairs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from fedlora.history import History, append, append_matrices, noting, numbers, update
+from fedlora.history import History, append, append_matrices, everything, missed, noting, numbers
 from fedlora.types import BaseUpdate, Client, Factors, Reply
 
 SHAPES = {"q": (12, 8), "up": (20, 12)}
@@ -25,6 +27,11 @@ def logs(ranks, **options) -> list[History]:
     for seed, rank in enumerate(ranks):
         out.append(append(out[-1], pair(seed, rank), **options))
     return out
+
+
+def update(history: History, since: int) -> BaseUpdate:
+    """What a client is sent whose base is at this version."""
+    return missed(replace(history, seen={7: since}), Client(7, 1, 1))
 
 
 def fold(version: int, merged: dict, sent: BaseUpdate) -> tuple[int, dict]:
@@ -73,43 +80,46 @@ def test_a_base_has_the_same_bits_whichever_way_it_came_to_its_version(ranks):
 
 
 @pytest.mark.parametrize("ranks", MANY, ids=str)
-def test_an_update_is_never_larger_than_the_missing_pairs_nor_than_the_matrices(ranks):
-    history = logs(ranks)
-    for v, log in enumerate(history):
+def test_an_update_is_the_missed_pairs_or_the_matrices_whichever_is_smaller(ranks):
+    for v, log in enumerate(logs(ranks)):
         assert log.version == v
         for since in range(v + 1):
-            sent, missed = update(log, since), sum(r * PER_RANK for r in ranks[since:v])
+            sent = update(log, since)
             assert (sent.version, bool(sent.dense) and bool(sent.pairs)) == (v, False)
             assert sent.since == (0 if sent.dense else since)
-            assert size(sent) <= DENSE
-            if since >= log.start:
-                assert size(sent) == min(missed, DENSE)
-            else:
-                assert size(sent) == DENSE
+            assert size(sent) == min(sum(ranks[since:v]) * PER_RANK, DENSE)
 
 
-def test_when_it_collapses():
+def test_the_oldest_pairs_go_first():
     """By hand: 336 / 52 = 6.46, so six ranks are less than the matrices and seven are more."""
-    six, seven = logs((3, 3)), logs((3, 3, 1))
-    assert (six[-1].start, len(six[-1].pairs), six[-1].dense) == (0, 2, {})
-    assert (seven[-1].start, seven[-1].pairs, seven[-1].version) == (3, (), 3)
-    after = append(seven[-1], pair(5, 2))
-    assert (after.start, len(after.pairs), after.version) == (3, 1, 4) and set(after.dense) == set(SHAPES)
-    assert size(update(after, 3)) == 2 * PER_RANK  # who has the dense whole misses one pair
-    assert update(after, 2).dense and update(after, 4) == BaseUpdate(4, 4)
+    six, seven = logs((3, 3))[-1], logs((3, 3, 1))[-1]
+    assert (six.start, len(six.pairs), six.total) == (0, 2, {})
+    assert (seven.start, seven.version, [len(p.A["q"]) for p in seven.pairs]) == (1, 3, [3, 1])
+    for m, want in oracle((3, 3, 1), 3).items():
+        np.testing.assert_allclose(seven.total[m].numpy(), want, rtol=0, atol=2e-5)  # of all three, not of what went
+    assert size(update(seven, 2)) == PER_RANK and size(update(seven, 1)) == 4 * PER_RANK
+    assert update(seven, 0).dense and update(seven, 3) == BaseUpdate(3, 3)
+    wide = append(seven, pair(5, 7))
+    assert (wide.start, wide.pairs, wide.version) == (4, (), 4)
+
+
+def test_a_client_that_misses_one_round_in_a_long_run_is_sent_one_pair():
+    """Sixty rounds of two ranks each: the matrices are 336 numbers, a round's pair is 104, so three rounds can be missed."""
+    for log in logs((2,) * 60)[4:]:
+        assert [size(update(log, log.version - n)) for n in range(6)] == [0, 104, 208, 312, 336, 336]
 
 
 def test_what_clients_know_does_not_count():
     """At half the cost thirteen ranks are 338 numbers: above; twelve are below."""
     half = {"cost": lambda p: numbers(p) // 2}
-    assert logs((6, 6), **half)[-1].start == 0 and logs((6, 7), **half)[-1].start == 2
-    log = logs((6, 6), **half)[-1]
-    assert not update(log, 0, **half).dense and update(log, 0).dense
-    assert len(update(log, 1, **half).pairs) == 1
+    fits, not_all = logs((6, 6), **half)[-1], logs((6, 7), **half)[-1]
+    assert fits.start == 0 and not_all.start == 1
+    assert [len(update(fits, v).pairs) for v in (0, 1)] == [2, 1]
+    assert everything(fits).dense and not everything(logs((3, 3))[-1]).dense  # a model that is deployed knows nothing
 
 
 def test_nothing_was_merged():
-    assert update(History(), 0) == BaseUpdate() and History().version == 0
+    assert missed(History(), Client(0, 1, 1)) == everything(History()) == BaseUpdate() and History().version == 0
 
 
 def test_it_takes_a_copy_in_one_layout_and_leaves_its_inputs_alone():
@@ -129,7 +139,7 @@ def test_it_takes_a_copy_in_one_layout_and_leaves_its_inputs_alone():
 def test_the_dtype_of_the_pairs_is_kept():
     for dtype in (torch.float32, torch.float64):
         log = append(History(), pair(0, 8, dtype))
-        assert {x.dtype for x in log.dense.values()} == {dtype} and len(log.dense) == 2
+        assert {x.dtype for x in log.total.values()} == {dtype} and len(log.total) == 2
 
 
 def products(seed: int, rank: int) -> dict:
@@ -143,15 +153,15 @@ def test_a_product_that_fits_is_logged_as_it_is():
     assert all(torch.equal(log.pairs[1].B[m], pair(1, 4).B[m]) for m in SHAPES)
 
 
-def test_what_does_not_fit_is_merged_at_once():
-    one = append_matrices(append(History(), pair(0, 2)), products(1, 5), 1.5)
-    two = append(append(History(), pair(0, 2)), pair(1, 5))  # of the same scale
+def test_what_takes_more_than_the_matrices_is_not_kept_as_a_pair():
+    one = append_matrices(append(History(), pair(0, 2)), products(1, 7), 1.5)
+    two = append(append(History(), pair(0, 2)), pair(1, 7))  # of the same scale
     assert (one.start, one.pairs, one.version) == (2, (), 2)
     for m in SHAPES:
-        torch.testing.assert_close(one.dense[m], two.dense[m])
-        given = {k: B @ A for k, (B, A) in products(1, 5).items()}
-        torch.testing.assert_close(append_matrices(append(History(), pair(0, 2)), given, 1.5).dense[m], one.dense[m])
-        torch.testing.assert_close(append_matrices(one, given).dense[m], one.dense[m] + given[m])
+        torch.testing.assert_close(one.total[m], two.total[m])
+        given = {k: B @ A for k, (B, A) in products(1, 7).items()}
+        torch.testing.assert_close(append_matrices(append(History(), pair(0, 2)), given, 1.5).total[m], one.total[m])
+        torch.testing.assert_close(append_matrices(one, given).total[m], one.total[m] + given[m])
 
 
 @pytest.mark.parametrize("tall", [True, False])
@@ -169,21 +179,27 @@ def test_what_is_wider_than_its_module_is_logged_as_the_matrix_beside_an_identit
 def test_matrices_are_not_changed():
     given = {m: torch.ones(shape) for m, shape in SHAPES.items()}
     log = append_matrices(append_matrices(History(), given, 0.5), given, 0.5)
-    assert all(bool((x == 1).all()) for x in given.values()) and all(bool((x == 1).all()) for x in log.dense.values())
+    assert all(bool((x == 1).all()) for x in given.values()) and all(bool((x == 1).all()) for x in log.total.values())
 
 
 def test_replies_are_noted_as_they_pass():
-    seen = {1: 3}
-    replies = noting((Reply(Client(k, 1, 1), None) for k in (1, 2)), seen, 7)
-    assert seen == {1: 3}
-    assert [r.client.id for r in replies] == [1, 2] and seen == {1: 7, 2: 7}
+    log = History(7, {"q": torch.ones(12, 8)}, (), {1: 3, 4: 5})
+    noted, replies = noting(log, (Reply(Client(k, 1, 1), None) for k in (1, 2)))
+    assert [r.client.id for r in replies] == [1, 2]
+    assert noted.seen == {1: 7, 2: 7, 4: 5} and log.seen == {1: 3, 4: 5}
+    assert (noted.start, noted.total, noted.pairs) == (log.start, log.total, log.pairs)
+    one, two = append(noted, pair(0, 1)), append_matrices(noted, {m: torch.ones(shape) for m, shape in SHAPES.items()})
+    assert one.seen == two.seen == noted.seen
 
 
-def test_clients_that_need_the_whole_share_one_sum():
-    """Also where pairs came after the log collapsed."""
+def test_clients_that_need_the_whole_share_one_sum_which_later_versions_leave_alone():
     log = append(append(History(), pair(0, 8)), pair(1, 1))
-    one, two = update(log, 0), update(log, 0)
+    one, two = update(log, 0), everything(log)
+    before = {m: x.clone() for m, x in one.dense.items()}
+    later = append(append_matrices(log, products(2, 8)), pair(3, 1))
     for m, want in oracle((8, 1), 2).items():
         assert one.dense[m] is two.dense[m]
         np.testing.assert_allclose(one.dense[m].numpy(), want, rtol=0, atol=2e-5)
-        assert not torch.equal(one.dense[m], log.dense[m])
+        assert torch.equal(one.dense[m], before[m]) and not torch.equal(later.total[m], before[m])
+    knows_half = append(History(), pair(0, 8), cost=lambda p: numbers(p) // 2)  # kept as a pair, but deployed as matrices
+    assert everything(knows_half).dense["q"] is everything(knows_half).dense["q"]

@@ -108,8 +108,8 @@ Gate = Mix | Router | Similarity | ByTask
 class BaseUpdate:
     """What takes W from version `since` to `version`.
 
-    `pairs` holds one Factors a version; `dense`, when not empty, is instead the whole change since version 0, which is what
-    a log becomes once its pairs outweigh it. A base that is not at `since` is topped up by the server, never guessed.
+    `pairs` holds one Factors a version; `dense`, when not empty, is instead the whole change since version 0, which is sent where
+    the pairs that are missing outweigh it. A base that is not at `since` is topped up by the server, never guessed.
     """
 
     since: int = 0

@@ -178,20 +178,15 @@ def rolora(**settings: Any) -> Row:
     )
 
 
-# Methods that merge into the base. Missing updates travel as factor pairs, or all of them as dense matrices where that is less: the
-# server keeps pairs since its log last became dense, and the log becomes dense when its pairs outgrow the matrices.
+# Methods that merge into the base. A client gets the pairs that it misses, or all that was ever merged as dense matrices, whichever
+# is fewer numbers.
 
 
 def base_updates(setup: Setup, last: int, pairs: Sequence[int]) -> int:
     """The parameters that bring a base from where round `last` had it to after `len(pairs)` rounds; pairs[t - 1] is the size of
     round t's pair. After `last` rounds' start the client had what rounds before `last` gave: `last - 1` pairs."""
     whole = sum(d_out * d_in for d_out, d_in in setup.shapes.values())
-    has, kept_from, size = max(last - 1, 0), 0, 0
-    for t, pair in enumerate(pairs, 1):
-        size += pair
-        if size > whole:
-            kept_from, size = t, 0
-    return whole if has < kept_from else min(sum(pairs[has:]), whole)
+    return min(sum(pairs[max(last - 1, 0) :]), whole)
 
 
 def participants(setup: Setup, round: int) -> list[Client]:
@@ -500,6 +495,7 @@ def mfedloru(ranks: tuple[int, ...], cycle: int) -> Row:
         download=and_merges,
         settings={"period": cycle},
         ideal=ideals.nested(n_k),
+        cuts=min(ranks) < max(ranks),  # what a small client cannot hold stays in the server's model
     )
 
 

@@ -59,7 +59,7 @@ def test_the_residual_travels_with_K_minus_1_blocks_and_no_more_than_the_smaller
         assert {m: len(A) for m, A in pair.A.items()} == widths
     _, state, replies, _ = world(6, 3)  # fifteen ranks: the dense matrices are smaller
     after, _ = FedExLoRA().aggregate(state, iter(replies))
-    assert not after.merged.pairs and {m: x.shape for m, x in after.merged.dense.items()} == SHAPES
+    assert not after.merged.pairs and {m: x.shape for m, x in after.merged.total.items()} == SHAPES
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -82,7 +82,7 @@ def test_clients_go_on_from_the_averaged_factors_and_the_base_that_they_miss():
     for order, _ in run.rounds[3]:
         assert order.down.shared is run.states[2].shared
         assert (order.down.base.since, order.down.base.version) == ((1 if order.client.id < 2 else 0), 2)
-    assert run.states[3].seen == dict.fromkeys(range(4), 2)
+    assert run.states[3].merged.seen == dict.fromkeys(range(4), 2)
 
 
 def test_impossible_settings_are_refused():

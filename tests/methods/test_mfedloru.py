@@ -1,12 +1,15 @@
 """mFedLoRU (2409.12371): nested factors, against numpy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from toy import SHAPES, federate, make_clients, make_setup, same
+from toy import SHAPES, Trainer, dense, federate, make_clients, make_setup, same
 
 from fedlora.methods import make
-from fedlora.methods.mfedloru import nest
+from fedlora.methods.mfedloru import Up, nest
+from fedlora.types import Reply
 
 rng = np.random.default_rng(0)
 
@@ -49,32 +52,79 @@ def test_a_rank_above_the_modules_is_filled_with_zeros():
     assert not L[:, 4:].any() and not Q[4:].any() and not P[:, 4:].any()
 
 
-def test_the_server_recovers_the_outer_factors_and_averages_them():
+def outer(A: torch.Tensor, Q: torch.Tensor, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """P and P^+ of a client, from the shared A and the Q that it was sent, whose rows are orthonormal: P = A Q'. What of P is
+    rounding in the dtype of A counts as zero."""
+    P = np.eye(len(A)) if rank == len(A) else A.double().numpy() @ Q.double().numpy().T
+    U, S, Vt = np.linalg.svd(P, full_matrices=False)
+    rounding = 8 * np.finfo(A.numpy().dtype).eps * S[0]
+    real = S > rounding
+    return P, (Vt[real].T / S[real]) @ U[:, real].T
+
+
+@pytest.mark.parametrize("t", [1, 2, 3])
+def test_the_server_adds_the_mean_change_of_the_outer_factors(t):
+    """Also in the first round, where B is zero."""
     setup = make_setup(make_clients((1, 2, 4, 3)))
-    run = federate(make("mfedloru", {"period": 9}), setup, 2)
-    before, now = run.states[1].shared, run.states[2].shared
+    run = federate(make("mfedloru", {"period": 9}), setup, t)
+    before, now = run.states[t - 1].shared, run.states[t].shared
     for m in SHAPES:
-        As, Bs = [], []
-        for order, reply in run.rounds[2]:
-            sent, up, rank = order.down.inner, reply.up, order.client.rank
-            Q, L = (sent.A[m] + up.A[m]).numpy(), (sent.B[m] + up.B[m]).numpy()
-            P = np.eye(4) if rank == 4 else before.A[m].numpy() @ sent.A[m].numpy().T  # the sent Q has orthonormal rows
-            As.append(P @ Q)
-            Bs.append(L @ np.linalg.solve(P.T @ P, P.T))
-            np.testing.assert_allclose(Bs[-1] @ As[-1], L @ Q, atol=1e-10)
-        np.testing.assert_allclose(now.A[m], np.average(As, axis=0, weights=[1, 4, 2, 3]), atol=1e-10)
-        np.testing.assert_allclose(now.B[m], np.average(Bs, axis=0, weights=[1, 4, 2, 3]), atol=1e-10)
+        dA, dB = [], []
+        for order, reply in run.rounds[t]:
+            P, back = outer(before.A[m], order.down.inner.A[m], order.client.rank)
+            dA.append(P @ reply.up.A[m].numpy())
+            dB.append(reply.up.B[m].numpy() @ back)
+            np.testing.assert_allclose((before.B[m].numpy() @ P), order.down.inner.B[m], atol=1e-10)
+        np.testing.assert_allclose(now.A[m], before.A[m].numpy() + np.average(dA, axis=0, weights=[1, 4, 2, 3]), atol=1e-10)
+        np.testing.assert_allclose(now.B[m], before.B[m].numpy() + np.average(dB, axis=0, weights=[1, 4, 2, 3]), atol=1e-10)
+
+
+@pytest.mark.parametrize("ranks", [(1, 4), (1, 1), (1, 2, 4, 3)], ids=str)
+def test_directions_that_small_clients_cannot_hold_stay_though_nobody_trains(ranks):
+    """Ten rounds without a step, over two merges: every singular value of the deployed change is as it was."""
+    setup = make_setup(make_clients((4, *ranks)))
+    method, small = make("mfedloru", {"period": 5}), setup.clients[1:]
+    run = federate(method, setup, 3, lambda t: setup.clients[:1])  # who holds all four
+    before = dense(method.deploy(run.states[-1]), setup)
+    idle = Trainer(setup, steps_per_epoch=0)
+    run = federate(method, setup, 13, lambda t: small, idle, resume=(3, run.states[-1], run.held[-1]))
+    assert run.states[-1].merged.version == 2
+    for state in run.states:
+        after = dense(method.deploy(state), setup)
+        for m in SHAPES:
+            values = np.linalg.svd(before[f"{m}.weight"], compute_uv=False)
+            assert values[3] > 1e-3
+            np.testing.assert_allclose(after[f"{m}.weight"], before[f"{m}.weight"], rtol=0, atol=1e-12)
+            np.testing.assert_allclose(np.linalg.svd(after[f"{m}.weight"], compute_uv=False), values, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("of_B", [0, 1, 4])
+@pytest.mark.parametrize("of_A", [1, 2])
+def test_a_shared_pair_that_lacks_ranks_takes_up_what_it_can(dtype, of_B, of_A):
+    """A of one or two ranks, but for rounding, and B of none, one or four. A client of rank 3 trains a direction that A lacks."""
+    setup = make_setup(make_clients((3, 4)), dtype=dtype)
+    method = make("mfedloru", {"period": 9})
+    A = {m: (draw(4, of_A) @ draw(of_A, d_in)).to(dtype) for m, (_, d_in) in SHAPES.items()}
+    B = {m: (draw(d_out, of_B) @ draw(of_B, 4)).to(dtype) for m, (d_out, _) in SHAPES.items()}
+    state = method.init(setup)
+    state = replace(state, shared=replace(state.shared, A=A, B=B))
+    client, error = setup.clients[0], 100 * torch.finfo(dtype).eps
+    sent = method.send(state, client).inner
+    up = Up({m: draw(3, x.shape[1]).to(dtype) for m, x in A.items()}, {m: draw(len(x), 3).to(dtype) for m, x in B.items()})
+    now = method.aggregate(state, iter([Reply(client, up)]))[0].shared
+    for m in SHAPES:
+        P, back = outer(A[m], sent.A[m], 3)
+        assert np.linalg.matrix_rank(back) == of_A
+        np.testing.assert_allclose(now.A[m] - A[m], P @ up.A[m].double().numpy(), atol=50 * error)
+        np.testing.assert_allclose(now.B[m] - B[m], up.B[m].double().numpy() @ back, atol=50 * error)
 
 
 def test_with_full_inner_rank_it_is_fedloru():
     setup = make_setup(make_clients((3, 3, 3, 3)))
     one = federate(make("mfedloru", {"period": 2}), setup, 5)
     two = federate(make("fedloru", {"period": 2}), setup, 5)
-    for x, y in zip(one.states, two.states, strict=True):
-        assert x.merged.version == y.merged.version
-        for m in SHAPES:
-            torch.testing.assert_close(x.shared.A[m], y.shared.A[m], rtol=0, atol=1e-12)
-            torch.testing.assert_close(x.shared.B[m], y.shared.B[m], rtol=0, atol=1e-12)
+    assert all(same((x.shared, x.merged), (y.shared, y.merged)) for x, y in zip(one.states, two.states, strict=True))
 
 
 def test_the_scale_is_that_of_the_largest_rank_for_everybody():

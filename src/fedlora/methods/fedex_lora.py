@@ -14,15 +14,15 @@ The paper's mean is uniform over clients. Ours: the K - 1 blocks (the paper orth
 min(d_out, d_in) is formed.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fedlora.algebra.lowrank import leading
 from fedlora.algebra.residual import means_and_residuals
 from fedlora.algebra.tensors import minus, plus
 from fedlora.errors import BadInput
-from fedlora.history import History, append_matrices, noting, update
+from fedlora.history import History, append_matrices, everything, missed, noting
 from fedlora.types import (
     SHARED,
     BaseUpdate,
@@ -45,7 +45,6 @@ from fedlora.types import (
 class State:
     shared: Factors
     merged: History = History()
-    seen: Mapping[int, int] = field(default_factory=dict)  # client -> version of the base that it holds; absent is 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class FedExLoRA:
         return None
 
     def send(self, state: State, client: Client) -> Down:
-        return Down(state.shared, update(state.merged, state.seen.get(client.id, 0)))
+        return Down(state.shared, missed(state.merged, client))
 
     def local(self, down: Down, held: None, client: Client) -> Local:
         start = down.shared
@@ -99,14 +98,14 @@ class FedExLoRA:
         return Up(A=minus(done.A, start.A), B=minus(done.B, start.B)), held
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
-        shared, seen = state.shared, dict(state.seen)
-        noted = noting(replies, seen, state.merged.version)
-        terms = ((1.0 if self.uniform_weights else r.client.num_examples, (r.up.A, r.up.B)) for r in noted)
+        shared = state.shared
+        merged, replies = noting(state.merged, replies)
+        terms = ((1.0 if self.uniform_weights else r.client.num_examples, (r.up.A, r.up.B)) for r in replies)
         dA, dB, lacking = means_and_residuals(terms)  # the start is common, so the residual of the changes is that of the factors
         if self.residual_rank is not None:
             lacking = {m: leading(M, self.residual_rank) for m, M in lacking.items()}
         moved = replace(shared, A=plus(shared.A, dA), B=plus(shared.B, dB))
-        return State(moved, append_matrices(state.merged, lacking, shared.scale), seen), {}
+        return State(moved, append_matrices(merged, lacking, shared.scale)), {}
 
     def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
-        return Model({SHARED: state.shared}, update(state.merged, 0))
+        return Model({SHARED: state.shared}, everything(state.merged))

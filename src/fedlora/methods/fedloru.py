@@ -15,15 +15,15 @@ Ours: where tau does not divide the run, the model at the end is W with the live
 right after a merge is W without it, which is the function that was trained. tau is an eighth of the run, as in the public code.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import ClassVar
 
 from fedlora.algebra.cycle import cycle_length
 from fedlora.algebra.tensors import minus, plus, weighted_mean
 from fedlora.errors import BadInput
-from fedlora.history import History, append, noting, restart, update
+from fedlora.history import History, append, everything, missed, noting, restart
 from fedlora.types import (
     SHARED,
     BaseUpdate,
@@ -56,7 +56,6 @@ class State:
     seed: int
     shared: Factors
     merged: History = History()
-    seen: Mapping[int, int] = field(default_factory=dict)  # client -> version of the base that it holds; absent is 0
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class FedLoRU:
         return None
 
     def send(self, state: State, client: Client) -> Down:
-        return Down(update(state.merged, state.seen.get(client.id, 0)), state.shared)
+        return Down(missed(state.merged, client), state.shared)
 
     def local(self, down: Down, held: None, client: Client) -> Local:
         ask = Train({SHARED: down.shared}, frozenset({(SHARED, "A"), (SHARED, "B")}), base=down.base)
@@ -109,19 +108,18 @@ class FedLoRU:
         return Up(A=minus(done.A, down.shared.A), B=minus(done.B, down.shared.B)), held
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
-        seen = dict(state.seen)
-        noted = noting(replies, seen, state.merged.version)
-        dA, dB = weighted_mean((r.client.num_examples, (r.up.A, r.up.B)) for r in noted)
+        merged, replies = noting(state.merged, replies)
+        dA, dB = weighted_mean((r.client.num_examples, (r.up.A, r.up.B)) for r in replies)
         shared = replace(state.shared, A=plus(state.shared.A, dA), B=plus(state.shared.B, dB))
-        now = replace(state, rounds=state.rounds + 1, shared=shared, seen=seen)
-        if now.rounds % now.cycle == 0:
-            now = replace(now, merged=append(now.merged, shared))
+        rounds = state.rounds + 1
+        if rounds % state.cycle == 0:
+            merged = append(merged, shared)
             if self.accumulate is Accumulate.REINIT:
-                now = replace(now, shared=restart(shared, now.seed, now.merged.version))
-        return now, {"merges": now.merged.version}
+                shared = restart(shared, state.seed, merged.version)
+        return replace(state, rounds=rounds, shared=shared, merged=merged), {"merges": merged.version}
 
     def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
         shared = state.shared
         if self.accumulate is Accumulate.LITERAL and state.rounds and state.rounds % state.cycle == 0:
             shared = replace(shared, scale=0.0)  # it is all in the base
-        return Model({SHARED: shared}, update(state.merged, 0))
+        return Model({SHARED: shared}, everything(state.merged))

@@ -13,7 +13,7 @@ Ours: the paper's text puts the weights on A; on B it is the same product. Clien
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -21,7 +21,7 @@ import torch
 from fedlora import seeds
 from fedlora.algebra.products import mean_of_products
 from fedlora.algebra.tensors import each
-from fedlora.history import History, append_matrices, noting, update
+from fedlora.history import History, append_matrices, everything, missed, noting
 from fedlora.types import (
     SHARED,
     BaseUpdate,
@@ -45,7 +45,6 @@ class State:
     rounds: int  # how many rounds are behind us
     scale: Mapping[int, float]  # rank -> s
     merged: History = History()
-    seen: Mapping[int, int] = field(default_factory=dict)  # client -> version of the base that it holds; absent is 0
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class FLoRA:
         )
 
     def send(self, state: State, client: Client) -> Down:
-        return Down(state.rounds + 1, update(state.merged, state.seen.get(client.id, 0)))
+        return Down(state.rounds + 1, missed(state.merged, client))
 
     def local(self, down: Down, held: Held, client: Client) -> Local:
         start = draw(held, client.rank, down.round)
@@ -112,11 +111,9 @@ class FLoRA:
         return Up(done.A, done.B), held
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
-        seen = dict(state.seen)
-        noted = noting(replies, seen, state.merged.version)
-        means = mean_of_products((r.client.num_examples, state.scale[r.client.rank], r.up.B, r.up.A) for r in noted)
-        merged = append_matrices(state.merged, means)
-        return State(state.rounds + 1, state.scale, merged, seen), {}
+        merged, replies = noting(state.merged, replies)
+        means = mean_of_products((r.client.num_examples, state.scale[r.client.rank], r.up.B, r.up.A) for r in replies)
+        return State(state.rounds + 1, state.scale, append_matrices(merged, means)), {}
 
     def deploy(self, state: State, client: Client | None = None, held: Held | None = None) -> Model:
-        return Model(base=update(state.merged, 0))
+        return Model(base=everything(state.merged))

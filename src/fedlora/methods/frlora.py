@@ -13,8 +13,8 @@ weights, once: they and the first change of the base cost no bytes.
 The public code's mean is uniform over clients.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedlora.algebra.lowrank import principal
 from fedlora.algebra.tensors import each, minus, plus, weighted_mean
-from fedlora.history import History, append, noting, numbers, update
+from fedlora.history import History, append, everything, missed, noting, numbers
 from fedlora.types import (
     SHARED,
     BaseUpdate,
@@ -46,7 +46,6 @@ from fedlora.types import (
 class State:
     start: Factors  # (A_0, B_0)
     merged: History
-    seen: Mapping[int, int] = field(default_factory=dict)  # client -> version of the base that it holds; absent is 0
 
 
 @dataclass(frozen=True)
@@ -128,9 +127,8 @@ class FRLoRA:
         return starting_factors(setup, client.rank)
 
     def send(self, state: State, client: Client) -> Down:
-        start = state.start
-        base = update(state.merged, state.seen.get(client.id, 0), lambda pair: numbers(news(pair, start)))
-        return Down(replace(base, pairs=tuple(news(pair, start) for pair in base.pairs)))
+        base = missed(state.merged, client)
+        return Down(replace(base, pairs=tuple(news(pair, state.start) for pair in base.pairs)))
 
     def local(self, down: Down, held: Factors, client: Client) -> Local:
         ask = Train({SHARED: held}, frozenset({(SHARED, "A"), (SHARED, "B")}), base=complete(down.base, held))
@@ -138,12 +136,11 @@ class FRLoRA:
         return Up(A=minus(done.A, held.A), B=minus(done.B, held.B)), held
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
-        start, seen = state.start, dict(state.seen)
-        noted = noting(replies, seen, state.merged.version)
-        dA, dB = weighted_mean((1.0 if self.uniform_weights else r.client.num_examples, (r.up.A, r.up.B)) for r in noted)
+        start = state.start
+        merged, replies = noting(state.merged, replies)
+        dA, dB = weighted_mean((1.0 if self.uniform_weights else r.client.num_examples, (r.up.A, r.up.B)) for r in replies)
         mean = replace(start, A=plus(start.A, dA), B=plus(start.B, dB))
-        merged = append(state.merged, step(mean, start), lambda pair: numbers(news(pair, start)))
-        return State(start, merged, seen), {}
+        return State(start, append(merged, step(mean, start), lambda pair: numbers(news(pair, start)))), {}
 
     def deploy(self, state: State, client: Client | None = None, held: Factors | None = None) -> Model:
-        return Model({SHARED: state.start}, update(state.merged, 0))
+        return Model({SHARED: state.start}, everything(state.merged))

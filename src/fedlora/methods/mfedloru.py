@@ -5,8 +5,11 @@ Everybody's adapter is s B A at the largest rank r, s = alpha / r. A client with
     A_k = P Q,  P (r, r_k),  Q (r_k, d_in);       B_k = L P^+,  L (d_out, r_k),  P^+ (r_k, r);       B_k A_k = L Q  since P^+ P = I
 
     client k:  trains (L_k, Q_k), an ordinary adapter of rank r_k; with r_k = r it trains (B, A) themselves
-    server:    A <- sum_k w_k P Q_k,   B <- sum_k w_k L_k P^+,   w_k = n_k / sum of n over the participants
+    server:    A <- A + sum_k w_k P dQ_k,   B <- B + sum_k w_k dL_k P^+,   w_k = n_k / sum of n over the participants
     every tau rounds:  W <- W + s B A  on everybody; A is drawn anew, B is zero
+
+Changes are averaged, not P Q_k and L_k P^+ themselves: those lack every direction that a small client cannot hold, so that a mean
+of them loses it, round after round, even where nobody trains. Where everybody has rank r this is FedLoRU.
 
 Not exact: the factors are averaged apart. What crosses the wire: up, the changes of L_k and Q_k, r_k (d_out + d_in) a module; down,
 L and Q, and the (A, B) of every merge that the client missed, r (d_out + d_in) each, or the dense sum of all where that is smaller.
@@ -14,12 +17,12 @@ P never travels: the server alone needs it.
 
 Ours: the paper says neither which parts start where nor how A and B are factored again each round. Here the outer two of the four
 parts train, and L Q starts as the best approximation of B A at rank r_k: with B A = U S V', Q is V' cut to r_k rows, P = A V cut
-to r_k columns and L = B P. While B is zero, V spans the first r_k rows of A. tau is an eighth of the run, as in FedLoRU's public
-code, which has no mFedLoRU.
+to r_k columns and L = B P. While B is zero, V spans the first r_k rows of A. Where A lacks ranks, so does P, and P^+ leaves out
+singular values of P that are rounding. tau is an eighth of the run, as in FedLoRU's public code, which has no mFedLoRU.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -28,7 +31,7 @@ from torch import Tensor
 from fedlora.algebra.cycle import cycle_length
 from fedlora.algebra.tensors import each, minus, plus, weighted_mean
 from fedlora.errors import BadInput
-from fedlora.history import History, append, noting, restart, update
+from fedlora.history import History, append, everything, missed, noting, restart
 from fedlora.types import (
     SHARED,
     BaseUpdate,
@@ -53,7 +56,6 @@ class State:
     seed: int
     shared: Factors  # at the largest rank
     merged: History = History()
-    seen: Mapping[int, int] = field(default_factory=dict)  # client -> version of the base that it holds; absent is 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,14 @@ def nest(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     V = torch.nn.functional.pad(V, (0, rank - V.shape[1]))
     P = A @ V
     return (B @ P).to(dtype).contiguous(), V.mT.to(dtype).contiguous(), P.to(dtype).contiguous()
+
+
+def inverse(P: Tensor) -> Tensor:
+    """P^+ (rank, r). A direction that A lacks is one that P lacks, but for rounding: it counts as zero, and what a client learns in
+    it comes to nothing."""
+    cut = max(P.shape) * torch.finfo(P.dtype).eps
+    pseudo: Tensor = torch.linalg.pinv(P.to(torch.float64), rtol=cut)
+    return pseudo.to(P.dtype)
 
 
 def nested(shared: Factors, rank: int) -> tuple[Factors, dict[str, Tensor]]:
@@ -120,7 +130,7 @@ class MFedLoRU:
         return None
 
     def send(self, state: State, client: Client) -> Down:
-        return Down(update(state.merged, state.seen.get(client.id, 0)), nested(state.shared, client.rank)[0])
+        return Down(missed(state.merged, client), nested(state.shared, client.rank)[0])
 
     def local(self, down: Down, held: None, client: Client) -> Local:
         ask = Train({SHARED: down.inner}, frozenset({(SHARED, "A"), (SHARED, "B")}), base=down.base)
@@ -128,27 +138,25 @@ class MFedLoRU:
         return Up(A=minus(done.A, down.inner.A), B=minus(done.B, down.inner.B)), held
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
-        seen = dict(state.seen)
-        sent: dict[int, tuple[Factors, dict[str, Tensor], dict[str, Tensor]]] = {}  # by rank; last, P^+
+        shared, outer = state.shared, dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]]()  # rank -> P and P^+
 
-        def term(reply: Reply) -> tuple[float, tuple[Tensors, Tensors]]:
+        def widened(reply: Reply) -> tuple[float, tuple[Tensors, Tensors]]:
             rank = reply.client.rank
-            if rank not in sent:
-                inner, P = nested(state.shared, rank)
-                sent[rank] = inner, P, each(lambda x: torch.linalg.pinv(x.double()).to(x.dtype), P)
-            inner, P, back = sent[rank]
-            A, B = plus(inner.A, reply.up.A), plus(inner.B, reply.up.B)
-            if P:
-                A, B = each(torch.matmul, P, A), each(torch.matmul, B, back)
-            return reply.client.num_examples, (A, B)
+            if rank not in outer:
+                P = nested(shared, rank)[1]
+                outer[rank] = P, each(inverse, P)
+            P, back = outer[rank]
+            dA, dB = reply.up.A, reply.up.B
+            return reply.client.num_examples, (each(torch.matmul, P, dA), each(torch.matmul, dB, back)) if P else (dA, dB)
 
-        A, B = weighted_mean(map(term, noting(replies, seen, state.merged.version)))
-        shared = replace(state.shared, A=A, B=B)
-        now = replace(state, rounds=state.rounds + 1, shared=shared, seen=seen)
-        if now.rounds % now.cycle == 0:
-            merged = append(now.merged, shared)
-            now = replace(now, merged=merged, shared=restart(shared, now.seed, merged.version))
-        return now, {"merges": now.merged.version}
+        merged, replies = noting(state.merged, replies)
+        dA, dB = weighted_mean(map(widened, replies))
+        shared = replace(shared, A=plus(shared.A, dA), B=plus(shared.B, dB))
+        rounds = state.rounds + 1
+        if rounds % state.cycle == 0:
+            merged = append(merged, shared)
+            shared = restart(shared, state.seed, merged.version)
+        return replace(state, rounds=rounds, shared=shared, merged=merged), {"merges": merged.version}
 
     def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
-        return Model({SHARED: state.shared}, update(state.merged, 0))
+        return Model({SHARED: state.shared}, everything(state.merged))

@@ -13,14 +13,14 @@ trains for the run's local epochs or `personal_epochs`, the shared one for the r
 of the run, as in FedLoRU's public code, which has no pFedLoRU.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fedlora.algebra.cycle import cycle_length
 from fedlora.algebra.tensors import minus, plus, weighted_mean
 from fedlora.errors import BadInput
-from fedlora.history import History, append, noting, restart, update
+from fedlora.history import History, append, everything, missed, noting, restart
 from fedlora.types import (
     SHARED,
     BaseUpdate,
@@ -48,7 +48,6 @@ class State:
     seed: int
     shared: Factors
     merged: History = History()
-    seen: Mapping[int, int] = field(default_factory=dict)  # client -> version of the base that it holds; absent is 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class PFedLoRU:
         return restart(setup.fresh(client.rank), setup.seed, "personal", client.id)
 
     def send(self, state: State, client: Client) -> Down:
-        return Down(update(state.merged, state.seen.get(client.id, 0)), state.shared)
+        return Down(missed(state.merged, client), state.shared)
 
     def local(self, down: Down, held: Factors, client: Client) -> Local:
         ask = Train({SHARED: down.shared, PERSONAL: held}, frozenset(), base=down.base)
@@ -106,16 +105,15 @@ class PFedLoRU:
         return up, done[PERSONAL]
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
-        seen = dict(state.seen)
-        noted = noting(replies, seen, state.merged.version)
-        dA, dB = weighted_mean((r.client.num_examples, (r.up.A, r.up.B)) for r in noted)
+        merged, replies = noting(state.merged, replies)
+        dA, dB = weighted_mean((r.client.num_examples, (r.up.A, r.up.B)) for r in replies)
         shared = replace(state.shared, A=plus(state.shared.A, dA), B=plus(state.shared.B, dB))
-        now = replace(state, rounds=state.rounds + 1, shared=shared, seen=seen)
-        if now.rounds % now.cycle == 0:
-            merged = append(now.merged, shared)
-            now = replace(now, merged=merged, shared=restart(shared, now.seed, merged.version))
-        return now, {"merges": now.merged.version}
+        rounds = state.rounds + 1
+        if rounds % state.cycle == 0:
+            merged = append(merged, shared)
+            shared = restart(shared, state.seed, merged.version)
+        return replace(state, rounds=rounds, shared=shared, merged=merged), {"merges": merged.version}
 
     def deploy(self, state: State, client: Client | None = None, held: Factors | None = None) -> Model:
         own = {} if held is None else {PERSONAL: held}
-        return Model({SHARED: state.shared, **own}, update(state.merged, 0))
+        return Model({SHARED: state.shared, **own}, everything(state.merged))
