@@ -57,8 +57,8 @@ def outer(A: torch.Tensor, Q: torch.Tensor, rank: int) -> tuple[np.ndarray, np.n
     rounding in the dtype of A counts as zero."""
     P = np.eye(len(A)) if rank == len(A) else A.double().numpy() @ Q.double().numpy().T
     U, S, Vt = np.linalg.svd(P, full_matrices=False)
-    rounding = 8 * np.finfo(A.numpy().dtype).eps * S[0]
-    real = S > rounding
+    rounding = 8 * np.finfo(A.numpy().dtype).eps
+    real = S / S[0] > rounding
     return P, (Vt[real].T / S[real]) @ U[:, real].T
 
 
