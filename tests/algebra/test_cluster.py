@@ -46,6 +46,17 @@ def test_coordinates_keep_every_distance_whatever_all_share() -> None:
                 assert np.linalg.norm(places[i] - places[j]) == pytest.approx(expected, abs=1e-6)
 
 
+def test_directions_are_unit_vectors_with_the_cosines_seen_from_the_origin() -> None:
+    *xs, origin = points(5)
+    *places, at = cluster.coordinates([*xs, origin])
+    units = cluster.directions(np.stack([*places, at]), at)
+    np.testing.assert_allclose(np.linalg.norm(units, axis=1), [1, 1, 1, 1, 0], atol=1e-12)
+    for i in range(4):
+        for j in range(4):
+            a, b = flat(xs[i]) - flat(origin), flat(xs[j]) - flat(origin)
+            assert units[i] @ units[j] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-9)
+
+
 def test_cosine_distances_are_symmetric_zero_on_themselves_and_blind_to_scale() -> None:
     xs = points(5)
     d = cluster.cosine_distances(xs)
@@ -102,12 +113,6 @@ def test_silhouettes_by_their_definition() -> None:
         assert score == pytest.approx(np.mean(parts))
     assert list(cluster.silhouettes(d, 3)) == [2, 3]
     assert cluster.silhouettes(d[:2, :2], 8) == {}
-
-
-def test_matched_pairs_with_the_least_total() -> None:
-    old = np.array([[0.0], [10.0], [20.0]])
-    assert cluster.matched(np.array([[19.0], [1.0]]), old) == [2, 0]
-    assert cluster.matched(np.array([[4.0], [6.0]]), np.array([[5.0], [30.0]])) == [0, 1]  # both are nearest to the first
 
 
 def test_purity_and_rand_by_hand() -> None:

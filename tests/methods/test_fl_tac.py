@@ -127,19 +127,99 @@ def test_names_of_clusters_do_not_depend_on_who_holds_what() -> None:
             np.testing.assert_allclose(whole(method.send(after, c).adapters[0]), expected, atol=1e-12)
 
 
-def test_clusters_go_on_over_the_rounds_and_an_empty_one_keeps_its_mean() -> None:
-    """In round 2 only owners of x are there, and their adapters moved a little: y's owners find y as it was."""
-    method, setup = world([("x",), ("y",)], 4)
-    run = federate(method, setup, 1)
-    one = run.states[1]
-    xs, ys = ([c for c in setup.clients if task in c.tasks] for task in "xy")
-    near = [random_factors(setup, 9, 0.001, method.send(one, c).adapters[0]) for c in xs]
-    replies = [upload(method, one, xs[0], [near[0]])]
-    two, _ = method.aggregate(one, iter(replies))
-    np.testing.assert_allclose(whole(method.send(two, xs[0]).adapters[0]), whole(near[0]), atol=1e-12)
-    assert same(method.send(two, xs[1]), method.send(two, xs[0]))  # sat out, and its cluster went on without it
-    for c in ys:
-        assert same(method.send(two, c), method.send(one, c))
+# ---- some of the clients a round ----------------------------------------------------------------------------------------
+
+
+def adapter(method, state, reply: Reply, place: int) -> Factors:
+    """What a client's training of one of its tasks ended with."""
+    start = method.send(state, reply.client).adapters[place]
+    A, B = ({m: x[m] + up[m][place] for m in SHAPES} for x, up in ((start.A, reply.up.A), (start.B, reply.up.B)))
+    return Factors(A, B, start.scale)
+
+
+def holds_others(method, before, after, replies: list[Reply], owners: list[Client]) -> dict[tuple[int, int], bool]:
+    """Owner and place -> whether another task's adapter has a part in its mean, of those whose mean is another than before. Uploads
+    are independent vectors, so what each contributed to a mean is found by least squares."""
+    given = [(task, whole(adapter(method, before, r, i))) for r in replies for i, task in enumerate(r.client.tasks)]
+    vectors = np.stack([x for _, x in given], axis=1)
+    assert np.linalg.matrix_rank(vectors) == len(given)
+    out = {}
+    for c in owners:
+        for i, (task, had, has) in enumerate(
+            zip(c.tasks, method.send(before, c).adapters, method.send(after, c).adapters, strict=True)
+        ):
+            if not same(had, has):
+                parts, *_ = np.linalg.lstsq(vectors, whole(has), rcond=None)
+                np.testing.assert_allclose(vectors @ parts, whole(has), atol=1e-9)
+                out[c.id, i] = any(abs(p) > 1e-6 for p, (other, _) in zip(parts, given, strict=True) if other != task)
+    return out
+
+
+@pytest.mark.parametrize(("tasks", "count", "a_round"), [("xyz", 12, 4), ("xyz", 12, 6), ("xy", 8, 4)])
+def test_with_sampling_nobody_holds_another_tasks_adapter_and_who_sat_out_holds_what_it_held(tasks, count, a_round) -> None:
+    """Also after rounds that lack a task, in which K-means splits the others."""
+    lacking = 0
+    for seed in (3, 5):
+        method, setup = FLTAC(), make_setup(make_clients([2] * count, tasks=[(t,) for t in tasks]), seed=seed)
+
+        def sample(t: int, setup=setup, seed=seed) -> list[Client]:
+            return [setup.clients[i] for i in np.random.default_rng([seed, t]).permutation(count)[:a_round]]
+
+        run, wrong = federate(method, setup, 10, sample), {}
+        replies = [[reply for _, reply in played] for played in run.rounds]
+        here = [{r.client.id for r in played} for played in replies]
+        for t in range(1, 11):
+            owners = [c for c in setup.clients if c.id in set().union(*here[: t + 1])]
+            wrong |= holds_others(method, run.states[t - 1], run.states[t], replies[t], owners)
+            assert sum(wrong.values()) / len(wrong) == 0.0, f"seed {seed}, round {t}"
+            lacking += len({task for r in replies[t] for task in r.client.tasks}) < len(tasks)
+        for t in range(1, 11):
+            before, after = run.states[t - 1], run.states[t]
+            for c in (c for c in setup.clients if c.id not in here[t]):
+                assert same(method.send(after, c), method.send(before, c))
+                assert same(method.deploy(after, c), method.deploy(before, c))
+            # Every mean that is held is there once, and no other.
+            held = {id(f) for c in setup.clients if c.id in after.clusters for f in method.send(after, c).adapters}
+            assert held == {id(mean.adapter) for mean in after.means} and len(held) == len(after.means)
+        _, diagnostics = method.aggregate(run.states[9], iter(replies[10]))
+        assert (diagnostics["purity"], diagnostics["mixed"]) == (1.0, 0.0)
+        assert sorted(map(int, diagnostics["clusters"])) == sorted(set().union(*here))
+    assert lacking > 0
+
+
+def test_clustering_distances_would_tell_old_from_new() -> None:
+    """The paper's vectors, where clients take part unequally often."""
+    setup = make_setup(make_clients([2] * 12, tasks=[("x",), ("y",), ("z",)]))
+    mixed = []
+    for by_direction in (True, False):
+        method = FLTAC(by_direction=by_direction)
+        run = federate(method, setup, 3, lambda t: [setup.clients[i] for i in np.random.default_rng([0, t]).permutation(12)[:6]])
+        mixed.append(method.aggregate(run.states[2], iter([reply for _, reply in run.rounds[3]]))[1]["mixed"])
+    assert mixed[0] == 0.0 < mixed[1]
+
+
+def test_diagnostics_tell_the_truth_about_all_owners() -> None:
+    """Owners 0 of x and 1 of y upload what is alike, and so do 2 of x and 3 of y. Then 0 is alone, and gets its own back: its
+    mean is pure again, while 1 still holds one that is half of another task."""
+    method, setup = world([("x",), ("y",)], 4, uniform_weights=True)
+    state = method.init(setup)
+    centres = [random_factors(setup, 1), random_factors(setup, 1), random_factors(setup, 2), random_factors(setup, 2)]
+    made = [random_factors(setup, 10 + i, 0.01, centre) for i, centre in enumerate(centres)]
+    replies = [upload(method, state, c, [f]) for c, f in zip(setup.clients, made, strict=True)]
+    state, diagnostics = method.aggregate(state, iter(replies))
+    assert (diagnostics["purity"], diagnostics["mixed"]) == (0.5, 1.0)
+    assert diagnostics["adjusted_rand"] == pytest.approx((0 - 2 * 2 / 6) / (2 - 2 * 2 / 6))  # no pair of six is together in both
+    state, diagnostics = method.aggregate(state, iter([upload(method, state, setup.clients[0], [random_factors(setup, 3)])]))
+    assert diagnostics["purity"] == pytest.approx((1 + 3 * 0.5) / 4) and diagnostics["mixed"] == 3 / 4
+    assert sorted(diagnostics["clusters"]) == ["0", "1", "2", "3"]
+    # One of x and one of y, who have different weights, are all there is in a cluster: the shares are those of the mean.
+    weighted, state = FLTAC(), method.init(setup)
+    sizes = [c.num_examples for c in setup.clients]
+    _, diagnostics = weighted.aggregate(
+        state, iter([upload(method, state, c, [f]) for c, f in zip(setup.clients, made, strict=True)])
+    )
+    shares = [sizes[i] / (sizes[i] + sizes[i ^ 1]) for i in range(4)]
+    assert diagnostics["purity"] == pytest.approx(np.mean(shares))
 
 
 def test_no_more_adapters_than_clusters_are_each_their_own() -> None:
@@ -151,11 +231,14 @@ def test_no_more_adapters_than_clusters_are_each_their_own() -> None:
         np.testing.assert_allclose(whole(method.send(state, c).adapters[0]), whole(f), atol=1e-12)
 
 
-def test_a_newcomer_starts_from_the_mean_of_all_clusters() -> None:
+def test_a_newcomer_starts_from_the_seeds_adapter_and_the_common_model_is_the_mean_of_all_that_is_held() -> None:
     method, setup = world([("x",), ("y",)], 4)
     run = federate(method, setup, 2, lambda t: setup.clients[:3])
-    down = method.send(run.states[2], setup.clients[3])
-    np.testing.assert_allclose(whole(down.adapters[0]), np.mean([whole(f) for f in run.states[2].means], axis=0), atol=1e-12)
+    state = run.states[2]
+    assert same(method.send(state, setup.clients[3]).adapters, (setup.fresh(2),))
+    assert same(method.deploy(state, setup.clients[3]).slots, {SHARED: setup.fresh(2)})
+    held = [whole(f) for c in setup.clients[:3] for f in method.send(state, c).adapters]
+    np.testing.assert_allclose(whole(method.deploy(state).slots[SHARED]), np.mean(held, axis=0), atol=1e-12)
 
 
 def test_every_client_is_evaluated_with_its_own_adapters() -> None:

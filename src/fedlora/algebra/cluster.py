@@ -28,6 +28,14 @@ def coordinates(points: Sequence[Tensors]) -> Floats:
     return places
 
 
+def directions(places: Floats, origin: Floats) -> Floats:
+    """(n, d): the unit vectors that lead from the origin (d,) to each place (n, d); zero where a place is the origin."""
+    ways = places - origin
+    lengths: Floats = np.linalg.norm(ways, axis=1, keepdims=True)
+    units: Floats = ways / np.where(lengths > 0, lengths, 1.0)
+    return units
+
+
 def cosine_distances(points: Sequence[Tensors]) -> Floats:
     """(n, n): the mean over modules of 1 - cos(x_i, x_j). Of two zero tensors the distance is 0, of a zero and another 1."""
     total = np.zeros((len(points), len(points)))
@@ -74,15 +82,6 @@ def silhouettes(distances: Floats, most: int) -> dict[int, float]:
 
     counts = range(2, min(most, len(distances) - 1) + 1)
     return {m: float(silhouette_score(distances, average_linkage(distances, m), metric="precomputed")) for m in counts}
-
-
-def matched(new: Floats, old: Floats) -> list[int]:
-    """For each new centre the old one that it continues: the pairing with the least total squared distance. (a, n) and (b, n), a
-    at most b."""
-    from scipy.optimize import linear_sum_assignment
-
-    cost = np.square(new[:, None, :] - old[None, :, :]).sum(axis=2)
-    return [int(j) for j in linear_sum_assignment(cost)[1]]
 
 
 def renamed(labels: Iterable[int]) -> Labels:

@@ -3,30 +3,38 @@
 A client has one adapter (A, B) for each of its tasks and trains it on that task's examples only. It uploads all of them without
 saying which is which, and the server, in a run of T tasks,
 
-    clusters   all adapters, each flattened to one vector, by K-means into T clusters (10 starts)
+    clusters   the round's adapters, each flattened to one vector, by K-means into T clusters (10 starts)
     averages   inside each cluster:  A <- sum_i w_i A_i,  B <- sum_i w_i B_i,  w_i proportional to its number of examples
     returns    to every owner the mean of the cluster that its adapter fell in
 
-With T = 1 it is FedIT. Not exact: factors are averaged apart, and inside clusters only. With no more adapters than clusters each is
-its own; an empty cluster keeps its mean. What crosses the wire: r (d_out + d_in) a module for each of the client's tasks, both
-ways; uploads as changes, to which the server adds what it had sent.
+An owner keeps the mean that was last returned to it, as in the public code, until it takes part again: clusters are a round's own.
+A round that lacks a task has fewer tasks than clusters, so others are split, and no cluster of it goes on as one that there was
+before. With T = 1 it is FedIT: there is one cluster at any time, and everybody has its mean. Not exact: factors are averaged apart,
+and inside clusters only. With no more adapters than clusters each is its own. What crosses the wire: r (d_out + d_in) a module for
+each of the client's tasks, both ways; uploads as changes, to which the server adds what it had sent. The server keeps every mean
+that some owner holds, once.
 
-Ours where the paper is silent: K-means sees distances only, computed from one Gram matrix; a round's clusters go on as those of the
-round before that they lie nearest to (the pairing with the least total squared distance), so that an owner who sits out a round
-still belongs somewhere; who is new starts from the mean of all clusters. Algorithm 3 of the paper averages without weights, its
-code with the number of samples: a field. Evaluation gives every client its own adapters, wrong clusters included: the public code
-takes any holder's adapter for a task, which hides them. Diagnostics say where each adapter went; they use the true tasks, which the
-algorithm never sees.
+Ours where the paper, in which all clients take part in all rounds, is silent: who has taken part more often lies farther from the
+start, and distances then tell old from new and not task from task; so K-means sees the directions in which adapters lie from the
+seed's adapter (a field; the paper clusters the vectors), by one Gram matrix. Who is new starts from the seed's adapter, for a mean
+of clusters would hold other tasks. The model without a client is the mean of what all owners hold. Algorithm 3 of the paper
+averages without weights, its code with the number of samples: a field. Evaluation gives every client its own adapters, wrong
+clusters included: the public code takes any holder's adapter for a task, which hides them.
+
+Diagnostics are of what all owners hold after the round, and use the true tasks, which the algorithm never sees. `purity` is the
+share of a mean that was averaged from adapters of its owner's task, in the mean over all owners' adapters; `mixed` the share of
+these whose mean has another task in it; `adjusted_rand` compares who holds one mean with who has one task: 1 where each task has
+one mean, less where its owners took part last in different rounds.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
 import torch
 
-from fedlora.algebra.cluster import adjusted_rand, coordinates, kmeans, matched, purity
+from fedlora.algebra.cluster import adjusted_rand, coordinates, directions, kmeans
 from fedlora.algebra.tensors import each, plus, weighted_mean
 from fedlora.errors import BadInput
 from fedlora.seeds import derive
@@ -49,11 +57,24 @@ from fedlora.types import (
 
 
 @dataclass(frozen=True)
+class Mean:
+    """The mean of a round's cluster, and what share of it was averaged from adapters of each task: the truth, for diagnostics."""
+
+    adapter: Factors
+    tasks: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class State:
+    """`clusters` says which of the means was last returned to each adapter of a client."""
+
     seed: int
     round: int  # how many are behind us
-    means: tuple[Factors, ...]  # of each cluster
-    clusters: Mapping[int, tuple[int, ...]] = field(default_factory=dict)  # client -> the cluster of each of its adapters
+    count: int  # T, the number of tasks and of a round's clusters
+    start: Factors  # of who is new; with one task everybody's
+    owned: Mapping[int, tuple[str, ...]]  # client -> its tasks, for diagnostics only
+    means: tuple[Mean, ...] = ()  # those that some owner holds
+    clusters: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,9 +112,15 @@ def content(adapter: Adapter) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class FLTAC:
-    """tries: starts of K-means. uniform_weights: the mean of Algorithm 3, otherwise by number of examples."""
+    """
+    Attributes:
+        tries: starts of K-means.
+        by_direction: K-means sees where adapters lie from the seed's one, and not how far; otherwise their distances.
+        uniform_weights: the mean of Algorithm 3, otherwise by number of examples.
+    """
 
     tries: int = 10
+    by_direction: bool = True
     uniform_weights: bool = False
 
     FACTS: ClassVar = Facts(
@@ -115,15 +142,16 @@ class FLTAC:
 
     def init(self, setup: Setup) -> State:
         tasks = {task for client in setup.clients for task in client.tasks}
-        return State(setup.seed, 0, (setup.fresh(one_rank(setup, self)),) * max(1, len(tasks)))
+        owned = {client.id: tuple(tasks_of(client)) for client in setup.clients}
+        return State(setup.seed, 0, max(1, len(tasks)), setup.fresh(one_rank(setup, self)), owned)
 
     def hold(self, setup: Setup, client: Client) -> None:
         return None
 
     def send(self, state: State, client: Client) -> Down:
         if client.id in state.clusters:
-            return Down(tuple(state.means[j] for j in state.clusters[client.id]))
-        return Down((_common(state),) * len(tasks_of(client)))
+            return Down(tuple(state.means[j].adapter for j in state.clusters[client.id]))
+        return Down((state.start,) * len(tasks_of(client)))
 
     def local(self, down: Down, held: None, client: Client) -> Local:
         done = []
@@ -137,27 +165,28 @@ class FLTAC:
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
         adapters = sorted((a for reply in replies for a in self._adapters(state, reply)), key=content)
-        # The old means are in the picture too, to see which of them each new cluster continues.
-        places = coordinates([_flat(a.A, a.B) for a in adapters] + [_flat(f.A, f.B) for f in state.means])
-        new, old = places[: len(adapters)], places[len(adapters) :]
-        labels = kmeans(new, len(state.means), derive(state.seed, "k-means", state.round + 1), self.tries)
-        means, clusters = list(state.means), dict(state.clusters)
-        inside = [[i for i, label in enumerate(labels) if label == j] for j in range(labels.max() + 1)]
-        centres = [np.average(new[rows], axis=0, weights=[adapters[i].weight for i in rows]) for rows in inside]
+        after = replace(state, round=state.round + 1)
+        if state.count == 1:
+            return replace(after, start=_mean(state.start, adapters).adapter), {}
+        labels = self._labels(state, adapters)
+        made = [_mean(state.start, [a for a, x in zip(adapters, labels, strict=True) if x == j]) for j in range(max(labels) + 1)]
         found: dict[int, dict[int, int]] = {}
-        for rows, j in zip(inside, matched(np.stack(centres), old), strict=True):
-            A, B = weighted_mean((a.weight, (a.A, a.B)) for a in (adapters[i] for i in rows))
-            means[j] = replace(means[j], A=A, B=B)
-            for i in rows:
-                found.setdefault(adapters[i].owner, {})[adapters[i].place] = j
-        clusters |= {owner: tuple(places[i] for i in range(len(places))) for owner, places in sorted(found.items())}
-        truth = {(a.owner, a.place): a.task for a in adapters}
-        where = [found[owner][place] for owner, place in truth]
-        diagnostics: Diagnostics = {"clusters": {str(owner): list(clusters[owner]) for owner in sorted(found)}}
-        if len(state.means) > 1:
-            tasks = list(truth.values())
-            diagnostics = {**diagnostics, "purity": purity(where, tasks), "adjusted_rand": adjusted_rand(where, tasks)}
-        return State(state.seed, state.round + 1, tuple(means), clusters), diagnostics
+        for a, label in zip(adapters, labels, strict=True):
+            found.setdefault(a.owner, {})[a.place] = len(state.means) + label
+        clusters = {**state.clusters, **{owner: tuple(own[i] for i in range(len(own))) for owner, own in found.items()}}
+        kept = list(dict.fromkeys(j for _, own in sorted(clusters.items()) for j in own))
+        after = replace(
+            after,
+            means=tuple([*state.means, *made][j] for j in kept),
+            clusters={owner: tuple(kept.index(j) for j in own) for owner, own in sorted(clusters.items())},
+        )
+        return after, _diagnostics(after)
+
+    def _labels(self, state: State, adapters: Sequence[Adapter]) -> list[int]:
+        """The cluster of each adapter."""
+        *rows, start = coordinates([_flat(f.A, f.B) for f in (*adapters, state.start)])
+        points = directions(np.stack(rows), start) if self.by_direction else np.stack(rows)
+        return kmeans(points, state.count, derive(state.seed, "k-means", state.round + 1), self.tries).tolist()
 
     def _adapters(self, state: State, reply: Reply) -> Iterator[Adapter]:
         starts = self.send(state, reply.client).adapters
@@ -166,19 +195,41 @@ class FLTAC:
             yield Adapter(A, B, 1.0 if self.uniform_weights else count, reply.client.id, i, task)
 
     def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
+        if client is None and state.means:
+            return Model({SHARED: _average(state)})
         if client is None or client.id not in state.clusters:
-            return Model({SHARED: _common(state)})
-        own = [state.means[j] for j in state.clusters[client.id]]
+            return Model({SHARED: state.start})
+        own = self.send(state, client).adapters
         if len(own) == 1:
             return Model({SHARED: own[0]})
         slots = {f"task{i}": mean for i, mean in enumerate(own)}
         return Model(slots, gate=ByTask(dict(zip(client.tasks, slots, strict=True))))
 
 
-def _common(state: State) -> Factors:
-    """The mean of all clusters: where who is new begins."""
-    A, B = weighted_mean((1.0, (f.A, f.B)) for f in state.means)
-    return replace(state.means[0], A=A, B=B)
+def _mean(like: Factors, cluster: Sequence[Adapter]) -> Mean:
+    """The weighted mean of a cluster's adapters."""
+    A, B = weighted_mean((a.weight, (a.A, a.B)) for a in cluster)
+    of = {task: sum(a.weight for a in cluster if a.task == task) for task in sorted({a.task for a in cluster})}
+    return Mean(replace(like, A=A, B=B), {task: weight / sum(of.values()) for task, weight in of.items()})
+
+
+def _average(state: State) -> Factors:
+    """The mean of all that owners hold."""
+    held = [state.means[j].adapter for own in state.clusters.values() for j in own]
+    A, B = weighted_mean((1.0, (f.A, f.B)) for f in held)
+    return replace(state.start, A=A, B=B)
+
+
+def _diagnostics(state: State) -> Diagnostics:
+    """Where every adapter is, and how right that is."""
+    held = [(j, task) for owner, own in state.clusters.items() for j, task in zip(own, state.owned[owner], strict=True)]
+    shares = [state.means[j].tasks.get(task, 0.0) for j, task in held]
+    return {
+        "clusters": {str(owner): list(own) for owner, own in state.clusters.items()},
+        "purity": sum(shares) / len(held),
+        "mixed": sum(share < 1.0 for share in shares) / len(held),
+        "adjusted_rand": adjusted_rand([j for j, _ in held], [task for _, task in held]),
+    }
 
 
 def _flat(A: Tensors, B: Tensors) -> Tensors:
