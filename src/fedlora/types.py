@@ -11,7 +11,7 @@ a gate says otherwise.
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -82,8 +82,9 @@ class Router:
 
 @dataclass(frozen=True)
 class Similarity:
-    """FedDPA's gate at inference: for each input, `slot` weighs a and every other slot 1 - a, where a is the mean cosine of the
-    input's features (see `Features`) to the rows of `anchors` (count, d), clamped to [0, cap]."""
+    """FedDPA's gate at inference: for each input, `slot` weighs a and every other slot 1 - a, where a is cap times the mean cosine
+    of the input's features to the rows of `anchors` (count, d): from -cap to cap. Features are of the pool "mean" (see
+    `Observe`)."""
 
     slot: str
     anchors: Tensor
@@ -275,15 +276,23 @@ class Features:
 
 
 Statistic = ClassMixtures | Features
+Pool = Literal["first", "mean"]
 
 
 @dataclass(frozen=True)
 class Observe:
-    """A statistic of the client's own data that a paper's server or gate needs. The features of a text are the mean over its
-    tokens of the last hidden state of the pre-trained model without any slot, (d,) in fp32."""
+    """A statistic of the client's own data that a paper's server or gate needs. The features of a text are of the last hidden state
+    of the pre-trained model without any slot, (d,) in fp32.
+
+    Attributes:
+        data: the task whose examples it is of; "" is all that the client has.
+        pool: "mean" over the text's tokens; "first" is the first token's, [CLS], of a model whose tokenizer begins every text with
+            it and whose first token sees the rest of the text. Other models, such as decoders, have none: the mean again.
+    """
 
     statistic: Statistic
     data: str = ""
+    pool: Pool = "mean"
 
 
 @dataclass(frozen=True)

@@ -630,7 +630,6 @@ def feddpa(learning: int = 99, **settings: Any) -> Row:
         trains=trains,
         weights=uniform if settings.get("uniform_weights", True) else n_k,
         settings=settings,
-        starts=Start.PERSONAL,
         own=frozenset({"local"}),
         by_role=True,
     )

@@ -59,7 +59,7 @@ def third_round(row: Row):
     method, setup = world(row)
     trainer = Trainer(setup)
     run = federate(method, setup, row.at, trainer=trainer)
-    trained = {c.id: trained_change(trainer, c, row) for c in setup.clients}
+    trained = {c.id: trained_change(trainer, c, row, row.at) for c in setup.clients}
     return method, setup, run, [reply for _, reply in run.rounds[row.at]], trained
 
 
@@ -72,11 +72,14 @@ def without_own(row: Row, slots):
     return {name: slot for name, slot in slots.items() if name not in row.own}
 
 
-def trained_change(trainer: Trainer, client: Client, row: Row) -> dict[str, np.ndarray]:
-    """How far a client's model was from the pre-trained one when its last training ended: its base, its parameters, and its slots
-    but for those that it keeps to itself."""
+def trained_change(trainer: Trainer, client: Client, row: Row, round: int) -> dict[str, np.ndarray]:
+    """How far a client's model was from the pre-trained one when its last training, in this round, ended: its base, its parameters,
+    and its slots but for those that it keeps to itself. Where the slot that travels and its own train one after the other, both
+    from what was received, it is the training of the one that travels."""
     drop_base = [ask.drop_base for c, ask, _ in trainer.log if c.id == client.id][-1]
-    by_task = {ask.data: done for c, ask, done in trainer.log if c.id == client.id and not ask.probe}
+    travels = {slot for slot, _ in row.trained(round)} & {row.slot} if row.by_role else set()
+    asked = [(ask, done) for c, ask, done in trainer.log if c.id == client.id and not ask.probe]
+    by_task = {ask.data: done for ask, done in asked if travels <= {slot for slot, _ in ask.roles}}
     trained = list(by_task.values())[-1]
     if row.by_role:
         return outcome(row, Model(trained.slots), trainer.setup)

@@ -29,22 +29,50 @@ def dialogue(method, run, t: int, client):
         return asked, *end.value
 
 
-def asks(requests) -> list[tuple[str, dict[str, float]]]:
-    return [(next(iter({slot for slot, _ in ask.roles})), dict(ask.gate.weights)) for ask in requests]
+def asks(requests) -> list[tuple[str, dict[str, float] | None]]:
+    """What each trains, and how it weighs the slots."""
+    return [(next(iter({slot for slot, _ in ask.roles})), ask.gate and dict(ask.gate.weights)) for ask in requests]
 
 
-def test_together_the_local_adapter_trains_first_from_the_second_round_on():
+def test_together_the_global_adapter_trains_alone_and_then_the_local_one_beside_what_was_received():
     method = make("feddpa", {"mix": 0.3})
     run = federate(method, SETUP, 2)
     first, up, held = dialogue(method, run, 0, CLIENTS[1])
-    assert first[0] == Observe(Features(5)) and asks(first[1:]) == [(SHARED, {SHARED: 0.7, "local": 0.3})]
+    assert first[0] == Observe(Features(5)) and asks(first[1:]) == [(SHARED, None)] and list(first[1].slots) == [SHARED]
     assert same(held.local, method.hold(SETUP, CLIENTS[1]).local)
     second, up, held = dialogue(method, run, 1, CLIENTS[1])
-    mix = {SHARED: 0.7, "local": 0.3}
-    assert asks(second) == [("local", mix), (SHARED, mix)]
-    assert same(second[1].slots["local"], held.local) and not same(second[0].slots["local"], held.local)
-    assert same(second[1].slots[SHARED], run.states[1].shared)
+    assert asks(second) == [(SHARED, None), ("local", {SHARED: 0.7, "local": 0.3})] and list(second[0].slots) == [SHARED]
+    assert same(second[0].slots[SHARED], run.states[1].shared) and same(second[1].slots[SHARED], run.states[1].shared)
+    assert same(second[1].slots["local"], run.held[1][1].local) and not same(held.local, run.held[1][1].local)
     assert refuse(up, method, SETUP, CLIENTS[1]) is None
+    alone = replace(second[0], slots={SHARED: run.states[1].shared}, gate=None)
+    done = Trainer(SETUP)(CLIENTS[1], alone).slots[SHARED]
+    for m in SETUP.shapes:
+        np.testing.assert_allclose(up.B[m], done.B[m] - run.states[1].shared.B[m], atol=1e-12)
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.5, 1.0])
+def test_whatever_the_mix_the_global_adapter_is_fedits(mix):
+    fedit, method = make("fedit", {}), make("feddpa", {"mix": mix, "uniform_weights": False})
+    one, two = (federate(each, SETUP, 4, trainer=Trainer(SETUP, optimizer="adamw")) for each in (fedit, method))
+    assert distance(dense(method.deploy(two.states[4]), SETUP), dense(fedit.deploy(one.states[4]), SETUP)) < 1e-12
+
+
+def test_the_global_adapter_alone_is_better_than_none():
+    """Trained at half of its weight, as one of two, it was worse."""
+    setup = make_setup(make_clients((2,) * 6))
+    trainer = Trainer(setup, optimizer="adamw")
+    method, losses = make("feddpa", {}), []
+    run = federate(method, setup, 12, trainer=trainer)
+    for t in (0, 12):
+        change = dense(method.deploy(run.states[t]), setup)
+        fits = [
+            np.square(X.numpy() @ (setup.base(m).numpy() + change[f"{m}.weight"]).T - Y.numpy()).sum(axis=1).mean()
+            for data in trainer.data.values()
+            for m, (X, Y) in data.items()
+        ]
+        losses.append(np.mean(fits))
+    assert losses[1] < 0.9 * losses[0]
 
 
 def test_after_learns_as_fedit_and_then_alone_and_silently():
@@ -52,7 +80,7 @@ def test_after_learns_as_fedit_and_then_alone_and_silently():
     run = federate(method, SETUP, 4)
     for t in (0, 1):
         requests, up, _ = dialogue(method, run, t, CLIENTS[1])
-        assert asks(requests[1 - min(t, 1) :])[-1:] == [(SHARED, {SHARED: 1.0, "local": 0.0})]
+        assert asks(requests[1 - t :]) == [(SHARED, None)]
     for t in (2, 3):
         requests, up, held = dialogue(method, run, t, CLIENTS[1])
         assert asks(requests) == [("local", {SHARED: 0.5, "local": 0.5})]
@@ -106,6 +134,19 @@ def test_models():
     stranger = method.deploy(state, CLIENTS[3], held[3])
     assert stranger.gate == Mix({"local": 0.0})
     assert distance(dense(stranger, SETUP), dense(method.deploy(state), SETUP)) == 0.0
+    once = method.deploy(run.states[1], CLIENTS[1], run.held[1][1])  # its local adapter has not trained yet
+    assert distance(dense(once, SETUP), dense(method.deploy(run.states[1]), SETUP)) == 0.0
+
+
+def test_who_sits_out_keeps_its_own_and_its_first_round_may_be_any():
+    method = make("feddpa", {})
+    half = [[0, 1], [2, 3], [1, 2], [0, 3]]
+    run = federate(method, SETUP, 4, lambda t: [CLIENTS[i] for i in half[t - 1]])
+    for t in range(1, 5):
+        for i in (i for i in range(4) if i not in half[t - 1]):
+            assert same(run.held[t][i], run.held[t - 1][i])
+    trained = [[bool(run.held[t][i].local.B["q"].any()) for i in range(4)] for t in range(5)]
+    assert trained == [[False] * 4, [False] * 4, [False, False, True, True], [False, True, True, True], [True] * 4]
 
 
 def test_silence_is_allowed_to_this_method_alone_and_counts_for_nothing():

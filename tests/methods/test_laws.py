@@ -65,7 +65,7 @@ def test_law_1_the_update_is_the_mean_of_the_clients_updates_where_exact(row):
     for t in range(1, 6):
         run = federate(method, setup, t, some(setup), trainer, resume=(t - 1, run.states[-1], run.held[-1]))
         replies = [reply for _, reply in run.rounds[-1]]
-        changes = [trained_change(trainer, r.client, row) for r in replies]
+        changes = [trained_change(trainer, r.client, row, t) for r in replies]
         if row.by_role:
             ideal, got = weighted(row.weights(replies), changes), outcome(row, method.deploy(run.states[-1]), setup)
             assert distance(ideal, got) < 1e-12

@@ -10,10 +10,11 @@ import transformers
 
 from fedlora.config import ModelConfig, TrainConfig
 from fedlora.models.load import from_config, load
+from fedlora.models.packing import Form, Texts
 from fedlora.models.slots import find_targets
 from fedlora.training.encode import Encoded, encode
 from fedlora.training.learner import Job
-from fedlora.training.observe import observe, similarity_weights
+from fedlora.training.observe import first_of_each, observe, similarity_weights
 from fedlora.training.trainer import Trainer
 from fedlora.types import BaseUpdate, ClassMixtures, Factors, Features, Mix, Model, Observe, Similarity, Train
 
@@ -65,6 +66,46 @@ def test_every_kind_of_model_has_features(kind):
     data = some_data(tiny.tokenizer())
     one_by_one = torch.cat([trainer.features(data.take(np.array([i]))) for i in range(len(data))])
     torch.testing.assert_close(trainer.features(data), one_by_one, atol=1e-5, rtol=1e-4)
+
+
+def trainer_of(kind: str, tokenizer, form: Form | None = None) -> Trainer:
+    pretrained = from_config(tiny.config(kind), tokenizer, 1)
+    targets = find_targets(pretrained.model, "all-linear")
+    return Trainer(pretrained, targets, SETTINGS, torch.device("cpu"), torch.float32, form=form)
+
+
+@pytest.mark.parametrize("form", [None, Form()], ids=["packed", "padded"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+def test_the_first_token_of_an_encoder_is_the_one_that_transformers_has(kind, form):
+    trainer, data = trainer_of(kind, tiny.tokenizer(), form), some_data(tiny.tokenizer())
+    plain = from_config(tiny.config(kind), tiny.tokenizer(), 1).model.base_model
+    expected = [plain(torch.tensor(ids.astype(np.int64))[None]).last_hidden_state[0, 0] for ids in data.ids]
+    got = trainer.features(data, "first")
+    np.testing.assert_allclose(got, torch.stack(expected).detach(), atol=1e-5)
+    assert trainer.has_first and float((got - trainer.features(data)).abs().max()) > 0.1
+    seen = trainer.observe(Observe(Features(99), pool="first"), data, 1).tensors["features"]
+    torch.testing.assert_close(seen, got, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_decoder_has_no_first_token_that_stands_for_the_text(kind):
+    """Here its tokenizer even begins with [CLS]: but that token sees nothing of the text."""
+    trainer, data = trainer_of(kind, tiny.tokenizer()), some_data(tiny.tokenizer())
+    assert not trainer.has_first
+    assert torch.equal(trainer.features(data, "first"), trainer.features(data))
+
+
+def test_an_encoder_whose_texts_begin_otherwise_has_none_either():
+    tokenizer = tiny.tokenizer()
+    tokenizer.cls_token = "[SEP]"  # another than the first one
+    trainer, data = trainer_of("bert", tokenizer), some_data(tiny.tokenizer())
+    assert torch.equal(trainer.features(data, "first"), trainer.features(data))
+
+
+def test_the_first_token_is_found_behind_padding():
+    hidden = torch.arange(2 * 4 * 3.0).view(8, 3)
+    texts = Texts(torch.zeros(2, 4), np.array([4, 4]), mask=torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]))
+    assert torch.equal(first_of_each(hidden, texts), hidden[[2, 4]])
 
 
 def test_drawn_features_belong_to_the_data_and_the_seed(trainer, data):
@@ -140,9 +181,10 @@ def test_a_similarity_gate_weighs_every_input_by_its_own_features(bert_folder, t
     weights = []
     for row in x:
         cosines = [float(row @ a / np.linalg.norm(row) / np.linalg.norm(a)) for a in anchors.numpy()]
-        weights.append(min(max(np.mean(cosines), 0.0), 0.3))
-    assert 0 < min(weights) < 0.3 == max(weights)
+        weights.append(0.3 * np.mean(cosines))
+    assert 0.05 < min(weights) < max(weights) < 0.3  # none at the cap
     np.testing.assert_allclose(similarity_weights(torch.from_numpy(x), anchors, 0.3), weights, atol=1e-5)
+    np.testing.assert_allclose(similarity_weights(torch.from_numpy(-x), anchors, 0.3), -np.array(weights), atol=1e-5)
     got = tiny.logits(trainer, Model(slots, gate=Similarity("local", anchors, 0.3)), {}, data)
     plain = tiny.logits(trainer, Model(slots), {}, data)
     for i, a in enumerate(weights):

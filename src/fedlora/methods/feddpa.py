@@ -2,19 +2,25 @@
 
     y = W x + (1 - a) s B_g A_g x + a s B_l A_l x
 
-Both adapters count while one of them trains, at a = `mix`. Client k, in each round of
+Client k, in each round of
 
-    FedDPA-T   trains its local adapter (from the second round on), then the global one, and uploads what that changed
-    FedDPA-F   while the global adapter is learned (`federated` of all rounds): trains it as in FedIT, a = 0;
-               then trains its local adapter beside the final global one, and sends nothing
+    FedDPA-T   trains the global adapter alone, in full, and uploads what that changed; then, from the second round on, its local
+               adapter beside the global one that it received, at a = `mix`
+    FedDPA-F   while the global adapter is learned (`federated` of all rounds): trains it as in FedIT; then trains its local adapter
+               beside the final global one, at a = `mix`, and sends nothing
 
     server:    B_g <- mean_k B_k,   A_g <- mean_k A_k,   uniform over the participants as in the public code
-    inference: a = the mean cosine of the input's features to those of S of the client's own examples, clamped to [0, cap]
+    inference: a = cap * the mean cosine of the input's features to those of S of the client's own examples
 
-Models are personal: neither the local adapter nor the S features ever travel. Not exact: factors are averaged apart, as in FedIT,
-which FedDPA-T with mix = 0 is. What crosses the wire: the global factors, r (d_out + d_in) a module, both ways; uploads as changes.
-Ours where the paper is silent: both adapters start from the same A; a client draws its S examples in its first round; one that has
-never taken part, and the model without a client, use the global adapter alone, in full; the share of rounds of FedDPA-F.
+Models are personal: neither the local adapter nor the S features ever travel. Not exact: factors are averaged apart. The global
+adapter is FedIT's with uniform weights. What crosses the wire: the global factors, r (d_out + d_in) a module, both ways; uploads as
+changes.
+
+As the public code has it, a is not cut off below: an input that points away from the examples (which hidden states of transformers
+hardly do) has the local adapter's output subtracted. That code's features are the last token's, with the local adapter active; the
+mean over the tokens of the pre-trained model is ours: it does not change from round to round, and encoders have it, too. Ours where
+the paper is silent: both adapters start from the same A; a client draws its S examples in its first round; one whose local adapter
+has not trained yet, and the model without a client, use the global adapter alone, in full; the share of rounds of FedDPA-F.
 """
 
 import math
@@ -57,7 +63,7 @@ LOCAL_ROLES = frozenset({(LOCAL, "A"), (LOCAL, "B")})
 class Variant(Enum):
     """When the local adapter trains."""
 
-    TOGETHER = "t"  # in every round from the second on
+    TOGETHER = "t"  # in every round from the second on, after the global one
     AFTER = "f"  # once the global one is learned
 
 
@@ -91,9 +97,9 @@ class Held:
 class FedDPA:
     """
     Attributes:
-        variant: t trains the local adapter in each round, f after the global one.
-        mix: a during training.
-        cap: the largest a at inference.
+        variant: t trains the local adapter in each round, f once the global one is learned.
+        mix: a while the local adapter trains.
+        cap: a at inference for an input that is just like the client's own examples.
         anchors: S, how many own examples an input is compared with.
         federated: the share of the rounds that teach the global adapter in variant f.
         uniform_weights: the server's mean counts every client the same; otherwise n_k.
@@ -146,15 +152,14 @@ class FedDPA:
         if not held.anchors.numel():
             seen = yield Observe(Features(self.anchors))
             held = replace(held, anchors=seen.tensors["features"])
-        # Where both train, both count; before the local adapter's time has come in -F, the global one is trained as it is used.
-        a = 0.0 if self.variant is Variant.AFTER and down.global_trains else self.mix
-        ask = Train({SHARED: down.shared, LOCAL: held.local}, GLOBAL_ROLES, gate=Mix({SHARED: 1.0 - a, LOCAL: a}))
+        up: Up | Nothing = Nothing()
+        if down.global_trains:
+            done = (yield Train({SHARED: down.shared}, GLOBAL_ROLES)).slots[SHARED]
+            up = Up(A=minus(done.A, down.shared.A), B=minus(done.B, down.shared.B))
         if down.local_trains:
-            held = replace(held, local=(yield replace(ask, roles=LOCAL_ROLES)).slots[LOCAL])
-        if not down.global_trains:
-            return Nothing(), held
-        done = (yield replace(ask, slots={SHARED: down.shared, LOCAL: held.local})).slots[SHARED]
-        return Up(A=minus(done.A, down.shared.A), B=minus(done.B, down.shared.B)), held
+            beside, gate = {SHARED: down.shared, LOCAL: held.local}, Mix({SHARED: 1.0 - self.mix, LOCAL: self.mix})
+            held = replace(held, local=(yield Train(beside, LOCAL_ROLES, gate=gate)).slots[LOCAL])
+        return up, held
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
         learning = self.variant is Variant.TOGETHER or state.rounds < state.federated
@@ -171,6 +176,8 @@ class FedDPA:
         if held is None:
             return Model({SHARED: state.shared})
         slots = {SHARED: state.shared, LOCAL: held.local}
-        if not held.anchors.numel():
+        if not any(
+            bool(B.any()) for B in held.local.B.values()
+        ):  # it changes nothing yet, and must not take the global one's share
             return Model(slots, gate=Mix({LOCAL: 0.0}))
         return Model(slots, gate=Similarity(LOCAL, held.anchors, self.cap))

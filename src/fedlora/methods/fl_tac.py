@@ -31,7 +31,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-import numpy as np
 import torch
 
 from fedlora.algebra.cluster import adjusted_rand, coordinates, directions, kmeans
@@ -184,9 +183,9 @@ class FLTAC:
 
     def _labels(self, state: State, adapters: Sequence[Adapter]) -> list[int]:
         """The cluster of each adapter."""
-        *rows, start = coordinates([_flat(f.A, f.B) for f in (*adapters, state.start)])
-        points = directions(np.stack(rows), start) if self.by_direction else np.stack(rows)
-        return kmeans(points, state.count, derive(state.seed, "k-means", state.round + 1), self.tries).tolist()
+        places = coordinates([*(_flat(a.A, a.B) for a in adapters), _flat(state.start.A, state.start.B)])
+        points = directions(places[:-1], places[-1]) if self.by_direction else places[:-1]
+        return list(map(int, kmeans(points, state.count, derive(state.seed, "k-means", state.round + 1), self.tries)))
 
     def _adapters(self, state: State, reply: Reply) -> Iterator[Adapter]:
         starts = self.send(state, reply.client).adapters

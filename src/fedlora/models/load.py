@@ -243,6 +243,12 @@ def choose_padding(tokenizer: Any) -> int:
     return int(fit[0])
 
 
+def prepended(tokenizer: Any) -> int | None:
+    """The id of the classification token with which the tokenizer begins every text; None where it begins with none."""
+    ids = tokenizer("a")["input_ids"]
+    return ids[0] if len(ids) > 1 and ids[0] == tokenizer.cls_token_id else None
+
+
 def appended(tokenizer: Any) -> int | None:
     """The id of the token with which the tokenizer ends every text; None where it adds none."""
     plain, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fedlora import seeds
+from fedlora.models.packing import Texts
 from fedlora.types import ClassMixtures, Features, Statistic, Tensors
 
 
@@ -63,6 +64,21 @@ def _fit(x: np.ndarray, components: int, seed: int) -> tuple[np.ndarray, np.ndar
 
 
 def similarity_weights(features: Tensor, anchors: Tensor, cap: float) -> Tensor:
-    """(n,): the mean cosine of each row of (n, d) to the anchors (count, d), clamped to [0, cap]."""
+    """(n,): cap times the mean cosine of each row of (n, d) to the anchors (count, d)."""
     cosines = normalize(features.to(torch.float32), dim=1) @ normalize(anchors.to(features.device, torch.float32), dim=1).mT
-    return cosines.mean(dim=1).clamp(0.0, cap)
+    return cap * cosines.mean(dim=1)
+
+
+def mean_of_each(hidden: Tensor, texts: Texts) -> Tensor:
+    """The mean over the tokens of each text, (n, d), of the hidden states of all rows (rows, d)."""
+    weight = torch.ones(len(hidden), device=hidden.device) if texts.mask is None else texts.mask.flatten().float()
+    text = torch.from_numpy(np.repeat(np.arange(len(texts.lengths)), texts.lengths)).to(hidden.device)
+    sums = hidden.new_zeros(len(texts.lengths), hidden.shape[1]).index_add_(0, text, hidden * weight[:, None])
+    counts = weight.new_zeros(len(texts.lengths)).index_add_(0, text, weight)
+    return sums / counts.clamp_min(1)[:, None]
+
+
+def first_of_each(hidden: Tensor, texts: Texts) -> Tensor:
+    """The first token of each text, (n, d)."""
+    starts = torch.from_numpy(np.cumsum(texts.lengths) - texts.lengths).to(hidden.device)
+    return hidden[starts if texts.mask is None else starts + texts.mask.argmax(dim=1)]

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -23,13 +24,13 @@ from torch.profiler import record_function
 
 from fedlora.config import TrainConfig
 from fedlora.models.heads import Body, Head, Whole, padding
-from fedlora.models.load import Pretrained
+from fedlora.models.load import Pretrained, prepended
 from fedlora.models.packing import Form, Texts, pack
 from fedlora.models.slots import Adapted, Weight, bind, bind_routers, transposed
 from fedlora.models.trial import try_model
 from fedlora.training.encode import Encoded, by_length
 from fedlora.training.learner import Job, Learner, Outcome, on_device, penalty
-from fedlora.training.observe import observe, similarity_weights
+from fedlora.training.observe import first_of_each, mean_of_each, observe, similarity_weights
 from fedlora.training.passes import Part, fill, in_order, passes, take
 from fedlora.types import (
     BASE,
@@ -39,6 +40,7 @@ from fedlora.types import (
     Model,
     Observe,
     Observed,
+    Pool,
     Similarity,
     Tensors,
 )
@@ -84,6 +86,7 @@ class Trainer:
         self.tasks = dict(tasks or {})
         self._seen_by = _own_classes(list(self.tasks.values())).to(device)
         self.pad = padding(pretrained.model)
+        self._first = None if pretrained.tokenizer is None else prepended(pretrained.tokenizer)
         # The fp32 values live on here: casting the model below gives its parameters new storage.
         self.pretrained: dict[str, Tensor] = {name: p.detach() for name, p in pretrained.model.named_parameters()}
         self.head_names = pretrained.head
@@ -358,38 +361,45 @@ class Trainer:
         return out
 
     @torch.no_grad()
-    def features(self, data: Encoded) -> Tensor:
-        """The mean over each text's tokens of the last hidden state of the pre-trained model, (n, d) in fp32 on the CPU. No slots
-        are bound, and what has been merged is out of the way meanwhile."""
+    def features(self, data: Encoded, pool: Pool = "mean") -> Tensor:
+        """Features of each text (see `types.Observe`), (n, d) in fp32 on the CPU. No slots are bound, and what has been merged is
+        out of the way meanwhile."""
         found: list[Tensor] = []
         places: list[np.ndarray] = []
         with self._as_pretrained():
+            read = first_of_each if pool == "first" and self.has_first else mean_of_each
             for near in by_length(data, self.rows):
                 for ((_, where),) in passes([Part([data.ids[i] for i in near], data.tasks, {}, None, {}, {})], self.form):
-                    found.append(self._mean_hidden([data.ids[i] for i in near[where]]))
+                    found.append(self._hidden([data.ids[i] for i in near[where]], read))
                     places.append(near[where])
             if not found:
-                return self._mean_hidden([np.zeros(1, dtype=np.int64)])[:0]
+                return self._hidden([np.zeros(1, dtype=np.int64)], read)[:0]
         return in_order(found, places, torch.device("cpu"))
 
-    def _mean_hidden(self, ids: Sequence[np.ndarray]) -> Tensor:
+    @cached_property
+    def has_first(self) -> bool:
+        """Whether the first token stands for the text: it is the same for all of them, and sees what follows."""
+        if self._first is None:
+            return False
+        with torch.no_grad(), self._as_pretrained():
+            texts = [np.array([self._first, id, id]) for id in (0, 1)]
+            one, two = (self._hidden([ids], first_of_each) for ids in texts)
+        return not torch.allclose(one, two, rtol=1e-3, atol=1e-5 * float(one.abs().max()))
+
+    def _hidden(self, ids: Sequence[np.ndarray], read: Callable[[Tensor, Texts], Tensor]) -> Tensor:
+        """What `read` makes of the last hidden states of texts that share a pass, (n, d)."""
         texts = self._pack(ids)
         hidden = self._body.all_tokens(texts).float()
         if texts.layout is None and hidden.shape[1] != texts.ids.shape[1]:  # a body that shortens its texts
             if len(ids) > 1:
-                return torch.cat([self._mean_hidden([each]) for each in ids])
-            return hidden.mean(dim=1).cpu()
-        hidden = hidden.flatten(0, -2)
-        weight = torch.ones(len(hidden), device=self.device) if texts.mask is None else texts.mask.flatten().float()
-        text = torch.from_numpy(np.repeat(np.arange(len(ids)), texts.lengths)).to(self.device)
-        sums = hidden.new_zeros(len(ids), hidden.shape[1]).index_add_(0, text, hidden * weight[:, None])
-        counts = weight.new_zeros(len(ids)).index_add_(0, text, weight)
-        return (sums / counts.clamp_min(1)[:, None]).cpu()
+                return torch.cat([self._hidden([each], read) for each in ids])
+            texts = replace(texts, lengths=np.array([hidden.shape[1]]), mask=None)
+        return read(hidden.flatten(0, -2), texts).cpu()
 
     def observe(self, ask: Observe, data: Encoded, seed: int) -> Observed:
         """A statistic of a client's data."""
         own = self._of_task(data, ask.data)
-        return Observed(observe(ask.statistic, own.labels, lambda where: self.features(own.take(where)), seed))
+        return Observed(observe(ask.statistic, own.labels, lambda where: self.features(own.take(where), ask.pool), seed))
 
     def _of_task(self, data: Encoded, task: str) -> Encoded:
         return data.take(np.flatnonzero(data.tasks == list(self.tasks).index(task))) if task else data
