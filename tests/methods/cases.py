@@ -69,6 +69,7 @@ class Row:
         grouped: the server groups clients by what they upload, and keeps a model a group.
         trains: round -> all that any client trains in it, where that is not the roles of the slot.
         own: slots that a client keeps to itself.
+        remembers: the server's mean is over the last uploads of all clients that it ever heard.
         by_role: the server is judged by the roles that travel, not by a function: they mean nothing without a client's part.
         keeps: a client that sits out keeps its whole model.
         ideal: where the method is not exact, its paper's averaging rule (`ideals.py`).
@@ -99,6 +100,7 @@ class Row:
     grouped: bool = False
     trains: Callable[[int], frozenset[Role]] | None = None
     own: frozenset[str] = frozenset()
+    remembers: bool = False
     by_role: bool = False
     keeps: bool = False
     ideal: ideals.Rule | None = None
@@ -581,6 +583,7 @@ def ce_lora(parts: int = 3, **settings: Any) -> Row:
         idle=False,  # every round mixes anew
         starts=Start.PERSONAL,
         grouped=True,  # each client its own
+        remembers=True,
         by_role=True,
         lr=0.01,  # three factors in a row, and a client of one example
         at=1,  # where all were sent the same

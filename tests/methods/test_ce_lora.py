@@ -61,8 +61,8 @@ def test_every_client_gets_the_mean_of_those_like_it(combination):
     method, state, replies = world_with(1, shift, combination=combination)
     state, diagnostics = method.aggregate(state, iter(replies))
     expected = explicit_weights(combination, replies, shift)
-    np.testing.assert_allclose(diagnostics["similarity"], expected, atol=1e-9)
-    assert diagnostics["similarity_clients"].tolist() == diagnostics["similarity_participants"].tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(diagnostics["mixing"], expected, atol=1e-9)
+    assert diagnostics["mixing_clients"].tolist() == diagnostics["mixing_known"].tolist() == [0, 1, 2, 3]
     C = C_of(replies)
     for client, row in zip(CLIENTS, expected, strict=True):
         down = method.send(state, client)
@@ -75,7 +75,7 @@ def test_one_client_among_strangers_trains_alone():
     far = 1e3
     method, state, replies = world_with(2, (0.0, 0.0, 0.0, far), combination=Combination.DATA)
     state, diagnostics = method.aggregate(state, iter(replies))
-    np.testing.assert_allclose(diagnostics["similarity"][3], [0, 0, 0, 1], atol=1e-12)
+    np.testing.assert_allclose(diagnostics["mixing"][3], [0, 0, 0, 1], atol=1e-12)
     for m, C in C_of(replies)[3].items():
         np.testing.assert_allclose(state.means[3][m], C, atol=1e-12)
 
@@ -88,18 +88,51 @@ def test_equal_similarities_average_C():
         assert all(np.allclose(state.means[i][m], mean, atol=1e-12) for i in range(4))
 
 
-def test_who_sat_out_is_served_by_its_last_C_and_a_stranger_by_the_plain_mean():
+def test_a_stranger_starts_from_the_plain_mean_of_all_known_C():
     method, state, replies = world_with(3)
     first, _ = method.aggregate(state, iter(replies[:3]))
+    C = C_of(replies)
     for m, mean in method.send(first, CLIENTS[3]).C.items():
-        np.testing.assert_allclose(mean, np.mean([c[m] for c in C_of(replies[:3])], axis=0), atol=1e-12)
+        np.testing.assert_allclose(mean, np.mean([c[m] for c in C[:3]], axis=0), atol=1e-12)
     assert method.send(first, CLIENTS[3]).wants_mixtures and not method.send(first, CLIENTS[0]).wants_mixtures
+    second, _ = method.aggregate(first, iter([replies[2]]))  # one of three: the others count by what they sent last
+    moved = {m: first.means[2][m].numpy() + x.numpy() for m, x in replies[2].up.C.items()}
+    for m, mean in method.send(second, CLIENTS[3]).C.items():
+        np.testing.assert_allclose(mean, np.mean([C[0][m], C[1][m], moved[m]], axis=0), atol=1e-12)
+
+
+@pytest.mark.parametrize("combination", list(Combination))
+def test_who_sat_out_keeps_its_C_and_counts_in_the_others_by_its_last(combination):
+    """Four were here; then only client 2, which does not move: its new C is a mean of all four, and theirs are as they were."""
+    shift = (0.0, 0.0, 1.0, 5.0)
+    method, state, replies = world_with(3, shift, combination=combination)
+    first, _ = method.aggregate(state, iter(replies))
     zero = {m: torch.zeros(2, 2).double() for m in SETUP.shapes}
-    second, diagnostics = method.aggregate(first, iter([Reply(CLIENTS[1], Up(zero)), Reply(CLIENTS[2], Up(zero))]))
-    assert diagnostics["similarity"].shape == (3, 2) and diagnostics["similarity_clients"].tolist() == [0, 1, 2]
-    assert same(second.own[0], first.own[0]) and not same(second.means[0], first.means[0])
-    assert same(second.own[1], first.means[1])  # it started there, and did not move
-    assert second.distances == first.distances and set(first.distances) == {(0, 1), (0, 2), (1, 2)}
+    second, diagnostics = method.aggregate(first, iter([Reply(CLIENTS[2], Up(zero))]))
+    held = {c.id: method.hold(SETUP, c) for c in CLIENTS}
+    for c in (CLIENTS[0], CLIENTS[1], CLIENTS[3]):
+        assert same(method.send(second, c), method.send(first, c))
+        assert same(method.deploy(second, c, held[c.id]), method.deploy(first, c, held[c.id]))
+    C = C_of(replies)
+    C[2] = {m: x.numpy() for m, x in first.means[2].items()}  # it started there
+    again = [replace(r, up=Up({m: torch.from_numpy(c[m] - np.eye(2)) for m in c})) for r, c in zip(replies, C, strict=True)]
+    row = explicit_weights(combination, again, shift)[2]
+    np.testing.assert_allclose(diagnostics["mixing"], row[None], atol=1e-9)
+    assert diagnostics["mixing_clients"].tolist() == [2] and diagnostics["mixing_known"].tolist() == [0, 1, 2, 3]
+    for m in SETUP.shapes:
+        np.testing.assert_allclose(
+            method.send(second, CLIENTS[2]).C[m], sum(w * c[m] for w, c in zip(row, C, strict=True)), atol=1e-9
+        )
+    assert second.distances == first.distances and len(first.distances) == (0 if combination is Combination.MODEL else 6)
+
+
+def test_what_a_client_must_send():
+    method, state, replies = world_with(3)
+    first, _ = method.aggregate(state, iter(replies[:3]))
+    sends = method.FACTS.sends
+    assert sends(method, first, CLIENTS[3]) == {"C", "mixtures"} and sends(method, first, CLIENTS[0]) == {"C"}
+    only_models = CELoRA(combination=Combination.MODEL)
+    assert only_models.FACTS.sends(only_models, only_models.init(SETUP), CLIENTS[0]) == {"C"}
 
 
 def test_a_client_without_classes_is_as_far_as_the_farthest():
@@ -108,17 +141,23 @@ def test_a_client_without_classes_is_as_far_as_the_farthest():
     replies[1] = replace(replies[1], up=replace(replies[1].up, mixtures=none))
     assert refuse(replies[1].up, method, SETUP, CLIENTS[1]) is None
     state, diagnostics = method.aggregate(state, iter(replies))
-    np.testing.assert_allclose(diagnostics["similarity"][1], [0, 1, 0, 0])
+    np.testing.assert_allclose(diagnostics["mixing"][1], [0, 1, 0, 0])
     assert not method.send(state, CLIENTS[1]).wants_mixtures
-    lonely, _ = method.aggregate(state, iter([Reply(CLIENTS[0], Up(replies[0].up.C))]))  # a row without any similarity
-    assert same(lonely.means[1], lonely.means[0])
+
+
+def test_a_row_without_any_similarity_is_uniform():
+    """C = 0 is like nothing, not even itself."""
+    method, state, replies = world_with(4, combination=Combination.MODEL)
+    replies[1] = replace(replies[1], up=Up({m: -torch.eye(2).double() for m in SETUP.shapes}))
+    _, diagnostics = method.aggregate(state, iter(replies))
+    np.testing.assert_allclose(diagnostics["mixing"][1], [0.25] * 4)
 
 
 def test_a_reply_without_the_mixtures_that_were_wanted_counts_by_its_model():
     method, state, replies = world_with(5)
     replies[2] = replace(replies[2], up=Up(replies[2].up.C))
     state, diagnostics = method.aggregate(state, iter(replies))
-    assert torch.isfinite(diagnostics["similarity"]).all() and method.send(state, CLIENTS[2]).wants_mixtures
+    assert torch.isfinite(diagnostics["mixing"]).all() and method.send(state, CLIENTS[2]).wants_mixtures
     again, _ = method.aggregate(state, iter(world_with(5)[2]))
     assert set(again.distances) == {(i, j) for j in range(4) for i in range(j)}
 
@@ -128,7 +167,7 @@ def test_all_three_factors_train_and_A_and_B_stay():
     method = CELoRA()
     g = method.local(Down(method.init(SETUP).shared.C, wants_mixtures=True), method.hold(SETUP, CLIENTS[1]), CLIENTS[1])
     trainer = Trainer(SETUP)
-    assert next(g) == Observe(ClassMixtures(3))
+    assert next(g) == Observe(ClassMixtures(3), pool="first")
     ask = g.send(trainer(CLIENTS[1], Observe(ClassMixtures(3))))
     assert ask.roles == {(SHARED, role) for role in "ABC"}
     assert all(torch.equal(C, torch.eye(2).double()) for C in ask.slots[SHARED].C.values())

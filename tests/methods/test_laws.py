@@ -61,11 +61,12 @@ def test_personal_methods_deploy_different_models_and_others_one(row):
 def test_law_1_the_update_is_the_mean_of_the_clients_updates_where_exact(row):
     method, setup = world(row)
     trainer, largest = Trainer(setup), 0.0
-    run = federate(method, setup, 0)
+    run, heard = federate(method, setup, 0), {}
     for t in range(1, 6):
         run = federate(method, setup, t, some(setup), trainer, resume=(t - 1, run.states[-1], run.held[-1]))
-        replies = [reply for _, reply in run.rounds[-1]]
-        changes = [trained_change(trainer, r.client, row, t) for r in replies]
+        now = {r.client.id: (r, trained_change(trainer, r.client, row, t)) for _, r in run.rounds[-1]}
+        heard = heard | now if row.remembers else now
+        replies, changes = map(list, zip(*heard.values(), strict=True))
         if row.by_role:
             ideal, got = weighted(row.weights(replies), changes), outcome(row, method.deploy(run.states[-1]), setup)
             assert distance(ideal, got) < 1e-12

@@ -2,10 +2,11 @@
 
     W + s B_i C_i A_i,   C_i (r, r)
 
-Client i trains all three and uploads C_i alone. It keeps A_i and B_i, and gets back its own mean of the others' C_j,
+Client i trains all three and uploads C_i alone. It keeps A_i and B_i, and gets back its own mean of all clients' C_j,
 
-    C_i <- sum_j w_ij C_j,   w_ij proportional to S_ij,   sum_j w_ij = 1   over the participants j
+    C_i <- sum_j w_ij C_j,   w_ij proportional to S_ij,   sum_j w_ij = 1
 
+over every client j that ever took part, by its last upload, and i itself. Who sits out a round keeps what it was given last.
 where S_ij says how alike clients i and j are: by their data, D_ij = 1 - d_ij / max d with the optimal transport distance d of their
 classes' mixtures of Gaussians, and by their models, M_ij = CKA(C_i, C_j), mean over modules (both in `algebra.similarity`).
 
@@ -14,11 +15,12 @@ nothing, for B_0 = 0. What crosses the wire: C, r^2 a module, both ways; uploads
 mixtures: of c classes with k parts of d features each, c k (2 d + 1) numbers and the c shares of the classes. The server keeps each
 client's last C_j and mixtures; each pair of data sets is compared once.
 
-The server's code is not public and the paper leaves open how the two similarities combine: a field, by default their sum; the
-classes' mixtures as the public client's code has them. Ours: A_0 is LoRA's and common to all, since C_j of unlike bases have no
-mean (the code draws A with deviation 1e-3); means over this round's participants only, also for who sat out, who counts by its last
-C_i; the uniform mean for a client never seen; a client without a class of two examples is as far from all as the farthest; a row
-without any similarity is uniform.
+The server's code is not public and the paper leaves open how the two similarities combine: a field, by default their sum. The
+classes' mixtures are as the public client's code has them, of the features of [CLS], the first token, in the last hidden state of
+the pre-trained model; of a model that has none, such as a decoder, of the mean over the tokens, which is ours. Ours, too: A_0 is
+LoRA's and common to all, since C_j of unlike bases have no mean (the code draws A with deviation 1e-3); the uniform mean for a
+client never seen; a client without a class of two examples is as far from all as the farthest; a row without any similarity is
+uniform. Diagnostics: `mixing`, the w of the round, with a row for each of `mixing_clients` and a column for each of `mixing_known`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -64,7 +66,7 @@ class Combination(Enum):
 
 @dataclass(frozen=True)
 class State:
-    """Clients that were ever here are known: their last C, what they are sent, their mixtures."""
+    """Clients that were ever here are known: their last C, what they were given back, their mixtures."""
 
     shared: Factors  # A_0, B_0 = 0, and the uniform mean of C for whom the server does not know
     own: Mapping[int, Tensors] = field(default_factory=dict)  # client -> its last C_j
@@ -139,7 +141,7 @@ class CELoRA:
     def local(self, down: Down, held: Factors, client: Client) -> Local:
         mixtures: Tensors = {}
         if down.wants_mixtures:
-            seen = (yield Observe(ClassMixtures(self.components))).tensors
+            seen = (yield Observe(ClassMixtures(self.components), pool="first")).tensors
             counts = seen["counts"].to(seen["means"].dtype)
             mixtures = {"shares": counts / counts.sum()} | {name: seen[name] for name in ("weights", "means", "variances")}
         start = held.with_role("C", down.C)
@@ -161,29 +163,24 @@ class CELoRA:
                     if i < j and (i, j) not in distances and i in mixtures and j in mixtures:
                         distances[i, j] = dataset_distance(mixtures[i], mixtures[j])
         weights = self._weights(own, known, here, distances)
-        means = {
-            i: weighted_mean((w, (own[j],)) for w, j in zip(row, here, strict=True))[0]
-            for i, row in zip(known, weights.tolist(), strict=True)
+        given = {
+            i: weighted_mean((w, (own[j],)) for w, j in zip(row, known, strict=True))[0]
+            for i, row in zip(here, weights.tolist(), strict=True)
         }
-        (mean,) = weighted_mean((1.0, (own[j],)) for j in here)
-        diagnostics = {
-            "similarity": weights,
-            "similarity_clients": torch.tensor(known),
-            "similarity_participants": torch.tensor(here),
-        }
-        return State(state.shared.with_role("C", mean), own, means, mixtures, distances), diagnostics
+        (mean,) = weighted_mean((1.0, (own[j],)) for j in known)
+        diagnostics = {"mixing": weights, "mixing_clients": torch.tensor(here), "mixing_known": torch.tensor(known)}
+        return State(state.shared.with_role("C", mean), own, {**state.means, **given}, mixtures, distances), diagnostics
 
     def _weights(
         self, own: Mapping[int, Tensors], known: list[int], here: list[int], distances: Mapping[tuple[int, int], float]
     ) -> Tensor:
-        """w, one row for every known client and one column for every participant."""
-        columns = [known.index(j) for j in here]
-        M = cka([own[i] for i in known], [own[j] for j in here]).numpy()
+        """w, one row for every participant and one column for every known client."""
+        M = cka([own[i] for i in here], [own[j] for j in known]).numpy()
         d = np.zeros((len(known), len(known)))
         for a, i in enumerate(known):
             for b, j in enumerate(known[:a]):
                 d[a, b] = d[b, a] = distances.get((j, i), np.nan)
-        D = closeness(d)[:, columns]
+        D = closeness(d)[[known.index(i) for i in here]]
         S = {
             Combination.SUM: D + M,
             Combination.PRODUCT: D * M,
