@@ -10,6 +10,7 @@ from scipy.spatial.distance import squareform
 from sklearn.metrics import silhouette_score
 from toy import SHAPES, Trainer, dense, distance, federate, make_clients, make_setup, play, same
 
+from fedlora.engine import wire
 from fedlora.engine.check import refuse
 from fedlora.errors import BadInput
 from fedlora.methods import make
@@ -123,6 +124,119 @@ def test_training_of_round_two_starts_from_the_clusters_mean() -> None:
         assert ask.gate.own == f"expert{run.states[1].clusters[client.id]}"
 
 
+# ---- before there are clusters --------------------------------------------------------------------------------------------
+
+FOUR = [("w",), ("x",), ("y",), ("z",)]
+
+
+def draw(setup, count: int, seed: int):
+    """Who takes part: so many clients a round, drawn anew."""
+    n = len(setup.clients)
+    return lambda t: [setup.clients[i] for i in sorted(np.random.default_rng([seed, t]).permutation(n)[:count])]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_two_of_sixteen_a_round_make_the_clusters_of_their_tasks_whoever_came_first(seed: int) -> None:
+    method, setup = world(FOUR, 16, rounds=120, warmup=0.02)
+    trainer = Trainer(setup)
+    run = federate(method, setup, 60, draw(setup, 2, seed), trainer)
+    been, own = set(), {}
+    for t in range(1, 61):
+        state, warm = run.states[t], [(c, done) for c, ask, done in trainer.log if list(ask.slots) == [SHARED]]
+        been |= {order.client.id for order, _ in run.rounds[t]}
+        if len(been) < 16:
+            assert not state.experts and set(state.waiting) == been
+        else:
+            break
+    assert len(state.experts) == 4 and not state.waiting and t < 60
+    for task in "wxyz":
+        assert len({state.clusters[c.id] for c in setup.clients if task in c.tasks}) == 1
+    assert run.states[60].clusters == state.clusters
+    own = {c.id: done.slots[SHARED] for c, done in warm}  # each client's newest, once
+    assert len(warm) == 2 * t > len(own) == 16
+    for j, expert in enumerate(state.experts):
+        mates = [own[i] for i in range(16) if state.clusters[i] == j]
+        for m in SHAPES:
+            for role in "AB":
+                mean = np.mean([f.role(role)[m].numpy() for f in mates], axis=0)
+                np.testing.assert_allclose(expert.role(role)[m], mean, atol=1e-12)
+
+
+def test_who_is_drawn_again_goes_on_with_its_own_adapter_for_a_round() -> None:
+    method, setup = world(rounds=10, min_clients=9)
+    trainer = Trainer(setup)
+    run = federate(method, setup, 3, lambda t: setup.clients[:1] if t != 2 else setup.clients[3:4], trainer)
+    first, _, again = trainer.log
+    assert first[1].epochs == 4 and again[1].epochs == setup.epochs  # the warm-up's two rounds of ten, then one
+    assert same(first[1].slots[SHARED], setup.fresh(2))
+    for m in SHAPES:
+        np.testing.assert_allclose(again[1].slots[SHARED].B[m], first[2].slots[SHARED].B[m], atol=1e-12)
+    assert set(run.states[3].waiting) == {0, 3} and same(run.states[3].waiting[3], run.states[2].waiting[3])
+    assert same(wire.decode(wire.encode(run.states[3]), wire.message_classes(method)), run.states[3])
+    for c, done in ((setup.clients[0], again[2]), (setup.clients[3], trainer.log[1][2])):
+        model = method.deploy(run.states[3], c)
+        assert model.gate is None
+        for m in SHAPES:
+            np.testing.assert_allclose(model.slots[SHARED].B[m], done.slots[SHARED].B[m], atol=1e-12)
+    assert same(method.deploy(run.states[3], setup.clients[1]).slots, {SHARED: setup.fresh(2)})
+
+
+def test_clusters_do_not_depend_on_the_order_in_which_clients_came() -> None:
+    ups = [random_up(i, 0.4, random_up(1000 + i % 3)) for i in range(7)]
+    ends = []
+    for order in ([[0, 1, 2, 3, 4, 5, 6]], [[0, 3], [1, 6], [2, 4], [5]], [[5], [4, 6], [3], [0, 1, 2]]):
+        method, setup = world(count=7, rounds=20)
+        state = method.init(setup)
+        for ids in order:
+            assert not state.experts
+            state, diagnostics = method.aggregate(state, iter([Reply(setup.clients[i], ups[i]) for i in sorted(ids)]))
+        ends.append((state.clusters, state.experts, state.routers))
+        assert diagnostics["experts"] == len(state.experts) > 1
+    assert same(ends[1], ends[0]) and same(ends[2], ends[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "founded_at"), [({}, 6), ({"min_clients": 4}, 2), ({"min_clients": 7}, 4), ({"min_clients": 99}, 0)]
+)
+def test_when_clusters_are_made(settings: dict, founded_at: int) -> None:
+    """Two new clients a round, of 20: by default by half of twelve rounds, never before three have warmed up."""
+    method, setup = world(count=20, rounds=12, **settings)
+    state = method.init(setup)
+    for t in range(1, 8):
+        here = setup.clients[2 * t - 2 : 2 * t]
+        state, _ = method.aggregate(state, iter([Reply(c, random_up(c.id, 0.4, random_up(1000 + c.id % 3))) for c in here]))
+        assert bool(state.experts) == (0 < founded_at <= t)
+        if t == founded_at:
+            assert set(state.clusters) == set(range(2 * t))
+
+
+def test_one_client_a_round_is_no_cluster_before_there_are_three() -> None:
+    method, setup = world(count=9, rounds=2)
+    state = method.init(setup)
+    for c in setup.clients[:3]:
+        assert not state.experts
+        state, _ = method.aggregate(state, iter([Reply(c, random_up(c.id))]))
+    assert set(state.clusters) == {0, 1, 2}
+
+
+def test_who_has_no_data_is_not_waited_for() -> None:
+    method, setup = world(count=9, rounds=20)
+    clients = [replace(c, num_examples=0, tasks={}) if c.id > 5 else c for c in setup.clients]
+    setup = replace(setup, clients=tuple(clients))
+    state, _ = method.aggregate(method.init(setup), iter([Reply(c, random_up(c.id)) for c in clients[:6]]))
+    assert state.experts
+
+
+def test_what_a_client_must_send() -> None:
+    method, setup = world(min_clients=8)
+    run = federate(method, setup, 2, lambda t: setup.clients[:8])
+    sends, client, late = method.FACTS.sends, setup.clients[0], setup.clients[8]
+    assert sends(method, run.states[0], client) == {"A", "B"}
+    assert sends(method, run.states[1], client) == {"A", "B", "G"} and sends(method, run.states[1], late) == {"A", "B"}
+    alone = FedLEASE(experts=1)
+    assert alone.FACTS.sends(alone, founded(alone, setup, [random_up(i) for i in range(9)])[0], client) == {"A", "B"}
+
+
 # ---- rounds -------------------------------------------------------------------------------------------------------------
 
 
@@ -190,7 +304,7 @@ def test_clients_that_are_all_alike_make_one_expert() -> None:
 
 
 def test_who_comes_late_warms_up_and_joins_the_nearest_experts_cluster() -> None:
-    method, setup = world()
+    method, setup = world(min_clients=8)
     late = setup.clients[8]  # of task z
     trainer = Trainer(setup)
     run = federate(method, setup, 3, lambda t: setup.clients[: 9 if t > 1 else 8], trainer)
@@ -259,7 +373,7 @@ def test_what_is_deployed() -> None:
     assert list(method.deploy(run.states[0]).slots) == [SHARED]
 
 
-@pytest.mark.parametrize("bad", [{"max_experts": 1}, {"experts": 0}, {"warmup": -0.1}, {"warmup": 1.5}])
+@pytest.mark.parametrize("bad", [{"min_clients": 0}, {"max_experts": 1}, {"experts": 0}, {"warmup": -0.1}, {"warmup": 1.5}])
 def test_bad_settings_are_refused(bad: dict) -> None:
     with pytest.raises(BadInput):
         make("fedlease", bad)

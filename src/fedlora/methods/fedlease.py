@@ -1,8 +1,9 @@
 """FedLEASE (NeurIPS 2025, arXiv 2509.15087): adapters of clusters of clients as experts, and a router that picks among them.
 
-    warm-up    each client trains an adapter of its own, without aggregation, and uploads it once
+    warm-up    each client trains an adapter of its own, without aggregation, and uploads it
     distance   d(i, j) = mean over modules of 1 - cos(vec B_i, vec B_j): of B only, for A has hardly left the common start
-    clusters   average linkage into M clusters, M the best mean silhouette of 2, ..., max_experts; fixed from then on
+    clusters   once `min_clients` have warmed up: average linkage into M clusters, M the best mean silhouette of 2, ...,
+               max_experts; fixed from then on
     experts    E_j = the mean of the (A, B) of cluster j, uniform over its clients
 
     round      all M experts go to all clients; a client of cluster j trains E_j and a router G, the other experts rest:
@@ -15,12 +16,19 @@ With M = 1 (forced, or at most two clients) it is FedIT with uniform weights, an
 averaged apart, inside clusters only. What crosses the wire, a module: up r (d_out + d_in) + (2M - 1) d_in, down
 M r (d_out + d_in) + (2M - 1) d_in; the first time up r (d_out + d_in), and nothing down, for the seed gives the start.
 
-Ours: the warm-up's share of the run's rounds (the paper: 5 of 25) is trained inside the client's first round; who comes after the
-clusters are made warms up likewise, joins the cluster whose expert its B is nearest to, and counts from its next round on; clients
-whose adapters are all alike make one cluster. Routers start from one draw of the seed, uniform in +-1/sqrt(d_in) as linear layers
-do: from zero every place would be the own expert's and no gradient would ever reach them. A client that has not been here is
-deployed as one of the largest cluster. The public code differs from the text: its first round with clusters starts from each
-client's own warm-up, its M is at most 4, not 8, and it corrupts the names of modules that hold a 0; here it is as in the text.
+In the paper all clients take part in all rounds. Ours, where some do: the warm-up's share of the run's rounds (the paper: 5 of 25)
+is trained inside the client's first round. The server keeps warmed-up adapters, one a client, until there are `min_clients`: by
+default all clients that have data; but where a round draws few of many that is never, so by default the clusters are those of
+whoever has warmed up when half of the run's rounds are over. A client that is drawn again before that goes on with its own adapter,
+which the server sends back, for a round as long as any other: it counts once, by its newest adapter. Until there are clusters it
+is deployed with that adapter, and who has not been here with the seed's. Who comes after the clusters are made warms up likewise,
+joins the cluster whose expert its B is nearest to, and counts from its next round on.
+
+Ours, too: clients whose adapters are all alike make one cluster. Routers start from one draw of the seed, uniform in +-1/sqrt(d_in)
+as linear layers do: from zero every place would be the own expert's and no gradient would ever reach them. A client that has not
+been here is deployed as one of the largest cluster. The public code differs from the text: its first round with clusters starts
+from each client's own warm-up, its M is at most 4, not 8, and it corrupts the names of modules that hold a 0; here it is as in the
+text.
 """
 
 from collections.abc import Iterator, Mapping
@@ -53,15 +61,29 @@ from fedlora.types import (
 )
 
 ALIKE = 1e-12  # distances below are rounding
+FEWEST = 3  # clients of which clusters are made: two would be one for ever
+
+
+@dataclass(frozen=True)
+class WarmedUp:
+    """A client's own adapter, before there are clusters."""
+
+    adapter: Factors
+    num_examples: int
 
 
 @dataclass(frozen=True)
 class State:
-    """`experts` is empty until the warm-up is over; `routers` as well while there is one expert."""
+    """`experts` is empty until there are clusters; `routers` as well while there is one expert; `waiting` from then on."""
 
     warmup: int  # epochs
+    epochs: int  # of any other round
     fresh: Factors  # the common start
     draw: Tensors  # a router for the most experts there can be: its first rows are one for fewer
+    wanted: int  # how many clients must have warmed up
+    deadline: int | None  # the round after which three will do
+    round: int = 0  # how many are behind us
+    waiting: Mapping[int, WarmedUp] = field(default_factory=dict)  # client -> its adapter
     experts: tuple[Factors, ...] = ()
     routers: tuple[Tensors, ...] = ()
     clusters: Mapping[int, int] = field(default_factory=dict)  # client -> its own expert
@@ -73,6 +95,7 @@ class Down:
     own: int = 0
     experts: tuple[Factors, ...] = ()
     router: Tensors = field(default_factory=dict)
+    adapter: Factors | None = None  # the client's own, where it has warmed up and there are no clusters yet
 
 
 @dataclass(frozen=True)
@@ -98,6 +121,8 @@ class FedLEASE:
         max_experts: the most clusters there may be.
         experts: the number of clusters, instead of the best silhouette's.
         warmup: its length as a share of the run's rounds, one round at least.
+        min_clients: how many must have warmed up before there are clusters; by default all that have data, but whoever has (three
+            at least) once half of the run's rounds are over.
         renormalise: the weights of the chosen places sum to 1.
         uniform_weights: the mean inside a cluster; otherwise by number of examples.
     """
@@ -105,6 +130,7 @@ class FedLEASE:
     max_experts: int = 8
     experts: int | None = None
     warmup: float = 0.2
+    min_clients: int | None = None
     renormalise: bool = True
     uniform_weights: bool = True
 
@@ -125,6 +151,8 @@ class FedLEASE:
     def __post_init__(self) -> None:
         if self.max_experts < 2 or (self.experts is not None and self.experts < 1) or not 0 <= self.warmup <= 1:
             raise BadInput("max_experts must be at least 2, experts at least 1, and warmup between 0 and 1")
+        if self.min_clients is not None and self.min_clients < 1:
+            raise BadInput("min_clients must be at least 1")
 
     @property
     def most(self) -> int:
@@ -139,12 +167,16 @@ class FedLEASE:
             )
             for m, (_, d) in setup.shapes.items()
         }
-        return State(max(1, round(self.warmup * setup.rounds)) * setup.epochs, fresh, draw)
+        able = sum(client.num_examples > 0 for client in setup.clients)  # who has no data never takes part
+        wanted, deadline = (able, setup.rounds // 2) if self.min_clients is None else (min(self.min_clients, able), None)
+        return State(max(1, round(self.warmup * setup.rounds)) * setup.epochs, setup.epochs, fresh, draw, wanted, deadline)
 
     def hold(self, setup: Setup, client: Client) -> Factors:
         return setup.fresh(one_rank(setup, self))
 
     def send(self, state: State, client: Client) -> Down:
+        if client.id in state.waiting:
+            return Down(state.epochs, adapter=state.waiting[client.id].adapter)
         if client.id not in state.clusters:
             return Down(state.warmup)
         own = state.clusters[client.id]
@@ -152,10 +184,11 @@ class FedLEASE:
 
     def local(self, down: Down, held: Factors | None, client: Client) -> Local:
         if down.warmup:
-            assert held is not None, "a client without a cluster has not been here"
-            done = yield Train({SHARED: held}, frozenset({(SHARED, "A"), (SHARED, "B")}), epochs=down.warmup)
+            start = down.adapter or held
+            assert start is not None, "a client that the server does not know has not been here"
+            done = yield Train({SHARED: start}, frozenset({(SHARED, "A"), (SHARED, "B")}), epochs=down.warmup)
             own = done.slots[SHARED]
-            return Up(minus(own.A, held.A), minus(own.B, held.B)), None  # the start has served: the rest comes from the server
+            return Up(minus(own.A, start.A), minus(own.B, start.B)), None  # the start has served: the rest comes from the server
         name, slots = slot(down.own), {slot(j): expert for j, expert in enumerate(down.experts)}
         roles = {(name, "A"), (name, "B")}
         if not down.router:
@@ -178,53 +211,65 @@ class FedLEASE:
                 mine = [r for r in mine if {m: G.shape for m, G in r.up.G.items()} == {m: G.shape for m, G in routers[j].items()}]
             if not mine:
                 continue
-            A, B, G = weighted_mean((self._weight(r), (r.up.A, r.up.B, r.up.G)) for r in mine)
+            A, B, G = weighted_mean((self._weight(r.client.num_examples), (r.up.A, r.up.B, r.up.G)) for r in mine)
             experts[j] = replace(experts[j], A=plus(experts[j].A, A), B=plus(experts[j].B, B))
             if routers:
                 routers[j] = plus(routers[j], G)
-        state = replace(state, experts=tuple(experts), routers=tuple(routers))
-        if new and not state.experts:
-            state, diagnostics = self._found(state, new)
-        elif new:
+        state = replace(state, experts=tuple(experts), routers=tuple(routers), round=state.round + 1)
+        if state.experts:
             state = replace(state, clusters={**state.clusters, **{r.client.id: nearest(state, r.up.B) for r in new}})
+        else:
+            state = replace(state, waiting={**state.waiting, **{r.client.id: warmed_up(state, r) for r in new}})
+            late = state.deadline is not None and state.round >= state.deadline
+            if len(state.waiting) >= (min(FEWEST, state.wanted) if late else state.wanted):
+                state, diagnostics = self._found(state)
         clusters = {str(client): j for client, j in sorted(state.clusters.items())}
-        return state, {"clusters": clusters, **diagnostics, **_purity(state, came)}
+        return state, {"clusters": clusters, "waiting": len(state.waiting), **diagnostics, **_purity(state, came)}
 
-    def _found(self, state: State, replies: list[Reply]) -> tuple[State, Diagnostics]:
-        """The clusters of the first warm-ups. B starts at zero, so its change is B itself."""
-        distances = cosine_distances([r.up.B for r in replies])
+    def _found(self, state: State) -> tuple[State, Diagnostics]:
+        """The clusters of all that have warmed up, in the order of their ids."""
+        warm = dict(sorted(state.waiting.items()))
+        distances = cosine_distances([own.adapter.B for own in warm.values()])
         scores: dict[int, float] = {}
         if self.experts is not None:
-            count = min(self.experts, len(replies))
+            count = min(self.experts, len(warm))
         else:
             scores = silhouettes(distances, self.max_experts) if distances.max() > ALIKE else {}
             count = max(scores, key=lambda m: scores[m], default=1)
         labels = average_linkage(distances, count)
         experts = []
         for j in range(count):
-            mine = [r for r, label in zip(replies, labels, strict=True) if label == j]
-            A, B = weighted_mean((self._weight(r), (r.up.A, r.up.B)) for r in mine)
-            experts.append(replace(state.fresh, A=plus(state.fresh.A, A), B=plus(state.fresh.B, B)))
+            mine = [own for own, label in zip(warm.values(), labels, strict=True) if label == j]
+            A, B = weighted_mean((self._weight(own.num_examples), (own.adapter.A, own.adapter.B)) for own in mine)
+            experts.append(replace(state.fresh, A=A, B=B))
         router = each(lambda G: G[: 2 * count - 1], state.draw)
-        clusters = {r.client.id: int(label) for r, label in zip(replies, labels, strict=True)}
-        made = replace(state, experts=tuple(experts), routers=(router,) * count if count > 1 else (), clusters=clusters)
-        return made, {
+        clusters = {id: int(label) for id, label in zip(warm, labels, strict=True)}
+        routers = (router,) * count if count > 1 else ()
+        return replace(state, experts=tuple(experts), routers=routers, clusters=clusters, waiting={}), {
             "experts": count,
             "silhouettes": {str(m): score for m, score in scores.items()},
             "distances": torch.from_numpy(distances),
         }
 
-    def _weight(self, reply: Reply) -> float:
-        return 1.0 if self.uniform_weights else reply.client.num_examples
+    def _weight(self, num_examples: int) -> float:
+        return 1.0 if self.uniform_weights else num_examples
 
     def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
         if not state.experts:
-            return Model({SHARED: state.fresh})
+            own = None if client is None else state.waiting.get(client.id)
+            return Model({SHARED: state.fresh if own is None else own.adapter})
         everyone = list(state.clusters.values())
         largest = max(range(len(state.experts)), key=everyone.count)
-        own = largest if client is None else state.clusters.get(client.id, largest)
+        mine = largest if client is None else state.clusters.get(client.id, largest)
         slots = {slot(j): expert for j, expert in enumerate(state.experts)}
-        return Model(slots, gate=gate(own, len(slots), state.routers[own], self.renormalise) if state.routers else None)
+        return Model(slots, gate=gate(mine, len(slots), state.routers[mine], self.renormalise) if state.routers else None)
+
+
+def warmed_up(state: State, reply: Reply) -> WarmedUp:
+    """A client's adapter with what its reply says that it changed."""
+    id = reply.client.id
+    start = state.waiting[id].adapter if id in state.waiting else state.fresh
+    return WarmedUp(replace(start, A=plus(start.A, reply.up.A), B=plus(start.B, reply.up.B)), reply.client.num_examples)
 
 
 def nearest(state: State, B: Tensors) -> int:
@@ -234,5 +279,6 @@ def nearest(state: State, B: Tensors) -> int:
 
 def _purity(state: State, replies: list[Reply]) -> Diagnostics:
     """Of the clusters against the task of which each client has most examples, where there are several tasks."""
-    known = [(state.clusters[r.client.id], max(r.client.tasks, key=lambda t: r.client.tasks[t])) for r in replies if r.client.tasks]
+    placed = [r.client for r in replies if r.client.tasks and r.client.id in state.clusters]
+    known = [(state.clusters[client.id], max(client.tasks, key=lambda t: client.tasks[t])) for client in placed]
     return {"purity": purity([j for j, _ in known], [task for _, task in known])} if known else {}
