@@ -67,3 +67,13 @@ def test_mixtures_travel_once(bert_folder: Path, csv_folder: Path, tmp_path: Pat
     assert second["upload_params"] == 3 * 12 * 4 == second["download_params"]
     classes, rest = divmod(first["upload_params"] - 3 * 12 * 4, 3 * 33 + 1)
     assert rest == 0 and 3 < classes <= 9
+
+
+def test_what_a_client_learned_is_the_adapter_that_trained_and_not_the_one_that_it_received(
+    bert_folder: Path, csv_folder: Path, tmp_path: Path
+) -> None:
+    """In round 2 FedDPA's global adapter trains first; the local one then trains beside the one that was received."""
+    rows = execute(bert_folder, csv_folder, tmp_path / "run", name="feddpa")
+    similarity = load_file(tmp_path / "run" / "arrays" / "round-00002.safetensors")["similarity"]
+    assert similarity.diagonal().tolist() == pytest.approx([1.0] * 3) and bool((similarity != 0).all())
+    assert all(0 < row["discordance"] < 1 for row in rows)

@@ -125,7 +125,13 @@ class InProcess:
             if not job.ask.probe:
                 run.head, run.loss = outcome.head, outcome.trained.loss
                 run.before = job.ask.slots if run.before is None else run.before
-                run.after = outcome.trained.slots
+                # A slot is as the last request left it that trained it: others may hold it as it was received.
+                slots = outcome.trained.slots
+                run.after = {
+                    **slots,
+                    **run.after,
+                    **{s: f for s, f in slots.items() if any(s == slot for slot, _ in job.ask.roles)},
+                }
             run.num_steps += outcome.trained.num_steps
             if self._advance(run, outcome.trained, replies):
                 ask(run)
