@@ -67,6 +67,9 @@ def test_mixtures_travel_once(bert_folder: Path, csv_folder: Path, tmp_path: Pat
     assert second["upload_params"] == 3 * 12 * 4 == second["download_params"]
     classes, rest = divmod(first["upload_params"] - 3 * 12 * 4, 3 * 33 + 1)
     assert rest == 0 and 3 < classes <= 9
+    arrays = load_file(tmp_path / "run" / "arrays" / "round-00002.safetensors")
+    assert arrays["mixing"].sum(dim=1).tolist() == pytest.approx([1.0] * 3)
+    assert arrays["similarity"].diagonal().tolist() == pytest.approx([1.0] * 3)  # of updates, as in every other run
 
 
 def test_what_a_client_learned_is_the_adapter_that_trained_and_not_the_one_that_it_received(
