@@ -325,6 +325,7 @@ def fl_tac(tasks: tuple[tuple[str, ...], ...], **settings: Any) -> Row:
         starts=Start.GROUP,
         tasks=tasks,
         grouped=True,
+        keeps=True,
     )
 
 
@@ -583,6 +584,7 @@ def ce_lora(parts: int = 3, **settings: Any) -> Row:
         idle=False,  # every round mixes anew
         starts=Start.PERSONAL,
         grouped=True,  # each client its own
+        keeps=True,
         remembers=True,
         by_role=True,
         lr=0.01,  # three factors in a row, and a client of one example
