@@ -584,6 +584,7 @@ def ce_lora(parts: int = 3, **settings: Any) -> Row:
         idle=False,  # every round mixes anew
         starts=Start.PERSONAL,
         grouped=True,  # each client its own
+        ideal=ideals.over_all_known("C"),
         keeps=True,
         remembers=True,
         by_role=True,

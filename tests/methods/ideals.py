@@ -233,6 +233,16 @@ def nested(weights: Weights) -> Rule:
     return rule
 
 
+def over_all_known(role: str) -> Rule:
+    """CE-LoRA's model of nobody: the mean of what each client sent last, whoever takes part now."""
+
+    def rule(rounds: Sequence[Round]) -> Dense:
+        last = {p.reply.client.id: p.done[SHARED].role(role) for each in rounds for p in each.parts}
+        return {f"{role} of {m}": np.mean([_np(x[m]) for x in last.values()], axis=0) for m in rounds[-1].setup.shapes}
+
+    return rule
+
+
 def of(setup: Setup, number: int, before: Model, log: Sequence[Any], bases: Mapping[int, Any], replies: Sequence[Reply]) -> Round:
     """A round as the toy trainer's log has it: of each client the first start and the last outcome that is no probe."""
     parts = []

@@ -1,0 +1,210 @@
+"""Laws of runs in which half of the clients take part, drawn anew each round: averaging rules, who came first, sixty rounds."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+import ideals
+import numpy as np
+import pytest
+from cases import Row
+from laws import every_row, law, outcome, some, trained_change, truncated, world
+from toy import Trainer, distance, federate, play, same, weighted
+
+from fedlora import seeds
+from fedlora.config import resolve
+from fedlora.engine import pipeline
+from fedlora.engine.loop import Server, rounds
+from fedlora.errors import BadInput
+from fedlora.types import Client, Reply, Setup
+
+LONG = 60
+
+
+def half(setup: Setup, seed: int = 0):
+    """Two of four, drawn anew each round."""
+
+    def sample(t: int) -> list[Client]:
+        drawn = seeds.generator(seed, "half", t).permutation(len(setup.clients))[: len(setup.clients) // 2]
+        return [setup.clients[i] for i in sorted(drawn)]
+
+    return sample
+
+
+def judged(row: Row, count: int, sample, slower: float = 1.0) -> Iterator[tuple[int, dict, dict, float]]:
+    """A run, round by round: what the paper's rule makes of what the clients trained, what is deployed, and how large that is."""
+    method, setup = world(row)
+    trainer, played, run = Trainer(setup, lr=slower * row.lr, steps_per_epoch=1), [], federate(method, setup, 0)
+    for t in range(1, count + 1):
+        asked, before = len(trainer.log), method.deploy(run.states[-1])
+        run = federate(method, setup, t, sample(setup), trainer, resume=(t - 1, run.states[-1], run.held[-1]))
+        assert not any(run.refused)
+        replies = [reply for _, reply in run.rounds[-1]]
+        got = outcome(row, method.deploy(run.states[-1]), setup)
+        if row.ideal is not None:
+            played.append(ideals.of(setup, t, before, trainer.log[asked:], trainer.merged, replies))
+            ideal = row.ideal(played)
+        else:
+            changes = [trained_change(trainer, r.client, row, t) for r in replies]
+            ideal = weighted(row.weights(replies), [{n: c[n] for n in got if n in c} for c in changes])
+            ideal = truncated(ideal, max(row.ranks)) if row.truncated else ideal
+        trainer.log.clear()
+        yield t, ideal, {n: x for n, x in got.items() if n in ideal}, max(float(np.abs(x).max()) for x in got.values())
+
+
+# ---- 11. the averaging rule ---------------------------------------------------------------------------------------------------
+
+
+@every_row
+@law(11, exempt="ideal")
+def test_law_11_the_server_averages_as_its_paper_says(row):
+    if row.grouped and row.ideal is None:
+        pytest.skip("its rule is by group: see its own file")
+    assert row.ideal is not None or row.exact_here or row.by_role
+    for _, ideal, got, _ in judged(row, 5, some):
+        assert distance(ideal, got) < 1e-12
+
+
+# ---- 12. sampling -------------------------------------------------------------------------------------------------------------
+
+
+ALL = (0, 1, 2, 3)
+
+
+def shape_of(row: Row, setup: Setup, method, run) -> list:
+    """What clients end with, but for the numbers: slots, roles, shapes, gates."""
+    models = [method.deploy(run.states[-1], c, run.held[-1][c.id]) for c in setup.clients]
+    slots = [
+        {s: [(r, m, tuple(x.shape)) for r in "ABCD" for m, x in f.role(r).items()] for s, f in x.slots.items()} for x in models
+    ]
+    return [(s, type(x.gate), sorted(x.full)) for s, x in zip(slots, models, strict=True)]
+
+
+@every_row
+@law(12)
+def test_law_12_nothing_depends_on_who_came_first(row):
+    """One client alone, or the others before it, then everybody: all end with models of one form, and groups are the same."""
+    method, setup = world(row)
+    ended = []
+    for order in ([(0,), (1, 2, 3)], [(3,), (0, 1, 2)], [(1, 2, 3), (0,)], [ALL, ALL]):
+        present = [*order, ALL, ALL]
+        run = federate(method, setup, 4, lambda t, p=present: [setup.clients[i] for i in p[t - 1]], Trainer(setup, lr=row.lr))
+        assert not any(run.refused)
+        models = [method.deploy(run.states[-1], c, run.held[-1][c.id]) for c in setup.clients]
+        together = [[same(x.slots, y.slots) and same(x.gate, y.gate) for y in models] for x in models] if row.grouped else None
+        ended.append((shape_of(row, setup, method, run), together))
+    assert all(each == ended[0] for each in ended)
+
+
+@every_row
+@law(12)
+def test_law_12_who_sits_out_keeps_what_is_its_own(row):
+    method, setup = world(row)
+    run = federate(method, setup, 8, half(setup), Trainer(setup, lr=row.lr))
+    been: set[int] = set()
+    for t in range(1, 9):
+        here = {reply.client.id for _, reply in run.rounds[t]}
+        been |= here
+        for c in [c for c in setup.clients if c.id in been - here]:
+            assert same(run.held[t][c.id], run.held[t - 1][c.id])
+            before, after = (method.deploy(run.states[i], c, run.held[i][c.id]) for i in (t - 1, t))
+            for slot in row.own:
+                assert same(after.slots[slot], before.slots[slot])
+            if row.keeps:
+                assert same(after.slots, before.slots)
+
+
+@every_row
+@law(12)
+def test_law_12_a_lost_attempt_changes_nothing(row):
+    """All replies of an attempt are lost, and the next one has them: the same bits as if it had been the first."""
+    method, setup = world(row, rounds=3)
+    one = _played(method, setup, row, lost=())
+    two = _played(method, setup, row, lost=(2,))
+    assert same(one, two)
+
+
+def _played(method, setup: Setup, row: Row, lost: tuple[int, ...]):
+    """The states after three rounds of the engine's own loop, where the first attempts of these rounds lose every reply."""
+    transport = _Lossy(method, setup, Trainer(setup, lr=row.lr), set(lost))
+    played = rounds(method, setup, Server(0, method.init(setup)), transport, half(setup))
+    return [server.state for server, _, _ in played], transport.held
+
+
+class _Lossy:
+    def __init__(self, method, setup, trainer, lost):
+        self.method, self.trainer, self.lost = method, trainer, lost
+        self.held, self.fresh = {c.id: method.hold(setup, c) for c in setup.clients}, {}
+
+    def exchange(self, orders):
+        for order in orders:
+            up, self.fresh[order.client.id] = play(self.method, self.trainer, order.down, self.held[order.client.id], order.client)
+            if order.round not in self.lost:
+                yield Reply(order.client, up)
+        self.lost.discard(orders[0].round)
+
+    def commit(self, accepted):
+        self.held |= {id: self.fresh[id] for id in accepted}
+
+
+# ---- 13. sixty rounds ---------------------------------------------------------------------------------------------------------
+
+
+@every_row
+@law(13, exempt="ideal")
+def test_law_13_sixty_rounds_in_which_half_take_part(row):
+    """Each round as in laws 1 and 11, and nothing drifts: logs that were folded, bases that were topped up, ranks that differ."""
+    if row.grouped and row.ideal is None:
+        pytest.skip("its rule is by group: see its own file")
+    largest = 0.0
+    for _, ideal, got, size in judged(row, LONG, half, slower=0.2):
+        assert distance(ideal, got) < 1e-10 * max(1.0, size)
+        largest = size
+    assert np.isfinite(largest)
+
+
+def dense_changes(up, setup: Setup) -> dict[tuple[str, str], np.ndarray]:
+    """(field, module) -> an Up's changes where they belong: entries that an index leaves out are zero."""
+    kinds = {f.name: f.metadata for f in fields(up) if "kind" in f.metadata}
+    index = {meta["dims"][0]: name for name, meta in kinds.items() if meta["kind"] == "index"}
+    out = {}
+    for name, meta in kinds.items():
+        for m, x in (getattr(up, name) if meta["kind"] == "change" else {}).items():
+            x = x.double().numpy()
+            for i, axis in enumerate(meta["dims"]):
+                if axis in index:
+                    where = np.flatnonzero(getattr(up, index[axis])[m].numpy())
+                    whole = np.zeros((*x.shape[:i], len(getattr(up, index[axis])[m]), *x.shape[i + 1 :]))
+                    whole[(slice(None),) * i + (where,)] = x
+                    x = whole
+            out[name, m] = x
+    return out
+
+
+@every_row
+@law(13)
+def test_law_13_with_error_feedback_nothing_is_lost_in_sixty_rounds(row):
+    """Of every client and every entry: all that was received and all that it remembers add up to all that it wanted to send."""
+    method, setup = world(row)
+    try:
+        transforms = pipeline.make(resolve({"transform": [{"name": "topk", "density": 0.3}]}).transform, method, 0)
+    except BadInput as refused:
+        assert "as a value" in str(refused) or "error_feedback" in str(refused)
+        return
+    memory: dict[int, dict] = {c.id: {} for c in setup.clients}
+    wanted: dict[tuple, np.ndarray] = {}
+    received: dict[tuple, np.ndarray] = {}
+
+    def through(order, up):
+        sent, memory[order.client.id] = transforms.pack(up, memory[order.client.id], order.round, order.client)
+        got = transforms.unpack(sent)
+        for total, each in ((wanted, up), (received, got)):
+            for key, x in dense_changes(each, setup).items():
+                total[order.client.id, *key] = total.get((order.client.id, *key), 0.0) + x
+        return got
+
+    run = federate(method, setup, LONG, half(setup), Trainer(setup, lr=0.2 * row.lr, steps_per_epoch=1), tamper=through)
+    assert not any(run.refused) and len(wanted) > 0
+    for (id, name, m), x in wanted.items():
+        kept = memory[id].get(f"{name} {m}")
+        remembered = np.zeros_like(x) if kept is None else kept.double().numpy().reshape(x.shape)
+        np.testing.assert_allclose(received[id, name, m] + remembered, x, atol=1e-9 * max(1.0, np.abs(x).max()))
