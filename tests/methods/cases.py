@@ -259,7 +259,7 @@ def frlora(rank: int, **settings: Any) -> Row:
 
 def fedsvd(period: int, warmup: int = 0) -> Row:
     def turned_since(setup: Setup, client: Client, round: int, last: int) -> int:
-        turns = [t for t in range(max(last, 1), round) if period and t > warmup and (t - warmup) % period == 0]
+        turns = [t for t in range(max(last, 1), round) if period and t > warmup and t % period == 0]
         return P(setup, client.rank, "B") + (P(setup, client.rank, "A") if turns else 0)
 
     return Row(

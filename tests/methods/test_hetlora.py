@@ -11,7 +11,7 @@ from toy import Trainer, federate, make_clients, make_setup, same
 from fedlora.engine import wire
 from fedlora.methods import make
 from fedlora.methods.hetlora import HetLoRA, State, Up, truncate
-from fedlora.types import SHARED, Client, Factors, Reply, TailNorm, Trained
+from fedlora.types import SHARED, Client, Factors, Reply, TailNorm, Train, Trained
 
 SHAPES = {"q": (12, 8), "up": (20, 12)}
 
@@ -43,12 +43,32 @@ def down_of(rank: int, seed: int = 0) -> Factors:
 # ---- the client -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rank", [1, 2, 7, 50, 51, 99, 100])
+@pytest.mark.parametrize("rank", [2, 7, 50, 51, 99, 100])
 def test_gamma_099_makes_the_last_rank_the_tail(rank):
     """Rounding to nearest, as public code does, makes the tail empty up to rank 50, and nothing is ever pruned."""
     ask = next(HetLoRA(gamma=0.99, penalty=0.3).local(down_of(rank), None, Client(0, rank, 10)))
     assert ask.penalty == TailNorm(SHARED, rank - 1, 0.3)
     assert ask.roles == {(SHARED, "A"), (SHARED, "B")}
+
+
+@pytest.mark.parametrize("gamma, rank", [(0.99, 1), (0.5, 1), (0.3, 3), (1.0, 4)])
+def test_without_a_tail_there_is_no_penalty_and_no_pruning(gamma, rank):
+    """floor(gamma r) is 0, where the tail would be all that the client has, or r, where there is none."""
+    method, down = HetLoRA(gamma=gamma, penalty=0.3), down_of(rank)
+    assert next(method.local(down, None, Client(0, rank, 10))).penalty is None
+    smaller = replace(down, B={m: 0.1 * B for m, B in down.B.items()})
+    assert answer(method, down, smaller).A["q"].shape[0] == rank
+
+
+def test_a_client_of_rank_one_trains_as_without_the_penalty():
+    """By hand from the trainer: HetLoRA's one client of rank 1 ends where plain local training ends."""
+    setup = make_setup(make_clients((1,)))
+    plain = Trainer(setup)
+    ends = [plain(setup.clients[0], Train({SHARED: setup.fresh(1)}, frozenset({(SHARED, "A"), (SHARED, "B")}))).slots[SHARED]]
+    ends.append(federate(HetLoRA(penalty=5.0), setup, 1).states[1].shared)
+    for m in SHAPES:
+        torch.testing.assert_close(ends[1].A[m] / ends[0].A[m], torch.ones_like(ends[0].A[m]), rtol=0, atol=1e-12)
+        torch.testing.assert_close(ends[1].B[m] / ends[0].B[m], torch.ones_like(ends[0].B[m]), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("by, kept", [(0.5, 4), (0.0, 4), (1.0, 8), (2.0, 8)], ids=["shrank", "vanished", "as it was", "grew"])

@@ -4,7 +4,7 @@
     server:  B <- B + sum_k w_k dB_k,   then U S V' = SVD(B A):   B <- U S,   A <- V'   (product unchanged, A A' = I)
 
 Exact: A is common to all in a round, and the SVD of a product of rank r keeps it. The SVD works on the two factors, O(d r^2); it is
-done after every `period`-th round past the first `warmup` rounds, and never with period 0, which is FFA-LoRA. A module whose B is
+done after round t where t > warmup and t is a multiple of `period`, and never with period 0, which is FFA-LoRA. A module whose B is
 still zero keeps its A. What crosses the wire: up, the change of B, r d_out a module; down, B, and A where it turned since the
 client was last there: r (d_out + d_in); in round 1, and while A never turned, B alone (the seed gives A).
 
@@ -37,7 +37,7 @@ class Up:
 
 @dataclass(frozen=True)
 class FedSVD:
-    """period: rounds from one SVD to the next; 0 for none. warmup: rounds before the first."""
+    """period: an SVD after every round that is a multiple of it; 0 for none. warmup: the first rounds, after which there is none."""
 
     period: int = 1
     warmup: int = 0
@@ -81,7 +81,7 @@ class FedSVD:
 
         (dB,) = weighted_mean(map(term, replies))
         A, B, turned = dict(state.shared.A), dict(plus(state.shared.B, dB)), state.turned
-        if self.period and rounds > self.warmup and (rounds - self.warmup) % self.period == 0:
+        if self.period and rounds > self.warmup and rounds % self.period == 0:
             for m in [m for m in B if bool(B[m].any())]:
                 rank = len(A[m])
                 U, S, Vt = factored_svd(B[m], A[m])

@@ -2,6 +2,7 @@
 
     client k:  loss + lambda sum_m ||B[:, q:]||_F ||A[q:, :]||_F,   q = floor(gamma r_k): pushes the tail to zero
                the tail product shrank during training:  r_k <- max(r_min, q), and the tail is dropped for good
+               q = 0 (a client of rank 1) leaves no rank without its tail, q = r_k no tail: no penalty then, and no pruning
     server:    B <- sum_k p_k pad(B_k),  A <- sum_k p_k pad(A_k),  p_k proportional to ||B_k A_k||_F over the whole model
 
 Not exact: factors are averaged apart. One scale, alpha / r_max, for everybody: with alpha / r_k a truncation would change the
@@ -82,10 +83,10 @@ class HetLoRA:
     def local(self, down: Factors, held: None, client: Client) -> Local:
         rank = next(iter(down.A.values())).shape[0]
         tail = math.floor(self.gamma * rank)
-        done = (
-            yield Train({SHARED: down}, frozenset({(SHARED, "A"), (SHARED, "B")}), penalty=TailNorm(SHARED, tail, self.penalty))
-        ).slots[SHARED]
-        if joint_norm(done, tail) < joint_norm(down, tail):
+        has_tail = 0 < tail < rank
+        penalty = TailNorm(SHARED, tail, self.penalty) if has_tail else None
+        done = (yield Train({SHARED: down}, frozenset({(SHARED, "A"), (SHARED, "B")}), penalty=penalty)).slots[SHARED]
+        if has_tail and joint_norm(done, tail) < joint_norm(down, tail):
             done = truncate(done, max(tail, min(self.min_rank, rank)))
         return Up(done.A, done.B), held
 
