@@ -713,7 +713,7 @@ ROWS = [
     fedex(2, uniform_weights=False),
     fedex(2, residual_rank=2),
     lora_fair(),
-    lora_fair(objective="cosine"),
+    lora_fair(objective="ridge"),
     frlora(1),
     frlora(2, uniform_weights=False),
     fedsvd(1),

@@ -42,7 +42,8 @@ def test_clients_train_B_alone_from_the_factors_of_the_server():
 
 
 @pytest.mark.parametrize(
-    "period, warmup, turns", [(1, 0, [1, 2, 3, 4, 5, 6]), (2, 0, [2, 4, 6]), (1, 3, [4, 5, 6]), (3, 1, [3, 6]), (2, 3, [4, 6]), (0, 0, []), (0, 2, [])]
+    "period, warmup, turns",
+    [(1, 0, [1, 2, 3, 4, 5, 6]), (2, 0, [2, 4, 6]), (1, 3, [4, 5, 6]), (3, 1, [3, 6]), (2, 3, [4, 6]), (0, 0, []), (0, 2, [])],
 )
 def test_when_A_turns_and_travels(period, warmup, turns):
     setup = world()

@@ -1,18 +1,17 @@
 """LoRA-FAIR (Bian et al., ICCV 2025, arXiv 2411.14961): average the factors, then correct B on the server for what that leaves out.
 
     A <- sum_k p_k A_k,   B <- sum_k p_k B_k,   M = sum_k p_k B_k A_k,   p_k = n_k / sum of n
-    X = argmin S(M, (B + X) A) + lambda ||X||_F^2,   B <- B + X
+    X = argmin 1 - cos(M, (B + X) A) + lambda ||X||_F,   B <- B + X
 
-`ridge` takes S = ||M - (B + X) A||_F^2, which has a closed form: X = (M - B A) A' (A A' + lambda I)^-1. As lambda grows it becomes
-FedIT; as lambda falls, the best approximation of M in the row space of A. `cosine` takes S = 1 - cos(M, (B + X) A), the paper's
-similarity turned into a distance; cos does not see the length, so the penalty holds it. Neither forms a d_out x d_in matrix while
-the clients have no more ranks than that has.
+The norm is not squared: X = 0, which is FedIT, wherever the cosine's gradient there is no longer than lambda. The cosine does not
+see the length of B + X; the norm of X holds it. No d_out x d_in matrix is formed while the clients have no more ranks than it has.
 
 Not exact: the correction reduces the error of averaging apart, only as far as the rows of A reach. What crosses the wire: both
 factors, r (d_out + d_in) a module, both ways; uploads as changes.
 
-Ours: the closed form is the default (the paper's server runs SGD on the cosine); the cosine is solved by iterating its
-stationarity condition; the square on ||X||, which makes both smooth at X = 0.
+Ours: the paper's similarity turned into a distance; proximal gradient from X = 0 in its place of SGD, in float64; and, as another
+objective, `ridge`: X = argmin ||M - (B + X) A||_F^2 + lambda ||X||_F^2 = (M - B A) A' (A A' + lambda I)^-1, which goes from
+FedIT, as lambda grows, to the best approximation of M in the row space of A.
 """
 
 from collections.abc import Iterator
@@ -20,8 +19,10 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import ClassVar
 
+from torch import Tensor
+
 from fedlora.algebra.residual import cosine_correction, means_and_residuals, ridge_correction
-from fedlora.algebra.tensors import minus, plus
+from fedlora.algebra.tensors import each, minus, plus
 from fedlora.errors import BadInput
 from fedlora.types import SHARED, Client, Diagnostics, Factors, Facts, Local, Model, Reply, Setup, Tensors, Train, change, one_rank
 
@@ -29,8 +30,8 @@ from fedlora.types import SHARED, Client, Diagnostics, Factors, Facts, Local, Mo
 class Objective(Enum):
     """What the correction makes small."""
 
+    COSINE = "cosine"  # the paper's
     RIDGE = "ridge"
-    COSINE = "cosine"
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ class Up:
 
 @dataclass(frozen=True)
 class LoRAFAIR:
-    """penalty: lambda above. steps: iterations of the cosine objective."""
+    """penalty: lambda above. steps: the most iterations of the cosine objective."""
 
-    objective: Objective = Objective.RIDGE
+    objective: Objective = Objective.COSINE
     penalty: float = 0.01
-    steps: int = 100
+    steps: int = 500
 
     FACTS: ClassVar = Facts(
         title="LoRA-FAIR",
@@ -77,16 +78,20 @@ class LoRAFAIR:
         return Up(A=minus(done.A, down.A), B=minus(done.B, down.B)), held
 
     def aggregate(self, state: Factors, replies: Iterator[Reply]) -> tuple[Factors, Diagnostics]:
-        # The start is common, so the residual of the changes is that of the factors.
-        dA, dB, lacking = means_and_residuals((r.client.num_examples, (r.up.A, r.up.B)) for r in replies)
-        A, B = plus(state.A, dA), dict(plus(state.B, dB))
-        for m, x in B.items():
+        # The start is common, so the residual of the changes is that of the factors. In float64: products of products of large
+        # changes, which one odd client is enough for, would not fit into less.
+        terms = ((r.client.num_examples, (each(Tensor.double, r.up.A), each(Tensor.double, r.up.B))) for r in replies)
+        dA, dB, lacking = means_and_residuals(terms)
+        corrected = {}
+        A, B = plus(state.A, dA), plus(state.B, dB)
+        for m, residual in lacking.items():
             if self.objective is Objective.RIDGE:
-                correction = ridge_correction(A[m], lacking[m], self.penalty)
+                correction = ridge_correction(A[m], residual, self.penalty)
             else:
-                correction = cosine_correction(x, A[m], lacking[m], self.penalty, self.steps)
-            B[m] = x + correction.to(x.dtype)
-        return replace(state, A=A, B=B), {}
+                correction = cosine_correction(B[m], A[m], residual, self.penalty, self.steps)
+            corrected[m] = (B[m] + correction).to(state.B[m].dtype)
+        A = each(lambda x, like: x.to(like.dtype), A, state.A)
+        return replace(state, A=A, B=corrected), {}
 
     def deploy(self, state: Factors, client: Client | None = None, held: None = None) -> Model:
         return Model({SHARED: state})
