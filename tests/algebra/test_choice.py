@@ -1,6 +1,7 @@
 """Which ranks are best, and whose turn it is."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,6 +32,13 @@ def test_ties_go_to_the_earlier_module_then_to_the_earlier_entry():
     ]
     many = top_mask({"m": torch.ones(5000)}, 1234)["m"]  # an unstable sort would show here
     assert many[:1234].all() and not many[1234:].any()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_top_mask_refuses_scores_that_are_not_finite(bad):
+    """A NaN sorts above every number."""
+    with pytest.raises(ValueError, match="finite"):
+        top_mask({"m": torch.tensor([1.0, 2.0]), "n": torch.tensor([3.0, bad])}, 1)
 
 
 @settings(deadline=None, derandomize=True)

@@ -13,6 +13,7 @@ from fedlora.algebra.lowrank import (
     pad_rank,
     principal,
     product_norm,
+    rounding,
 )
 
 # (d_out, d_in, R, rank of the product)
@@ -228,3 +229,15 @@ def test_principal_is_the_best_approximation_shared_evenly(d_out, d_in, rank):
 )
 def test_energy_rank(S, share, p):
     assert energy_rank(torch.tensor(S, dtype=torch.float64), share) == p
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_at_share_one_the_energy_rank_is_numpys_rank(dtype):
+    """Of products of known rank, rounded to a dtype: numpy's matrix_rank has the same limit, max(d) eps of the largest."""
+    rng = np.random.default_rng(0)
+    for d_out, d_in, rank in ((12, 8, 3), (20, 12, 12), (64, 256, 5), (30, 30, 1)):
+        W = (rng.normal(size=(d_out, rank)) @ rng.normal(size=(rank, d_in))).astype(str(dtype).removeprefix("torch."))
+        S = torch.linalg.svdvals(torch.tensor(W).double())
+        assert energy_rank(S, 1.0, rounding(d_out, d_in, dtype)) == np.linalg.matrix_rank(W) == rank
+        assert energy_rank(S, 1.0) == len(S)
+    assert energy_rank(torch.tensor([4.0, 2.0, 1.0]), 1.0, 0.5) == 1 and energy_rank(torch.zeros(3), 1.0, 0.5) == 0

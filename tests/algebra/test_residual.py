@@ -130,7 +130,7 @@ def test_every_iteration_of_the_cosine_correction_helps():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_corrections_of_vast_and_of_tiny_factors(dtype):
-    """Neither depends on the unit: with s B, s A and the penalty in its unit, X is s times as long. Squares of 1e18 overflow float32."""
+    """Neither depends on the unit: with s B, s A and the penalty in its unit, X is s times as long. float32 ends at 1e38."""
     (B, A, (left, right)), _ = problem(1)
     for s in (1e18, 1e-18):
         scaled = [(s * x).to(dtype) for x in (B, A, left, right)]

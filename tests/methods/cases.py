@@ -276,7 +276,7 @@ def fedsvd(period: int, warmup: int = 0) -> Row:
     )
 
 
-def florist(tau: float, ranks: tuple[int, ...]) -> Row:
+def florist(tau: float, ranks: tuple[int, ...], **settings: Any) -> Row:
     def cut(setup: Setup, client: Client, round: int, last: int) -> int:
         """tau = 1 keeps every rank of the stack, a tau near 0 keeps one."""
         stack = sum(c.rank for c in participants(setup, round - 1)) if tau == 1.0 else 1
@@ -290,10 +290,10 @@ def florist(tau: float, ranks: tuple[int, ...]) -> Row:
         ranks=ranks,
         upload=both,
         download=cut,
-        settings={"tau": tau},
+        settings={"tau": tau, **settings},
         exact_with=tau == 1.0,
         starts=Start.COMMON,
-        cuts=tau < 1.0,
+        cuts=bool(tau < 1.0 and settings.get("fresh_rows")),  # of padded ranks nothing comes back that could be cut
         ideal=ideals.best_at_rank(n_k, 1) if tau < 1.0 else None,  # such a tau keeps one
         idle=tau < 1.0,  # the global adapter has more ranks than a client
     )
@@ -721,6 +721,7 @@ ROWS = [
     fedsvd(2, warmup=1),
     florist(1.0, (1, 2, 4, 2)),
     florist(1e-6, (1, 2, 4, 2)),
+    florist(1e-6, (1, 2, 4, 2), fresh_rows=True),
     fl_tac(TWO_TASKS),
     fl_tac((("x",), ("x", "y"), ("y",), ("x", "y")), uniform_weights=True),
     fedlease(2),

@@ -48,10 +48,11 @@ def test_all_of_the_energy_is_all_of_the_update():
         assert len(state.shared.A[m]) == 7
 
 
+@pytest.mark.parametrize("fresh_rows", [False, True], ids=["zeros", "fresh rows"])
 @pytest.mark.parametrize("tau", [0.3, 0.95])
-def test_every_client_trains_its_first_ranks_and_fills_up_with_fresh_rows(tau):
+def test_every_client_trains_its_first_ranks_and_fills_up(tau, fresh_rows):
     setup, state, diagnostics, W = averaged(tau, (1, 2, 6))
-    method, filled = FLoRIST(tau), 0
+    method, filled = make("florist", {"tau": tau, "fresh_rows": True} if fresh_rows else {"tau": tau}), 0
     for client in setup.clients:
         down = method.send(state, client)
         start = next(method.local(down, method.hold(setup, client), client)).slots[SHARED]
@@ -62,9 +63,39 @@ def test_every_client_trains_its_first_ranks_and_fills_up_with_fresh_rows(tau):
             U, S, Vt = np.linalg.svd(W[m])
             np.testing.assert_allclose(dense_slot(start, m), (U[:, :p] * S[:p]) @ Vt[:p], rtol=0, atol=1e-12)
             assert start.A[m].shape[0] == start.B[m].shape[1] == client.rank
-            assert torch.equal(start.A[m][p:], setup.fresh(client.rank).A[m][p:]) and not start.B[m][:, p:].any()
+            rows = setup.fresh(client.rank).A[m][p:]
+            assert torch.equal(start.A[m][p:], rows if fresh_rows else 0 * rows) and not start.B[m][:, p:].any()
             filled += client.rank - p
     assert filled > 0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_padded_ranks_are_dead_and_fresh_rows_learn(optimizer):
+    """Clients of rank 4, of which one rank came down: what they send back has rank 1 or rank 4."""
+    setup = make_setup(make_clients((4, 4)))
+    for settings, expected in (({}, 1), ({"fresh_rows": True}, 4)):
+        method = make("florist", {"tau": 1e-6, **settings})
+        run = federate(method, setup, 3, trainer=Trainer(setup, optimizer=optimizer))
+        ranks = [[np.linalg.matrix_rank(reply.up.B["q"] @ reply.up.A["q"]) for _, reply in run.rounds[t]] for t in (1, 2, 3)]
+        assert ranks == [[4, 4], [expected] * 2, [expected] * 2]
+        assert all(len(reply.up.A["q"]) == 4 for _, reply in run.rounds[3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_all_of_the_energy_is_the_numerical_rank(dtype):
+    """Three clients of rank 2 with the same two rows: the mean has two ranks, and rounding of the stack is no third one."""
+    setup, rng = make_setup(make_clients((2, 2, 2)), dtype=dtype), np.random.default_rng(0)
+    rows = {m: rng.normal(size=(2, i)) for m, (_, i) in SHAPES.items()}
+    replies = []
+    for client in setup.clients:
+        mix = rng.normal(size=(2, 2))
+        A = {m: torch.tensor(mix @ x, dtype=dtype) for m, x in rows.items()}
+        replies.append(
+            Reply(client, Up(A, {m: torch.tensor(rng.normal(size=(o, 2)), dtype=dtype) for m, (o, _) in SHAPES.items()}))
+        )
+    method = FLoRIST(1.0)
+    _, diagnostics = method.aggregate(method.init(setup), iter(replies))
+    assert diagnostics["ranks"] == {"q": 2, "up": 2}
 
 
 def test_round_one_is_the_start_that_the_seed_gives_to_everybody():

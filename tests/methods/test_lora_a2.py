@@ -48,10 +48,11 @@ def explicit_scores(criterion: Criterion, role: str, start: Factors, tried: Fact
             if criterion is Criterion.CONTRIBUTION:
                 scores[m, i] = np.linalg.norm(np.outer(B1 - B0, A0) if role == "B" else np.outer(B0, A1 - A0))
             elif criterion is Criterion.MAGNITUDE:
-                scores[m, i] = np.linalg.norm(np.outer(B1, A0) if role == "B" else np.outer(B0, A1))
+                scores[m, i] = sum(abs(B1 if role == "B" else A1))
             else:
                 g = grad[SHARED, role][m].numpy()
-                scores[m, i] = sum(abs((B1 - B0) * g[:, i])) if role == "B" else sum(abs((A1 - A0) * g[i]))
+                products = abs((B1 - B0) * g[:, i]) if role == "B" else abs((A1 - A0) * g[i])
+                scores[m, i] = sum(products) / len(products)
     return scores
 
 
@@ -71,6 +72,41 @@ def test_the_ranks_with_the_best_explicit_scores_are_chosen(criterion, round, ro
     assert sorted(chosen(second, role)) == sorted(best)
     assert first.want_grad == (criterion is Criterion.SENSITIVITY)
     assert first.roles == second.roles == {(SHARED, role)}
+
+
+@pytest.mark.parametrize("criterion, long", [(Criterion.MAGNITUDE, True), (Criterion.SENSITIVITY, False)])
+@pytest.mark.parametrize("round, role", [(1, "B"), (2, "A")])
+def test_magnitude_prefers_long_vectors_and_sensitivity_does_not(criterion, long, round, role):
+    """Table 3: at magnitude nearly all chosen vectors are long ones, at sensitivity few. Entries of one size everywhere, in `up`
+    one per cent smaller; `up` has the longer vectors."""
+    start, zero, one = random_factors(1), random_factors(1), random_factors(1)
+    for f, size in ((zero, 0.0), (one, 1.0)):
+        for m, less in (("q", 1.0), ("up", 0.99)):
+            getattr(f, role)[m].fill_(size * less)
+    start = replace(start, **{role: getattr(zero, role)})
+    grad = {(SHARED, role): getattr(one, role)}
+    tried = replace(start, **{role: getattr(one, role)})
+    _, second, _, _ = dialogue(LoRAA2(4, criterion=criterion), round, Client(0, 2, 10), start, tried, tried, grad)
+    assert chosen(second, role) == [("up" if long else "q", i) for i in range(4)]
+
+
+@pytest.mark.parametrize("criterion", Criterion)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("round, role", [(1, "B"), (2, "A")])
+def test_a_client_whose_probe_diverged_is_unfit_and_trains_no_further(criterion, bad, round, role):
+    """One entry is enough, also in a rank that would not have been chosen."""
+    start, held = random_factors(1), random_factors(4)
+    entries = getattr(random_factors(2), role)["up"].clone()
+    entries[(5, 3) if role == "B" else (3, 5)] = bad
+    tried = replace(start, **{role: {**getattr(random_factors(2), role), "up": entries}})
+    grad = {(SHARED, role): getattr(random_factors(3), role)}
+    g = LoRAA2(4, criterion=criterion).local(Down(round, 2, start), held, Client(0, 1, 10))
+    next(g)
+    with pytest.raises(StopIteration) as end:
+        g.send(Trained({SHARED: tried}, 0.0, 1, grad=grad))
+    up, kept = end.value.value
+    assert type(up).__name__ == "Unfit" and "finite" in up.reason and "\n" not in up.reason
+    assert kept is held
 
 
 def test_the_default_criterion_is_the_papers():

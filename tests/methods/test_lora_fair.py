@@ -92,7 +92,7 @@ def test_the_default_minimises_the_papers_objective(world):
 
 
 def test_where_the_cosine_rises_less_than_the_penalty_it_is_fedit_to_the_bit(world):
-    """The norm of X is not squared: no correction is the best one. The gradients' lengths at X = 0, by hand from cos = <M, BA> / ..."""
+    """The norm of X is not squared: no correction is the best one. The lengths of the gradients at X = 0, by hand."""
     plain, lengths = aggregate(world, FedIT(), FedITUp), {}
     for m, (A, B, M) in world[2].items():
         P, size = B @ A, np.linalg.norm(M) * np.linalg.norm(B @ A)

@@ -148,10 +148,17 @@ def principal(W: Tensor, rank: int) -> Product:
     return B.contiguous(), A
 
 
-def energy_rank(S: Tensor, share: float) -> int:
-    """The smallest p with sum_{i < p} S_i^2 >= share * sum S_i^2, for falling S; at share 1 the number of those above zero.
+def energy_rank(S: Tensor, share: float, noise: float = 0.0) -> int:
+    """The smallest p with sum_{i < p} S_i^2 >= share * sum S_i^2, for falling S; at share 1 the number of those above zero. What is
+    not above `noise` S_0 counts as zero: with `rounding` that is the numerical rank.
 
     The tail is summed from its small end, so that nothing is lost in the sum of the large ones.
     """
-    tail = S.to(torch.float64).square().flip(0).cumsum(0).flip(0)
+    S = S.to(torch.float64)
+    tail = S.where(noise * S[:1] < S, 0.0).square().flip(0).cumsum(0).flip(0)
     return int((tail > (1.0 - share) * tail[:1]).sum())
+
+
+def rounding(d_out: int, d_in: int, dtype: torch.dtype) -> float:
+    """The share of the largest singular value of a matrix of this dtype up to which others may be nothing but rounding."""
+    return max(d_out, d_in) * torch.finfo(dtype).eps

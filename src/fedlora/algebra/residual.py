@@ -68,8 +68,8 @@ def ridge_correction(A: Tensor, residual: Matrix, penalty: float) -> Tensor:
 
 
 def cosine_correction(B: Tensor, A: Tensor, residual: Matrix, penalty: float, steps: int) -> Tensor:
-    """A stationary point X of F(X) = 1 - cos(M, (B + X) A) + penalty ||X||_F, where M = B A + residual and cos is that of the two as
-    vectors. X = 0 where the gradient of the cosine is no longer than the penalty there, or where M or B A is zero.
+    """A stationary point X of F(X) = 1 - cos(M, (B + X) A) + penalty ||X||_F, where M = B A + residual and cos is that of the two
+    as vectors. X = 0 where the gradient of the cosine is no longer than the penalty there, or where M or B A is zero.
 
     Proximal gradient from X = 0. A step of length t along the gradient g of the smooth part ends, for V = X - t g, in
     (1 - t penalty / ||V||)_+ V. The length is Barzilai and Borwein's, halved until the smooth part lies under its quadratic

@@ -37,7 +37,7 @@ class Up:
 
 @dataclass(frozen=True)
 class FedSVD:
-    """period: an SVD after every round that is a multiple of it; 0 for none. warmup: the first rounds, after which there is none."""
+    """period: an SVD after each round that is a multiple of it; 0 for none. warmup: the first rounds, after which there is none."""
 
     period: int = 1
     warmup: int = 0

@@ -3,14 +3,19 @@
     W_g = sum_k w_k s_k B_k A_k = U S V',   w_k = n_k / sum of n over the participants,  s_k = alpha / r_k
     p   = the smallest with sum_{i <= p} S_i^2 >= tau sum_i S_i^2, in every module
     global adapter:  B = U[:, :p] S[:p],  A = V[:, :p]'
-    client k receives its first min(p, r_k) ranks (B over s_k), and fills up to r_k with B = 0 and the rows of A that the seed gives
+    client k receives its first min(p, r_k) ranks (B over s_k), and pads both factors with zeros up to r_k
+
+Padded ranks are dead: a row of A and a column of B that are both zero have no gradient, so such a client trains p ranks and not
+r_k, and uploads the zeros; p grows again only where the ranks of several clients add up to more. `fresh_rows` fills A up with
+the rows that the seed gives instead, which B can learn on. Round 1 starts everywhere from the fresh adapter, B = 0.
 
 Exact only for tau = 1: otherwise ||W_g - B A||_F^2 is the energy that was cut, at most 1 - tau of the whole. The SVD works on the
 stacked factors, by an (R, R) core with R = sum_k r_k: O(d R^2 + R^3), or on their product where that is cheaper. What crosses the
 wire: up, r_k (d_out + d_in) a module; down, min(p, r_k) (d_out + d_in), nothing in round 1.
 
-Ours: p is at least 1; where p is above r_k a client gets the best r_k ranks, and what it learns on them replaces the whole in the
-next mean.
+Ours: `fresh_rows`; p is at least 1, and singular values that may be nothing but rounding, up to max(d_out, d_in) eps of the
+largest, count as zero, so that tau = 1 keeps the numerical rank; where p is above r_k a client gets the best r_k ranks, and what it
+learns on them replaces the whole in the next mean.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,8 +23,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from fedlora.algebra.lowrank import energy_rank, leading, pad_rank
+from fedlora.algebra.lowrank import energy_rank, leading, pad_rank, rounding
 from fedlora.algebra.products import mean_of_products
 from fedlora.algebra.tensors import each
 from fedlora.errors import BadInput
@@ -40,9 +46,14 @@ class Up:
 
 @dataclass(frozen=True)
 class FLoRIST:
-    """tau: the share of the energy, the sum of squared singular values, that is kept; 1 keeps all."""
+    """
+    Attributes:
+        tau: the share of the energy, the sum of squared singular values, that is kept; 1 keeps all.
+        fresh_rows: clients fill A up with the seed's rows, not with zeros (the paper's).
+    """
 
     tau: float = 0.95
+    fresh_rows: bool = False
 
     FACTS: ClassVar = Facts(
         title="FLoRIST",
@@ -73,8 +84,12 @@ class FLoRIST:
         return Factors(each(lambda A: A[:r], state.shared.A), each(lambda B: B[:, :r] / s, state.shared.B), s)
 
     def local(self, down: Factors, held: Tensors, client: Client) -> Local:
-        A = each(lambda A, fresh: torch.cat([A, fresh[len(A) :]]), down.A, held)
-        start = Factors(A, each(lambda B, A: pad_rank(B, A, client.rank)[0], down.B, down.A), down.scale)
+        def filled(A: Tensor, fresh: Tensor) -> Tensor:
+            learns = self.fresh_rows or not len(A)  # nothing comes down in round 1
+            return torch.cat([A, fresh[len(A) :] if learns else torch.zeros_like(fresh[len(A) :])])
+
+        B = each(lambda B, A: pad_rank(B, A, client.rank)[0], down.B, down.A)
+        start = Factors(each(filled, down.A, held), B, down.scale)
         done = (yield Train({SHARED: start}, frozenset({(SHARED, "A"), (SHARED, "B")}))).slots[SHARED]
         return Up(done.A, done.B), held
 
@@ -82,8 +97,10 @@ class FLoRIST:
         terms = ((r.client.num_examples, state.scale[r.client.rank], r.up.B, r.up.A) for r in replies)
         A, B = {}, {}
         for m, mean in mean_of_products(terms).items():
-            scaled, Vt = leading(mean, min(state.shared.B[m].shape[0], state.shared.A[m].shape[1]))
-            p = max(1, energy_rank(torch.linalg.vector_norm(scaled, dim=0, dtype=torch.float64), self.tau))
+            d_out, d_in = state.shared.B[m].shape[0], state.shared.A[m].shape[1]
+            scaled, Vt = leading(mean, min(d_out, d_in))
+            S = torch.linalg.vector_norm(scaled, dim=0, dtype=torch.float64)
+            p = max(1, energy_rank(S, self.tau, rounding(d_out, d_in, scaled.dtype)))
             A[m], B[m] = Vt[:p], scaled[:, :p].contiguous()
         return State(Factors(A, B, 1.0), state.scale), {"ranks": {m: len(x) for m, x in A.items()}}
 

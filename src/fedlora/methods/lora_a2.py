@@ -16,9 +16,13 @@ Exact in every round: the resting factor is common to all. What crosses the wire
 rows (d_in), and a bit for each of the r_G N ranks; down, the factor that changed last to a client that took part in the last
 round, both factors to others, none in round 1 (the seed gives them).
 
-The paper's text contradicts itself in places (parity, what is uploaded); we follow its Algorithm 1 and the ACL version. Ours where
-it is silent: r_G = max(16, max r_k); fields say whether the probe is undone and whether it counts among the local epochs; the
-adapter's scale is alpha / r_G; the forms of the two alternative criteria.
+A client whose probe gave scores that are not finite is Unfit: they say nothing of its ranks, and would sort first.
+
+The paper's text contradicts itself in places (parity, what is uploaded); we follow its Algorithm 1 and the ACL version. Ours: the
+mean over the participants, w_k = n_k / sum of n over them, where Algorithm 1 divides by the examples of all K clients, which is the
+same only if all take part. Ours where it is silent: r_G = max(16, max r_k); fields say whether the probe is undone and whether it
+counts among the local epochs; the adapter's scale is alpha / r_G; the forms of the two alternative criteria, which are those that
+fit the uploads of its Table 3: they say how many of the chosen vectors were long ones.
 """
 
 from collections.abc import Iterator, Mapping
@@ -46,6 +50,7 @@ from fedlora.types import (
     Tensors,
     Train,
     Trained,
+    Unfit,
     change,
     index,
 )
@@ -55,8 +60,8 @@ class Criterion(Enum):
     """How a rank is scored; shown for a B-round."""
 
     CONTRIBUTION = "contribution"  # ||dB[:, i]|| ||A[i, :]||: how much the rank moved the product (the paper's)
-    MAGNITUDE = "magnitude"  # ||B[:, i]|| ||A[i, :]|| after the probe
-    SENSITIVITY = "sensitivity"  # sum |dB[:, i] * gradient[:, i]|, the gradient a mean over the probe's steps
+    MAGNITUDE = "magnitude"  # sum |B[:, i]| after the probe
+    SENSITIVITY = "sensitivity"  # mean |dB[:, i] * gradient[:, i]|, the gradient a mean over the probe's steps
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,8 @@ class LoRAA2:
         wanted = self.criterion is Criterion.SENSITIVITY
         probe = yield replace(ask, epochs=self.probe_epochs, probe=self.probe_reset, want_grad=wanted)
         scores = self._scores(role, start, probe)
+        if not all(bool(score.isfinite().all()) for score in scores.values()):
+            return Unfit("its probe diverged: not all scores of its ranks are finite"), held
         ranks = top_mask(scores, client.rank * len(scores))
         mask = ranks if role == "B" else each(lambda chosen: chosen[:, None], ranks)
         before, tried = start.role(role), probe.slots[SHARED].role(role)
@@ -163,11 +170,12 @@ class LoRAA2:
         after = probe.slots[SHARED].role(role)
         rest = start.A if role == "B" else start.B
         along, across = (0, 1) if role == "B" else (1, 0)  # the axis of a rank's own entries in the trained, the resting factor
+        if self.criterion is Criterion.MAGNITUDE:
+            return each(lambda x: x.abs().sum(along), after)
         change = minus(after, start.role(role))
         if self.criterion is Criterion.SENSITIVITY:
-            return each(lambda d, g: (d * g).abs().sum(along), change, probe.grad[SHARED, role])
-        moved = change if self.criterion is Criterion.CONTRIBUTION else after
-        return each(lambda d, x: d.norm(dim=along) * x.norm(dim=across), moved, rest)
+            return each(lambda d, g: (d * g).abs().mean(along), change, probe.grad[SHARED, role])
+        return each(lambda d, x: d.norm(dim=along) * x.norm(dim=across), change, rest)
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
         role, shared, seen = trained_role(state.rounds + 1), state.shared, dict(state.seen)
