@@ -558,6 +558,7 @@ def ravan(ranks: tuple[int, ...], heads: int) -> Row:
         upload=lambda setup, client, *_: cores(setup, max(1, int(heads * client.rank / max(setup.ranks.values())))),
         download=lambda setup, *_: cores(setup, heads),
         roles=lambda round: frozenset("C"),
+        index_bytes=lambda setup: ceil(heads / 8),  # one set for all modules
         settings={"heads": heads},
         trains=lambda round: frozenset((f"head{i}", role) for i in range(heads) for role in "CD"),
     )

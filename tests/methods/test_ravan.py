@@ -83,7 +83,8 @@ def test_a_head_that_a_client_did_not_train_counts_as_it_was_sent():
     H = torch.ones(2, 2, 2, dtype=torch.float64)
     H[1] = 5.0
     state = replace(method.init(setup), H={"m": H})
-    one, two = Up({"m": torch.full((1, 2, 2), 4.0)}), Up({"m": torch.full((2, 2, 2), 8.0)})
+    one = Up({"m": torch.full((1, 2, 2), 4.0)}, {"m": torch.tensor([False, True])})
+    two = Up({"m": torch.full((2, 2, 2), 8.0)}, {"m": torch.tensor([True, True])})
     now, _ = method.aggregate(state, iter([Reply(setup.clients[0], one), Reply(setup.clients[1], two)]))
     assert now.H["m"][0].unique().tolist() == [7.0] and now.H["m"][1].unique().tolist() == [12.0]
     assert all(torch.equal(f.D["m"], torch.ones(1)) for f in method.deploy(now).slots.values())

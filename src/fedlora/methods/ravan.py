@@ -5,9 +5,9 @@
     server:    H_i <- H_i + sum_k w_k (s_{k,i} H_{k,i} - H_i),   s_i <- 1,   w_k = n_k / sum of n over the participants
 
 Exact: the outer factors are common to all. A client that did not train head i counts with the H_i that it was sent: its change
-is zero. What crosses the wire: up, s_i H_i of the trained heads, as changes, h_k r^2 a module; down, H_i of all heads, h r^2. The
-outer factors come from the seed, and the s_i go up inside their heads. Server and client find the same best heads, so that these
-are not named.
+is zero. What crosses the wire: up, s_i H_i of the trained heads, as changes, h_k r^2 a module, and a bit for each of the h heads,
+once for all modules, that says which they are: what the server goes by, and what a client's memory of a compressed head goes by;
+down, H_i of all heads, h r^2. The outer factors come from the seed, and the s_i go up inside their heads.
 
 r is the largest rank of the run, h_k = floor(h r_k / r), at least 1; the best heads are those of the largest ||H_i||_F over the
 whole model, of equal ones the first. Heads are orthogonal to one another as long as a module has directions left.
@@ -27,7 +27,7 @@ from torch import Tensor
 from fedlora import seeds
 from fedlora.algebra.tensors import each, plus
 from fedlora.errors import BadInput
-from fedlora.types import Client, Diagnostics, Factors, Facts, Local, Model, Reply, Setup, Tensors, Train, change
+from fedlora.types import Client, Diagnostics, Factors, Facts, Local, Model, Reply, Setup, Tensors, Train, change, index
 
 Shapes = Mapping[str, tuple[int, int]]
 
@@ -49,7 +49,8 @@ class State:
 
 @dataclass(frozen=True)
 class Up:
-    C: Tensors = change("heads", "core", "core")  # s_i H_i - H_i as sent, of the trained heads in order
+    C: Tensors = change("trained", "core", "core")  # s_i H_i - H_i as sent, of the trained heads in order
+    trained: Tensors = index("trained", "heads")  # one tensor for all modules, so it travels once
 
 
 def frame(numbers: np.random.Generator, d: int, rank: int, count: int) -> np.ndarray:
@@ -120,7 +121,8 @@ class Ravan:
         download="h r^2",
         server="O(sum_k h_k r^2)",
         dims=lambda method, setup, client: {
-            "heads": head_count(method.heads, client.rank, max(setup.ranks.values())),
+            "trained": head_count(method.heads, client.rank, max(setup.ranks.values())),
+            "heads": method.heads,
             "core": max(setup.ranks.values()),
         },
     )
@@ -146,14 +148,16 @@ class Ravan:
         roles = frozenset((f"head{i}", role) for i in mine for role in "CD")
         done = (yield Train(slots(held, down), roles)).slots
         folded = {m: torch.stack([done[f"head{i}"].D[m] * done[f"head{i}"].C[m] for i in mine]) for m in down}
-        return Up(each(lambda new, before: new - before[mine], folded, down)), held
+        trained = torch.zeros(len(next(iter(down.values()))), dtype=torch.bool)
+        trained[mine] = True
+        return Up(each(lambda new, before: new - before[mine], folded, down), dict.fromkeys(down, trained)), held
 
     def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
         total, examples = {m: torch.zeros_like(x, dtype=torch.float64) for m, x in state.H.items()}, 0
         for reply in replies:
-            n, trained = reply.client.num_examples, best_heads(state.H, reply.client.rank)
-            for m, sum_ in total.items():
-                sum_[trained] += n * reply.up.C[m].double()
+            n = reply.client.num_examples
+            for m, trained in reply.up.trained.items():
+                total[m][trained] += n * reply.up.C[m].double()
             examples += n
         mean = each(lambda sum_, before: (sum_ / examples).to(before.dtype), total, state.H)
         return replace(state, H=plus(state.H, mean)), {}
