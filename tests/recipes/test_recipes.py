@@ -82,6 +82,21 @@ def test_published_uploads_of_table_1_are_those_of_the_papers_shapes():
             assert params == pytest.approx(whole * TURNS, rel=5e-3)
 
 
+def test_published_uploads_of_table_3_are_shares_of_long_vectors_that_the_small_scale_can_have():
+    """Each client's 2 * 72 vectors a round have 768 or 3072 values, of which 16 * 12 are there to choose; in MiniLM a half of both.
+    So uploads over the most that there can be do not depend on the model."""
+    most = 2 * 72 * 3072 * TURNS
+    shares = {
+        r["method.criterion"]: (float(r["upload_params"]) / most - 1 / 4) / (3 / 4)
+        for r in recipe.read("table3", Scale.PAPER).published
+    }
+    assert shares == pytest.approx({"magnitude": 0.975, "contribution": 0.685, "sensitivity": 0.099}, abs=1e-3)
+    assert 2 * 72 <= 16 * 12 and 2 * 36 <= 16 * 6
+    (small,) = {(c.config.clients.count, c.config.train.rounds, c.config.clients.rank) for c in grid("table3", Scale.SMALL)}
+    assert small[1] % 2 == 0 and small[2] == 2  # as many rounds of B as of A
+    assert (recipe.read("table3", Scale.SMALL).header.minutes or 99) <= 20
+
+
 def test_published_uploads_of_table_2_are_those_of_the_plans_of_ranks():
     for cell in grid("table2", Scale.PAPER):
         plan = cell.flat["clients.rank"]

@@ -114,7 +114,8 @@ def cosine_correction(B: Tensor, A: Tensor, residual: Matrix, penalty: float, st
         X, now = X + step, new
         if torch.linalg.vector_norm(step) <= 1e-12 * torch.linalg.vector_norm(X):
             break
-    return basis @ X
+    correction: Tensor = basis @ X
+    return correction
 
 
 def _double(M: Matrix) -> Matrix:

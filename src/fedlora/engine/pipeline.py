@@ -164,6 +164,10 @@ def _changes(up: Any) -> dict[str, Tensor]:
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------------
+#
+# An entry keeps its memory also where its method turns the direction that it is along from one round to the next (FedSVD, the
+# nested factors of mFedLoRU) or draws it anew at a merge (the FedLoRU family). Turned directions lie near those before, and
+# forgetting every time is worse, next to no feedback at all; at a merge it would gain a per cent or two.
 
 
 def _places(up: Any, name: str, x: Tensor) -> Tensor | None:

@@ -57,7 +57,7 @@ class LoRAFAIR:
         personal=False,
         upload="r (d_out + d_in)",
         download="r (d_out + d_in)",
-        server="O(K r^2 d + r^3)",
+        server="O(K r^2 d), and O(r^3) a step",
     )
 
     def __post_init__(self) -> None:
