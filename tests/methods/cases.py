@@ -238,7 +238,7 @@ def lora_fair(**settings: Any) -> Row:
         upload=both,
         download=both,
         settings=settings,
-        ideal=ideals.with_ridge(n_k, 0.01),
+        ideal=(ideals.with_ridge if settings else ideals.with_cosine)(n_k, 0.01),
     )
 
 

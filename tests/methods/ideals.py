@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
 
 from fedlora.types import BASE, SHARED, Factors, Model, Reply, Setup
 
@@ -132,6 +133,60 @@ def with_ridge(weights: Weights, penalty: float) -> Rule:
             left = np.vstack([A.T, np.sqrt(penalty) * np.eye(len(A))])
             right = np.vstack([(mean_of_products(now, weights, m) / s - B @ A).T, np.zeros((len(A), len(B)))])
             return s * (B + np.linalg.lstsq(left, right, rcond=None)[0].T) @ A
+
+        return changed(now, weight)
+
+    return rule
+
+
+def with_cosine(weights: Weights, penalty: float) -> Rule:
+    """LoRA-FAIR: B corrected by the X of min 1 - cos(M, (B + X) A) + penalty ||X||, a step of the norm and not of its square.
+
+    Zero where the gradient of the cosine at X = 0 is no longer than the penalty. Else, with N = M A', G = A A', Y = B + X, all is
+    stationary where X = (c N - B G)(G + v I)^-1 for two numbers c = |YA|^2 / <N, Y> and v = penalty |M| |YA|^3 / (|X| <N, Y>): for
+    a given v the first is quadratic in c, and v is a root on a line. Of several the one of the smallest objective.
+    """
+
+    def best(B: np.ndarray, A: np.ndarray, M: np.ndarray) -> np.ndarray:
+        N, G, size = M @ A.T, A @ A.T, np.linalg.norm(M)
+        P = B @ A
+        if size == 0 or not P.any():
+            return 0 * B
+        slope = (M - (M * P).sum() / (P**2).sum() * P) @ A.T / size / np.linalg.norm(P)
+        if np.linalg.norm(slope) <= penalty:
+            return 0 * B
+
+        def correction(v: float) -> np.ndarray:
+            inverse = np.linalg.inv(G + v * np.eye(len(G)))
+            Y0, Y1 = v * B @ inverse, N @ inverse
+            quadratic = [
+                (N * Y1).sum() - (Y1 @ G * Y1).sum(),
+                (N * Y0).sum() - 2 * (Y0 @ G * Y1).sum(),
+                -(Y0 @ G * Y0).sum(),
+            ]
+            c = max(np.roots(quadratic).real)
+            return Y0 + c * Y1 - B
+
+        def off(log_v: float) -> float:
+            X = correction(np.exp(log_v))
+            Y = B + X
+            return log_v + np.log(np.linalg.norm(X) * (N * Y).sum() / (penalty * size * np.linalg.norm(Y @ A) ** 3))
+
+        def objective(X: np.ndarray) -> float:
+            Y = (B + X) @ A
+            return 1 - (M * Y).sum() / size / np.linalg.norm(Y) + penalty * np.linalg.norm(X)
+
+        grid = np.linspace(-25, 25, 201) + np.log(np.linalg.norm(G))
+        values = [off(x) for x in grid]
+        ends = [(a, b) for a, b, x, y in zip(grid, grid[1:], values, values[1:], strict=False) if x * y < 0]
+        return min((correction(np.exp(brentq(off, *end, xtol=1e-14))) for end in ends), key=objective)
+
+    def rule(rounds: Sequence[Round]) -> Dense:
+        now = rounds[-1]
+
+        def weight(m: str) -> np.ndarray:
+            B, A, s = means(now, weights, m)
+            return s * (B + best(B, A, mean_of_products(now, weights, m) / s)) @ A
 
         return changed(now, weight)
 
