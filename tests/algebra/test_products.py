@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedlora.algebra.products import ProductMean, mean_of_products, norm, times, whole
+from fedlora.algebra.products import ProductMean, mean_of_products, norm, times, total, whole
 
 SHAPES = {"q": (12, 8), "up": (20, 12)}
 
@@ -75,3 +75,26 @@ def test_a_mean_of_one_is_that_one():
     ((_, _, B, A),) = uploads((2,))
     left, right = mean_of_products([(7.0, 1.0, B, A)])["q"]
     assert torch.equal(left, B["q"]) and torch.equal(right, A["q"])
+
+
+def test_a_module_that_some_terms_lack_is_the_mean_over_the_others():
+    terms = uploads((2, 3, 4))
+    (w, s, B, A), *rest = terms
+    terms = [(w, s, {"q": B["q"]}, {"q": A["q"]}), *rest]
+    means = mean_of_products(terms)
+    np.testing.assert_allclose(whole(means["up"]).numpy(), oracle(rest, "up"), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(whole(means["q"]).numpy(), oracle(terms, "q"), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("forms", ["p", "m", "pp", "mm", "pm", "mpmp"])
+def test_the_total_of_products_and_matrices(forms):
+    """p is a product of rank 2, m a matrix. What goes in is left as it is."""
+    rng = np.random.default_rng(3)
+    pairs = [(rng.normal(size=(12, 2)), rng.normal(size=(2, 8))) for _ in forms]
+    parts = [
+        (torch.tensor(B), torch.tensor(A)) if f == "p" else torch.tensor(B @ A) for f, (B, A) in zip(forms, pairs, strict=True)
+    ]
+    got = [total(parts), total(parts)]
+    assert all(isinstance(M, torch.Tensor) is ("m" in forms) for M in got)
+    for M in got:
+        np.testing.assert_allclose(whole(M).numpy(), sum(B @ A for B, A in pairs), rtol=0, atol=1e-12)

@@ -687,6 +687,30 @@ ROWS = [
         truncated=True,
         starts=Start.COMMON,  # at the client's own scale; the deployed one has scale 1
     ),
+    Row(
+        "raflora",
+        exact=False,  # upper slices count in full
+        mixed_ranks=True,
+        personal=False,
+        ranks=(1, 2, 4, 2),
+        upload=both,
+        download=both,
+        cuts=True,  # of a small client alone: the slices that it lacks stay
+        starts=Start.COMMON,  # at the clients' scale; the deployed one has scale 1
+    ),
+    Row(
+        "raflora",
+        exact=False,
+        mixed_ranks=True,
+        personal=False,
+        ranks=(2, 2, 2, 2),
+        upload=both,
+        download=both,
+        settings={"one_scale": False},
+        truncated=True,
+        exact_with=True,
+        starts=Start.COMMON,
+    ),
     # gamma = 1 never prunes, so that formulas in r_k hold; test_hetlora.py has the pruning.
     Row(
         "hetlora",

@@ -3,12 +3,14 @@
 B is (d_out, R) and A is (R, d_in); BA is formed only where that is the cheaper way.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+Key = TypeVar("Key", bound=Hashable)  # a module, or a part of one
 Tensors = Mapping[str, Tensor]
 Product = tuple[Tensor, Tensor]  # (B, A) for BA
 Matrix = Tensor | Product
@@ -53,17 +55,33 @@ class ProductMean:
         return B.mul_(torch.tensor(by_rank, dtype=B.dtype, device=B.device)), A
 
 
-def mean_of_products(terms: Iterable[tuple[float, float, Tensors, Tensors]]) -> dict[str, Matrix]:
-    """sum_k w_k s_k B_k A_k / sum_k w_k of every module, in one pass.
+def mean_of_products(terms: Iterable[tuple[float, float, Mapping[Key, Tensor], Mapping[Key, Tensor]]]) -> dict[Key, Matrix]:
+    """sum_k w_k s_k B_k A_k / sum_k w_k of every module, over the terms that have it, in one pass.
 
     Args:
         terms: (w_k, s_k, B_k, A_k) with w_k >= 0 and not all zero. Ranks may differ.
     """
-    means: dict[str, ProductMean] = {}
+    means: dict[Key, ProductMean] = {}
     for w, s, B, A in terms:
         for m in B:
             means.setdefault(m, ProductMean()).add(w, B[m], A[m], s)
     return {m: mean.value() for m, mean in means.items()}
+
+
+def total(parts: Sequence[Matrix]) -> Matrix:
+    """The sum of at least one: a product where all parts are products, else a matrix."""
+    if len(parts) == 1:
+        return parts[0]
+    products = [part for part in parts if not isinstance(part, Tensor)]
+    matrices = [part for part in parts if isinstance(part, Tensor)]
+    if not matrices:
+        return torch.cat([B for B, _ in products], dim=1), torch.cat([A for _, A in products])
+    out = matrices[0].clone()
+    for M in matrices[1:]:
+        out += M
+    for B, A in products:
+        out.addmm_(B, A)
+    return out
 
 
 def whole(M: Matrix) -> Tensor:

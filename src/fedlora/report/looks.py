@@ -1,7 +1,7 @@
 """How a method looks in every picture: a colour, a line and a marker, the same everywhere, and told apart without colour.
 
 The colours are those of Okabe and Ito (2008), which colour-blind readers tell apart; their yellow is left out, for it does not
-show on white. The methods of the published comparison have filled markers and a colour each; every other method's look follows
+show on white. The methods of the published comparisons have filled markers and a colour each; every other method's look follows
 from its name, with hollow markers, so that a new method needs no entry here.
 """
 
@@ -46,6 +46,7 @@ FIXED = {
     "fedavg": Look(BLACK, LINES[3], "P"),
     "hetlora": Look(PINK, LINES[4], "v"),
     "rolora": Look(SKY, LINES[0], "X"),
+    "raflora": Look(GREEN, LINES[3], "p"),  # beside FlexLoRA as a rule
 }
 
 
