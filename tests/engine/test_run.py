@@ -107,6 +107,28 @@ def test_two_processes_do_not_play_one_run(base: dict, tmp_path: Path) -> None:
     assert len(rows_of(tmp_path / "run")) == 4
 
 
+@pytest.mark.parametrize("name", ["raflora", "fedavg", "feddpa"])
+def test_a_scored_round_says_which_directions_hold_the_energy(name: str, base: dict, tmp_path: Path) -> None:
+    """Of one low-rank model for everybody: full fine-tuning and personal models have none."""
+    ranks = [1, 2, 3, 3] if name == "raflora" else 2
+    train = base["train"] | {"rounds": 3, "evaluate_every": 2}
+    run.execute(
+        configure(base, method={"name": name}, clients={"count": 4, "rank": ranks}, train=train), tmp_path / "run", False, Silent()
+    )
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    if name != "raflora":
+        assert not any("energy" in row for row in rows)
+        return
+    assert ["energy" in row for row in rows] == [False, True, True]
+    # The last round's model is the adapter, whose largest rank is 3.
+    adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    squares = np.zeros(3)
+    for key in (key for key in adapter if key.endswith("lora_A.weight")):
+        A, B = (adapter[k].double().numpy() for k in (key, key.replace("lora_A", "lora_B")))
+        squares += np.linalg.svd(B @ A, compute_uv=False)[:3] ** 2
+    np.testing.assert_allclose(rows[-1]["energy"], squares / squares.sum(), rtol=1e-4)
+
+
 def test_a_run_learns_and_leaves_what_it_promises(base: dict, tmp_path: Path) -> None:
     out = tmp_path / "run"
     config = configure(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedlora.engine.study import MOST_CLIENTS, Learned, study
-from fedlora.types import SHARED, Factors
+from fedlora.engine.study import MOST_CLIENTS, Learned, energy, study
+from fedlora.types import SHARED, BaseUpdate, Factors, Mix, Model
 
 SHAPES = {"q": (6, 9), "up": (14, 6)}
 EXAMPLES = (10, 30, 5, 15)
@@ -142,3 +142,53 @@ def test_the_first_clients_by_id_are_studied_whatever_their_order():
 
 def test_without_slots_there_is_nothing_to_say():
     assert study([]) == study([Learned(0, 5, {}, {})]) == {}
+
+
+# ---- the energy of the deployed change ---------------------------------------------------------------------------------------
+
+
+def shares(f: Factors) -> np.ndarray:
+    """Of every direction, by dense SVDs: six of q (6, 9), six of up (14, 6)."""
+    q, up = np.split(dense(f), [6 * 9])
+    squares = [np.linalg.svd(x.reshape(SHAPES[m]), compute_uv=False) ** 2 for m, x in (("q", q), ("up", up))]
+    return sum(squares) / sum(squares).sum()
+
+
+C = {"core": torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 3.0], [1.0, 0.0, 0.5]]), "diagonal": torch.tensor([3.0, 1.0, 0.1])}
+
+
+@pytest.mark.parametrize("form", ["plain", "core", "diagonal"])
+def test_energy_is_that_of_the_singular_values_of_all_modules(form):
+    slot = random(3, seed=5)
+    if form != "plain":
+        D = {m: torch.linspace(0.5, 2.0, d_out) for m, (d_out, _) in SHAPES.items()}
+        slot = replace(slot, C={m: C[form] for m in SHAPES}, D=D)
+    found = energy(Model({SHARED: slot}))["energy"]
+    np.testing.assert_allclose(found, shares(slot)[:3], rtol=1e-5)
+    assert len(found) == 3 and found == sorted(found, reverse=True) and sum(found) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_energy_of_modules_of_different_ranks_and_of_ranks_above_a_modules_size():
+    one, other = random(8, seed=1), random(2, seed=2)
+    slot = Factors({"q": one.A["q"], "up": other.A["up"]}, {"q": one.B["q"], "up": other.B["up"]})
+    found = energy(Model({SHARED: slot}))["energy"]
+    np.testing.assert_allclose(found, shares(slot), rtol=1e-5)
+    assert len(found) == 6  # of 8 ranks: q has six rows
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Model(),
+        Model({SHARED: random(2, 0), "own": random(2, 1)}),
+        Model({SHARED: random(2, 0)}, base=BaseUpdate(0, 1, (random(2, 1),))),
+        Model({SHARED: random(2, 0)}, gate=Mix({SHARED: 0.5})),
+        Model({SHARED: random(2, 0)}, full={"q.bias": torch.ones(6)}),
+        Model({SHARED: random(2, 0)}, drop_base=True),
+        Model({SHARED: replace(random(2, 0), B={m: torch.zeros(d, 2) for m, (d, _) in SHAPES.items()})}),
+        Model({SHARED: random(0, 0)}),
+    ],
+    ids=["nothing", "two slots", "merged", "gate", "full", "no base", "zero", "no rank"],
+)
+def test_what_is_no_single_low_rank_change_has_no_energy(model):
+    assert energy(model) == {}

@@ -7,7 +7,7 @@ from toy import Trainer, dense, dense_slot, distance, federate, make_clients, ma
 
 from fedlora.methods.flexlora import FlexLoRA
 from fedlora.methods.flexlora import State as FlexState
-from fedlora.methods.raflora import RaFLoRA, State, Up
+from fedlora.methods.raflora import RaFLoRA, Scale, State, Up
 from fedlora.types import Client, Factors, Reply
 
 SHAPES = {"q": (12, 8), "up": (20, 12)}
@@ -43,7 +43,7 @@ def best(W: np.ndarray, rank: int) -> np.ndarray:
     return (U[:, :rank] * S[:rank]) @ Vt[:rank]
 
 
-@pytest.mark.parametrize("method, s", [(METHOD, lambda r: 1.0), (RaFLoRA(one_scale=False), lambda r: 4.0 / r)], ids=["one", "own"])
+@pytest.mark.parametrize("method, s", [(METHOD, lambda r: 1.0), (RaFLoRA(Scale.OWN), lambda r: 4.0 / r)], ids=["one", "own"])
 def test_every_slice_is_a_mean_over_those_that_have_it_and_every_client_gets_the_best_approximation(method, s):
     setup = make_setup(make_clients(RANKS, EXAMPLES))  # alpha = 4, and 4 is the largest rank
     replies = replies_of(setup.clients)
@@ -125,7 +125,7 @@ SPECTRUM = [192.0] * 2 + [121.0] * 2 + [61.5] * 4 + [16.0] * 8
 
 @pytest.mark.parametrize(
     "method, shares",
-    [(FlexLoRA(), (0.384, 0.677, 0.974, 0.998)), (METHOD, (0.384,) * 4), (RaFLoRA(one_scale=False), (0.384,) * 4)],
+    [(FlexLoRA(), (0.384, 0.677, 0.974, 0.998)), (METHOD, (0.384,) * 4), (RaFLoRA(Scale.OWN), (0.384,) * 4)],
     ids=["flexlora", "raflora", "raflora own scale"],
 )
 def test_energy_drains_from_flexlora_alone(method, shares):

@@ -62,7 +62,7 @@ def everything(write: Write, tmp_path: Path) -> Study:
         chosen = rng.random((2, 6, 4)) < 0.3
         arrays = {"similarity": np.eye(2, dtype=np.float32), "similarity_clients": np.arange(2)}
         arrays |= {"ranks_chosen": chosen, "ranks_chosen_clients": np.arange(2)} if method == "lora-a2" else {}
-        row = {"discordance": 0.1 * i, "client_accuracy": {str(k): 0.1 * k for k in range(2)}}
+        row = {"discordance": 0.1 * i, "energy": [0.8, 0.2], "client_accuracy": {str(k): 0.1 * k for k in range(2)}}
         accuracy = [0.1 + 0.01 * i, 0.2 + 0.03 * i]
         runs.append(read(write(tmp_path / str(i), run(method, 0.5, seed), accuracy, 10**6, [row, row], {2: arrays}, clients=2)))
     published = [{"method.name": "fedit", "data.alpha": 0.5, "accuracy": 61.75}]
@@ -124,6 +124,7 @@ def contents(page: Page, text: str) -> None:
         "Ours beside the published numbers",
         "Fairness over clients",
         "What averaging the factors apart loses",
+        "How many of its ranks a model uses",
         "Ranks chosen by module",
         "Similarity of clients",
         "Where the time went",
@@ -147,6 +148,7 @@ def figures(folder: Path) -> None:
         "published",
         "clients",
         "discordance",
+        "energy",
         "ranks-by-round",
         "ranks-by-client",
         "similarity",

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from fedlora.report.cells import Cell, cells
 from fedlora.report.picture import Panel, Picture
-from fedlora.report.plots import ablation, accuracy, clients, clock, discordance, frontier, published, ranks, similarity
+from fedlora.report.plots import ablation, accuracy, clients, clock, discordance, energy, frontier, published, ranks, similarity
 from fedlora.report.plots.lines import percent_limits
 from fedlora.report.runs import read, study
 
@@ -87,7 +87,7 @@ def test_more_lines_than_can_be_told_apart_are_grey(make: Any) -> None:
 def test_nothing_scored_nothing_drawn(make: Any) -> None:
     found = make(run("fedit", [None, None]))
     assert accuracy.pictures(found) == []
-    assert [plot.picture(found) for plot in (frontier, clients, discordance)] == [None] * 3
+    assert [plot.picture(found) for plot in (frontier, clients, discordance, energy)] == [None] * 4
     assert [*ranks.pictures(found), *similarity.pictures(found)] == []
     assert ablation.heterogeneity(found) is None
     assert ablation.places(found) is None
@@ -180,6 +180,60 @@ def test_discordance(make: Any) -> None:
     assert picture.finding == "Averaging FedIT's factors apart misses the mean update by 50 % in round 2; for LoRA-A² it is exact"
     assert lines(picture.panels[0]) == {"FedIT": ([1, 2], [25, 50]), "LoRA-A²": ([1, 2], [0, 0])}
     assert [row[2:] for row in picture.tables[0].rows] == [("0.00", "0.00"), ("25.00", "50.00")]
+
+
+def bands(panel: Panel) -> list[list[float]]:
+    """Heights of the bars, band by band from below."""
+    return [[bar.get_height() for bar in group] for group in drawn(panel).containers]
+
+
+def test_energy_by_direction(make: Any) -> None:
+    """All clients have rank 2 in these runs, so bands double: 1, 2, 3–4, and the rest of five."""
+    drained, kept = [0.9, 0.1, 0.0, 0.0, 0.0], [0.4, 0.2, 0.2, 0.1, 0.1]
+    picture = only(
+        energy.picture(
+            make(
+                run("flexlora", [0.1, None, 0.2], extra=[{"energy": kept}, {}, {"energy": drained}]),
+                run("raflora", [0.1, None, 0.2], extra=[{"energy": kept}, {}, {"energy": kept[:4]}]),
+                run("fedavg", [0.1, None, 0.2]),
+                run("fedit", [0.1, None, 0.2], extra=[{"energy": [1.0]}] * 3),  # one direction: nothing to see
+            )
+        )
+    )
+    assert picture.finding == "In round 3 the first of 5 directions holds 90 % of the energy with FlexLoRA, 40 % with raFLoRA"
+    assert [panel.heading for panel in picture.panels] == ["FlexLoRA", "raFLoRA"]
+    assert bands(picture.panels[0]) == [pytest.approx(x) for x in ([40, 90], [20, 10], [30, 0], [10, 0])]
+    assert bands(picture.panels[1])[2:] == [pytest.approx([30, 30]), pytest.approx([10, 0])]
+    assert picture.tables[0].header == ("method", "directions", "round 1", "round 3")
+    assert picture.tables[0].rows[:4] == (
+        ("FlexLoRA", "1", "40.00", "90.00"),
+        ("FlexLoRA", "2", "20.00", "10.00"),
+        ("FlexLoRA", "3–4", "30.00", "0.00"),
+        ("FlexLoRA", "5", "10.00", "0.00"),
+    )
+    assert [text.get_text() for text in drawn(picture.panels[0]).texts] == ["1", "2", "3–4", "5", "direction"]
+
+
+def test_energy_of_one_run_over_seeds_and_where_clients_differ_most(make: Any) -> None:
+    found = make(
+        run("hetlora", [0.1], extra=[{"energy": [0.5, 0.5]}]),
+        run("hetlora", [0.1], seed=1, extra=[{"energy": [0.9, 0.1]}]),
+        run("hetlora", [0.1], alpha=5.0, extra=[{"energy": [1.0, 0.0]}]),
+    )
+    picture = only(energy.picture(found))
+    assert picture.finding == "In round 1 the first of 2 directions holds 70 % of the energy"
+    assert picture.about.endswith("Shown: Dir(0.5). Means over seeds.")
+    assert picture.tables[0].rows == (("HetLoRA", "1", "70.00"), ("HetLoRA", "2", "30.00"))
+
+
+def test_bands_of_directions() -> None:
+    """Up to each rank of the clients; doubling, or by four, where all have one rank or too many differ."""
+    assert energy.split([2, 4, 8, 16, 32, 2], 32) == [(0, 2), (2, 4), (4, 8), (8, 16), (16, 32)]
+    assert energy.split([8, 8, 8], 16) == [(0, 1), (1, 2), (2, 4), (4, 8), (8, 16)]
+    assert energy.split(list(range(1, 31)), 30) == [(0, 1), (1, 2), (2, 4), (4, 8), (8, 16), (16, 30)]
+    assert energy.split([100], 100) == [(0, 1), (1, 4), (4, 16), (16, 64), (64, 100)]
+    assert energy.split([1, 6], 3) == [(0, 1), (1, 3)]
+    assert [energy.said(band) for band in ((0, 2), (2, 3), (3, 8))] == ["1–2", "3", "4–8"]
 
 
 def test_ranks_by_round_and_by_client(make: Any) -> None:

@@ -61,6 +61,13 @@ def factored_svd(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return U[:, :q].to(B.dtype).contiguous(), S[:q].to(B.dtype), Vt[:q].to(B.dtype)
 
 
+def singular_values(B: Tensor, A: Tensor) -> Tensor:
+    """Those of BA in float64, falling, (min(R, d_out, d_in),): of the small core between the QRs of both factors."""
+    left, right = (torch.linalg.qr(X.to(torch.float64), mode="r").R for X in (B, A.mT))
+    values: Tensor = torch.linalg.svdvals(left @ right.mT)
+    return values
+
+
 def svd(M: Matrix) -> tuple[Tensor, Tensor, Tensor]:
     """The thin SVD of M as it is given, in its own dtype: of a product by its factors. Signs and rows as in `factored_svd`."""
     if isinstance(M, Tensor):

@@ -39,7 +39,7 @@ from fedlora.engine.lock import alone
 from fedlora.engine.loop import Server, Tally, rounds, sampler
 from fedlora.engine.pipeline import Pipeline
 from fedlora.engine.record import Record, Row, summarise
-from fedlora.engine.study import study
+from fedlora.engine.study import energy, study
 from fedlora.errors import BadInput
 from fedlora.models.quiet import uncollected
 from fedlora.models.trial import Findings
@@ -199,7 +199,8 @@ def play(world: World, saved: checkpoint.Saved, record: Record, out: Path, liste
                 scored = time.perf_counter()
                 row |= evaluate(world, server, transport)
                 row["evaluate_s"] = time.perf_counter() - scored
-                diagnostics = {**study(transport.learned), **diagnostics}
+                found = {} if world.method.FACTS.personal else energy(world.method.deploy(server.state))
+                diagnostics = {**study(transport.learned), **found, **diagnostics}
             row["wall_s"] = time.perf_counter() - start
             row["other_s"] = row["wall_s"] - sum(row[f"{part}_s"] for part in ("train", "evaluate", "aggregate", "wire"))
             start = time.perf_counter()  # what comes now counts as the next round's other time

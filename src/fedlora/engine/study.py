@@ -1,10 +1,13 @@
-"""What a round's updates say about its clients: how alike they are, and what averaging their factors apart would get wrong.
+"""What a round says about its clients and its model: how alike the updates are, what averaging their factors apart would get wrong,
+and how many of its ranks the model uses.
 
     similarity     the cosine of every two clients' local updates, as products s B A over all modules
     discordance    ||mean of products - product of means|| / ||mean of products - start||
+    energy         of direction i: sum over modules of the i-th squared singular value, in shares of the sum over all i
 
-Both of what clients trained, before any transform and whatever the method then makes of it: the discordance is that of naive
-averaging (FedIT's), on this run. Where one factor rests it is zero, which is why methods freeze one.
+The first two of what clients trained, before any transform and whatever the method then makes of it: the discordance is that of
+naive averaging (FedIT's), on this run. Where one factor rests it is zero, which is why methods freeze one. The energy is that of
+the deployed change of the weights: where clients have different ranks, it says whether what the larger ones learn is kept.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fedlora.algebra.discord import discord, update_gram
-from fedlora.algebra.lowrank import pad_rank
-from fedlora.types import ROLES, Diagnostics, Factors, Slots
+from fedlora.algebra.lowrank import pad_rank, singular_values
+from fedlora.types import ROLES, BaseUpdate, Diagnostics, Factors, Model, Slots
 
 MOST_CLIENTS = 32  # a round's first ones: the cost grows with the square of their number
 
@@ -59,6 +62,22 @@ def study(learned: Sequence[Learned]) -> Diagnostics:
     if moved > 0 and alike and all(_plain(each, places[0]) for each in clients):
         found["discordance"] = (squares / moved) ** 0.5
     return found
+
+
+def energy(model: Model) -> Diagnostics:
+    """`energy`, a list of r shares of sum 1 with six digits, r the most ranks that a module has.
+
+    Nothing where the change is more than one slot (merged into the base, gated, full) or zero. O(r^2 (d_out + d_in)) a module.
+    """
+    if len(model.slots) != 1 or model.base != BaseUpdate() or model.full or model.gate is not None or model.drop_base:
+        return {}
+    (slot,) = model.slots.values()
+    squares = [singular_values(_left(slot, m), slot.A[m]).square().cpu() for m in slot.A]
+    whole = torch.zeros(max(map(len, squares), default=0), dtype=torch.float64)
+    for each in squares:
+        whole[: len(each)] += each
+    total = float(whole.sum())
+    return {"energy": [float(f"{x:.6g}") for x in (whole / total).tolist()]} if total > 0 else {}
 
 
 def _places(each: Learned) -> dict[tuple[str, str], torch.Size]:

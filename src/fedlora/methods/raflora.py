@@ -19,6 +19,7 @@ S^1/2 on both sides would leave directions without energy dead; one scale for al
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from itertools import pairwise
 from typing import ClassVar
 
@@ -30,6 +31,13 @@ from fedlora.algebra.tensors import each
 from fedlora.types import SHARED, Client, Diagnostics, Factors, Facts, Local, Model, Reply, Setup, Tensors, Train, value
 
 Slices = dict[tuple[str, int], Tensor]  # (module, h) -> the ranks (l, h] of a factor
+
+
+class Scale(Enum):
+    """Whose rank s is alpha over."""
+
+    ONE = "one-scale"  # alpha / rho_L, for every client
+    OWN = "own-scale"  # alpha / r_k, as FlexLoRA
 
 
 @dataclass(frozen=True)
@@ -51,9 +59,9 @@ class Up:
 
 @dataclass(frozen=True)
 class RaFLoRA:
-    """one_scale: s = alpha / rho_L for every client; otherwise alpha / r_k."""
+    """scale: s in s B A. What a client receives is the same; how far its training goes is not."""
 
-    one_scale: bool = True
+    scale: Scale = Scale.ONE
 
     FACTS: ClassVar = Facts(
         title="raFLoRA",
@@ -70,7 +78,7 @@ class RaFLoRA:
     def init(self, setup: Setup) -> State:
         largest = max(setup.ranks.values())
         fresh = setup.fresh(largest)
-        scale = {r: setup.scaling(largest if self.one_scale else r) for r in setup.ranks.values()}
+        scale = {r: setup.scaling(largest if self.scale is Scale.ONE else r) for r in setup.ranks.values()}
         return State(Factors(fresh.A, fresh.B, 1.0), scale)
 
     def hold(self, setup: Setup, client: Client) -> None:

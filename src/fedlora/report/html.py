@@ -10,7 +10,7 @@ from fedlora.config import to_toml
 from fedlora.report import summary
 from fedlora.report.cells import Cell, by_place, cells, place_of, title
 from fedlora.report.picture import Picture, Table, inline, label, save
-from fedlora.report.plots import ablation, accuracy, clients, clock, discordance, frontier, published, ranks, similarity
+from fedlora.report.plots import ablation, accuracy, clients, clock, discordance, energy, frontier, published, ranks, similarity
 from fedlora.report.runs import Study
 
 MOST_SPLITS = 4
@@ -116,6 +116,7 @@ def _sections(study: Study, found: Sequence[Cell], curves: Sequence[Picture]) ->
         ("published", "Ours beside the published numbers"): [published.picture(found, study.published)],
         ("clients", "Fairness over clients"): [clients.picture(found)],
         ("discordance", "What averaging the factors apart loses"): [discordance.picture(found)],
+        ("energy", "How many of its ranks a model uses"): [energy.picture(found)],
         ("ranks", "Ranks chosen by module"): ranks.pictures(found),
         ("similarity", "Similarity of clients"): similarity.pictures(found),
         ("time", "Where the time went"): [clock.picture(found)],

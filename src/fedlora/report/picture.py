@@ -107,7 +107,7 @@ def save(picture: Picture, folder: Path) -> None:
     rows = -(-len(panels) // columns)
     wide, high = max(p.size[0] for p in panels), max(p.size[1] for p in panels) + 0.25
     width = max(columns * wide, 5.0)
-    title = _wrap(picture.finding, int(width * 11))
+    title = _wrap(picture.finding, int(width * 10.5))
     size = (width, rows * high + 0.22 * (title.count("\n") + 1) + 0.1)
     with _figure(size, fonttype="path", salt=picture.name) as figure:
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
