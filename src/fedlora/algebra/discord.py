@@ -24,7 +24,7 @@ from torch import Tensor
 
 
 def gram(B: Tensor, A: Tensor) -> Tensor:
-    """<B_i A_i, B_j A_j>, (K, K) in float64. O(K^2 r^2 d); where a factor is common to all, O(K^2 r d)."""
+    """<B_i A_i, B_j A_j>, (K, K) in float64. O(R^2 d), R the sum of ranks; where a factor is common to all, O(K^2 r d)."""
     B, A = B.to(torch.float64), A.to(torch.float64)
     if len(A) == 1:
         B, A = A.mT, B.mT  # transposed products have the same inner products
@@ -33,7 +33,11 @@ def gram(B: Tensor, A: Tensor) -> Tensor:
         common: Tensor = (B[0].mT @ B[0] @ A).flatten(1) @ A.flatten(1).mT
         return common
     left, right = B.mT.flatten(0, 1), A.flatten(0, 1)  # (K r, d): client by client, rank by rank
-    return ((left @ left.mT) * (right @ right.mT)).view(K, r, K, r).sum(dim=(1, 3))
+    there = left.any(dim=1) & right.any(dim=1)  # zeros that fill up smaller ranks are left out
+    left, right = left[there], right[there]
+    owner = torch.arange(K, device=A.device).repeat_interleave(r)[there] == torch.arange(K, device=A.device)[:, None]
+    own = owner.to(torch.float64)  # (K, ranks): 1 where a rank is the client's
+    return own @ ((left @ left.mT) * (right @ right.mT)) @ own.mT
 
 
 def update_gram(B0: Tensor, A0: Tensor, B: Tensor, A: Tensor) -> Tensor:
