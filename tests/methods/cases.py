@@ -696,6 +696,7 @@ ROWS = [
         upload=both,
         download=both,
         cuts=True,  # of a small client alone: the slices that it lacks stay
+        ideal=ideals.by_slice(n_k, (1, 2, 4, 2)),
         starts=Start.COMMON,  # at the clients' scale; the deployed one has scale 1
     ),
     Row(

@@ -4,6 +4,7 @@ A rule sees all rounds so far, the last one being the one to judge, and gives th
 value that the deployed model must have.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -282,6 +283,28 @@ def nested(weights: Weights) -> Rule:
                 A += x * P @ dQ
                 B += x * dL @ np.linalg.pinv(P)
             return old.scale * B @ A
+
+        return changed(now, weight)
+
+    return rule
+
+
+def by_slice(weights: Weights, ranks: Sequence[int]) -> Rule:
+    """raFLoRA: of each slice between two ranks of the federation the mean over those who have it, the sum cut to the largest rank;
+    a slice that nobody here has stays as the server had it."""
+
+    def rule(rounds: Sequence[Round]) -> Dense:
+        now = rounds[-1]
+        levels = [0, *sorted(set(ranks))]
+
+        def weight(m: str) -> np.ndarray:
+            out = np.zeros(now.setup.shapes[m])
+            for low, high in itertools.pairwise(levels):
+                have = [p for p in now.parts if len(p.done[SHARED].A[m]) >= high]
+                own = [(w, p.done[SHARED]) for w, p in zip(shares(weights, have), have, strict=True)] if have else []
+                for w, f in own or [(1.0, now.before.slots[SHARED])]:
+                    out += w * f.scale * _np(f.B[m])[:, low:high] @ _np(f.A[m])[low:high]
+            return cut(out, levels[-1])
 
         return changed(now, weight)
 

@@ -21,7 +21,8 @@ class ProductMean:
     """sum_k w_k s_k B_k A_k / sum_k w_k of one module, taken up one term at a time.
 
     Terms wait as factors while they have no more ranks together than the matrix, min(d_out, d_in); past that they are added to the
-    matrix in one product. So memory does not grow with their number: the matrix, and factors of about twice its size.
+    matrix in one product. So memory does not grow with their number: the matrix, and factors of about twice its size. Sums are in
+    float64, and the mean in the dtype of the terms.
     """
 
     total: float = 0.0
@@ -38,10 +39,12 @@ class ProductMean:
 
     def value(self) -> Matrix:
         """The mean: a product as long as nothing was folded, then a matrix. To be asked for once, at the end."""
+        dtype = self.waiting[0][1].dtype
         if self.folded is None:
-            return self._stack(self.total)
+            B, A = self._stack(self.total)
+            return B.to(dtype), A.to(dtype)
         self._fold()
-        return self.folded.div_(self.total)
+        return self.folded.div_(self.total).to(dtype)
 
     def _fold(self) -> None:
         B, A = self._stack(1.0)
@@ -50,9 +53,11 @@ class ProductMean:
         self.ranks = 0
 
     def _stack(self, total: float) -> Product:
-        B, A = torch.cat([B for _, B, _ in self.waiting], dim=1), torch.cat([A for _, _, A in self.waiting])
+        """Factors of the sum of those that wait over a total, in float64."""
+        B = torch.cat([B for _, B, _ in self.waiting], dim=1).to(torch.float64)
+        A = torch.cat([A for _, _, A in self.waiting]).to(torch.float64)
         by_rank = [w / total for w, _, A in self.waiting for _ in range(len(A))]
-        return B.mul_(torch.tensor(by_rank, dtype=B.dtype, device=B.device)), A
+        return B * torch.tensor(by_rank, dtype=B.dtype, device=B.device), A
 
 
 def mean_of_products(terms: Iterable[tuple[float, float, Mapping[Key, Tensor], Mapping[Key, Tensor]]]) -> dict[Key, Matrix]:
