@@ -30,9 +30,12 @@ class Start(Enum):
     GROUP = "group"  # what is deployed for its group; the common start, or everybody's, where it has no group yet
 
 
+HALVES = ((0, 1), (2, 3), (0, 2), (1, 3), (1, 2), (0, 3))  # every pair of four clients
+
+
 def takes_part(id: int, round: int) -> bool:
-    """Who takes part where a law is tested with changing participants: two sit out every third round, one every second."""
-    return not (round % 3 == 0 and id >= 2) and not (round % 2 == 0 and id == 0)
+    """Who takes part where a law is tested with changing participants: half of them, others in every round."""
+    return id % 4 in HALVES[(round - 1) % len(HALVES)]
 
 
 def n_k(replies: Sequence[Reply]) -> list[float]:
@@ -339,9 +342,9 @@ def fedlease(experts: int, **settings: Any) -> Row:
         mixed_ranks=False,
         personal=True,
         ranks=(2, 2, 2, 2),
-        upload=lambda setup, client, round, up: both(setup, client) + (routers(setup) if round > 1 else 0),
+        upload=lambda setup, client, round, up: both(setup, client) + (routers(setup) if round > 2 else 0),
         download=lambda setup, client, round, last: experts * both(setup, client) + routers(setup) if last else 0,
-        roles=lambda round: BOTH | {"G"} if round > 1 else BOTH,
+        roles=lambda round: BOTH | {"G"} if round > 2 else BOTH,
         weights=uniform if settings.get("uniform_weights", True) else n_k,
         settings=settings,
         starts=Start.GROUP,
@@ -737,7 +740,7 @@ ROWS = [
     fedex(1),
     fedex(2),
     fedex(2, uniform_weights=False),
-    fedex(2, residual_rank=2),
+    fedex(2, residual_rank=1),
     lora_fair(),
     lora_fair(objective="ridge"),
     frlora(1),

@@ -37,7 +37,7 @@ def world(row: Row, ranks=None, **options):
 
 
 def some(setup):
-    """Everybody, but two clients sit out every third round, and the first one every second round."""
+    """Half of the clients, others in every round."""
 
     def sample(t: int) -> list[Client]:
         return [c for c in setup.clients if takes_part(c.id, t)]
@@ -105,7 +105,8 @@ def outcome(row: Row, model: Model, setup) -> dict[str, np.ndarray]:
 def function(row: Row, method, setup, state, held, id: int = 0) -> dict[str, np.ndarray]:
     """What a round is judged by: the function of the deployed model; where that is nothing by itself, of a client's own."""
     client = setup.clients[id]
-    return dense(method.deploy(state, client, held[client.id]) if row.by_role else method.deploy(state), setup)
+    own = row.by_role or row.grouped
+    return dense(method.deploy(state, client, held[client.id]) if own else method.deploy(state), setup)
 
 
 def truncated(change: dict[str, np.ndarray], rank: int) -> dict[str, np.ndarray]:

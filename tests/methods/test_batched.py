@@ -18,6 +18,7 @@ import torch
 import transformers
 from architectures import ARCHITECTURES
 from cases import ROWS, Row
+from laws import law
 
 from fedlora.config import ModelConfig, TrainConfig
 from fedlora.engine.federation import fresh_adapter
@@ -147,7 +148,8 @@ def play(row: Row, folder: Path, dtype: torch.dtype, check: Any, **settings: Any
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
-def test_in_float64_together_is_alone(row: Row, folder: Path) -> None:
+@law(8)
+def test_law_8_in_float64_together_is_alone(row: Row, folder: Path) -> None:
     def check(trainer: Trainer, jobs: list[Job], alone: list[Outcome]) -> None:
         assert_each_close(alone, together(trainer, jobs, ALL), 1e-9)
         assert_each_close(alone, together(trainer, jobs, 100, backwards=True), 1e-9)
@@ -157,7 +159,7 @@ def test_in_float64_together_is_alone(row: Row, folder: Path) -> None:
 
 @pytest.mark.parametrize("method", ["fedit", "fedlease", *(pytest.param(m, marks=SLOW) for m in ("lora-a2", "feddpa", "fl-tac"))])
 @pytest.mark.parametrize("shape", ["DeBERTa's", "a pooler's", "a decoder's, whose padding ends its texts"])
-def test_together_is_alone_on_odd_shapes(shape: str, method: str, tmp_path: Path) -> None:
+def test_law_8_together_is_alone_on_odd_shapes(shape: str, method: str, tmp_path: Path) -> None:
     """Layers that see a table of positions, or one row a text; texts that end with the padding token."""
     row = next(row for row in ROWS if row.method == method)
     changes: dict[str, Any] = {}
@@ -188,7 +190,8 @@ def save(config: Any, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("row", ONE_A_METHOD, ids=str)
-def test_in_float32_together_is_alone_up_to_rounding(row: Row, folder: Path) -> None:
+@law(8)
+def test_law_8_in_float32_together_is_alone_up_to_rounding(row: Row, folder: Path) -> None:
     def check(trainer: Trainer, jobs: list[Job], alone: list[Outcome]) -> None:
         assert_close_over_the_whole_adapter(alone, together(trainer, jobs, ALL), 1e-4)
 
@@ -196,7 +199,8 @@ def test_in_float32_together_is_alone_up_to_rounding(row: Row, folder: Path) -> 
 
 
 @pytest.mark.parametrize("row", ONE_A_METHOD, ids=str)
-def test_in_float32_with_sgd_together_is_alone(row: Row, folder: Path) -> None:
+@law(8)
+def test_law_8_in_float32_with_sgd_together_is_alone(row: Row, folder: Path) -> None:
     def check(trainer: Trainer, jobs: list[Job], alone: list[Outcome]) -> None:
         assert_each_close(alone, together(trainer, jobs, ALL), 1e-5)
 
