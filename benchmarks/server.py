@@ -2,8 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -36,6 +36,7 @@ class Case:
         changes: whether clients upload the changes of their factors; the formula gets the factors always.
         formula: (uploads, W) -> A and B, or the new W, or all three.
         by_factors: (d, R) -> whether ours never forms a d x d matrix, for R ranks of all clients together.
+        settings: of the method.
     """
 
     method: str
@@ -43,6 +44,7 @@ class Case:
     changes: bool
     formula: Callable[[Sequence[Upload], Tensor], tuple[Tensor, ...]]
     by_factors: Callable[[int, int], bool]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def logged_as_factors(d: int, R: int) -> bool:
@@ -55,7 +57,9 @@ CASES = {
     "FedEx-LoRA": Case("fedex-lora", SAME, True, dense.fedex_lora, logged_as_factors),
     "FLoRA": Case("flora", MIXED, False, lambda ups, W: (dense.flora(ups, W),), logged_as_factors),
     "FLoRA (stacked)": Case("flora", MIXED, False, lambda ups, W: (dense.flora_stacked(ups, W),), logged_as_factors),
-    "LoRA-FAIR": Case("lora-fair", SAME, True, lambda ups, W: dense.lora_fair(ups, 0.01), lambda d, R: d >= R),
+    "LoRA-FAIR": Case(
+        "lora-fair", SAME, True, lambda ups, W: dense.lora_fair(ups, 0.01), lambda d, R: d >= R, {"objective": "ridge"}
+    ),
     "HetLoRA": Case("hetlora", MIXED, False, lambda ups, W: dense.hetlora(ups), lambda d, R: True),
 }
 
@@ -71,7 +75,7 @@ def world(case: Case, d: int, K: int) -> tuple[Method, Any, list[Reply], list[Up
         return Factors({M: A0[:rank]}, {M: B0[:, :rank]}, setup.scaling(rank))
 
     setup = Setup({M: (d, d)}, {}, clients, 10, 1, 0, 16.0, False, fresh, lambda m: torch.zeros(d, d))
-    method = make(case.method, {})
+    method = make(case.method, case.settings)
     Up = import_module(type(method).__module__).Up
     replies, uploads = [], []
     for client in clients:
