@@ -300,8 +300,9 @@ def _execute(config: Any, folder: Path, resume: bool, profile: bool, quiet: bool
             _fail(f"{error.filename or folder}: {error.strerror or error}{kept}", 1)
     final, totals = summary["final"], summary["totals"]
     score = "-" if final["accuracy"] is None else f"{100 * final['accuracy']:.1f} %"
+    failed = f"failed replies {totals['failed']}  " if totals["failed"] else ""
     print(
-        f"accuracy {score}  after {summary['rounds']} rounds  "
+        f"accuracy {score}  after {summary['rounds']} rounds  {failed}"
         f"up {totals['upload_bytes'] / 1e6:.1f} MB  down {totals['download_bytes'] / 1e6:.1f} MB  "
         f"result in {folder / summary['result']}"
     )

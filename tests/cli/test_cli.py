@@ -40,6 +40,36 @@ def test_run_export_predict(fedlora, quick, tmp_path: Path) -> None:
     assert status == 0 and other == out
 
 
+INHERITED = """
+from dataclasses import dataclass
+
+from fedlora.methods.fedit import FedIT
+from fedlora.types import Unfit
+
+
+@dataclass(frozen=True)
+class Mine(FedIT):
+    absent: int = 0
+
+    def local(self, down, held, client):
+        up, held = yield from super().local(down, held, client)
+        return (Unfit("no power") if client.id >= self.absent else up), held
+"""
+
+
+def test_replies_that_fail_are_in_the_last_line_and_a_run_without_any_ends_with_status_1(
+    fedlora, quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a method from elsewhere that inherits from one of the package, messages and all."""
+    (tmp_path / "inherited.py").write_text(INHERITED)
+    monkeypatch.syspath_prepend(tmp_path)
+    status, out, err = fedlora("run", *quick, "--method", "inherited:Mine", "--set", "method.absent=2", "--out", "some")
+    assert status == 0 and "failed replies 2" in out.splitlines()[-1], err
+    status, _, err = fedlora("run", *quick, "--method", "inherited:Mine", "--out", "none")
+    assert status == 1 and err.splitlines()[-1].startswith("error: round 1: none of 3 replies counts: client 0: no power")
+    assert not (tmp_path / "none" / "summary.json").exists()
+
+
 def test_resume_needs_no_other_flag(fedlora, quick) -> None:
     assert fedlora("run", *quick, "--out", "one")[0] == 0
     status, _, err = fedlora("run", "--resume", "--out", "one")

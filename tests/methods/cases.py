@@ -328,6 +328,7 @@ def fl_tac(tasks: tuple[tuple[str, ...], ...], **settings: Any) -> Row:
         starts=Start.GROUP,
         tasks=tasks,
         grouped=True,
+        ideal=ideals.by_task(settings.get("uniform_weights", False)),
         keeps=True,
     )
 
@@ -350,6 +351,7 @@ def fedlease(experts: int, **settings: Any) -> Row:
         starts=Start.GROUP,
         tasks=TWO_TASKS,
         grouped=True,
+        ideal=ideals.experts_by_task(settings.get("uniform_weights", True)),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 
-from fedlora.types import BASE, SHARED, Factors, Model, Reply, Setup
+from fedlora.types import BASE, SHARED, Client, Factors, Model, Reply, Setup, Train, Trained
 
 Dense = dict[str, np.ndarray]
 
@@ -24,6 +24,7 @@ class Part:
     start: Mapping[str, Factors]
     done: Mapping[str, Factors]
     full: Mapping[str, Any]
+    asked: Sequence[tuple[Train, Trained]]  # all that it trained, probes left out
     base: Mapping[str, Any]
     reply: Reply
 
@@ -321,11 +322,103 @@ def over_all_known(role: str) -> Rule:
     return rule
 
 
+def mean_of(terms: Sequence[tuple[float, np.ndarray]]) -> np.ndarray:
+    return sum(w * x for w, x in terms) / sum(w for w, _ in terms)
+
+
+def tasks_of(client: Client) -> list[str]:
+    return list(client.tasks) or [""]
+
+
+def by_task(uniform: bool) -> Rule:
+    """FL-TAC where clusters are the tasks: who takes part gets the means of its tasks' adapters of this round, and keeps them."""
+
+    def rule(rounds: Sequence[Round]) -> Dense:
+        held: dict[tuple[int, str], Mapping[str, np.ndarray]] = {}
+        every = {task for c in rounds[-1].setup.clients for task in tasks_of(c)}
+        for now in rounds:
+            trained = [(p.reply.client, ask.data, done.slots[SHARED]) for p in now.parts for ask, done in p.asked]
+            for client in [p.reply.client for p in now.parts]:
+                for task in tasks_of(client):
+                    own = len(trained) <= len(every)  # then each adapter is a cluster of its own
+                    alike = [x for x in trained if x[1] == task and (not own or x[0] == client)]
+                    same = [(1.0 if uniform else c.tasks[task], f) for c, _, f in alike]
+                    B = {m: mean_of([(w, _np(f.B[m])) for w, f in same]) for m in now.setup.shapes}
+                    A = {m: mean_of([(w, _np(f.A[m])) for w, f in same]) for m in now.setup.shapes}
+                    held[client.id, task] = {m: same[0][1].scale * B[m] @ A[m] for m in B}
+        out: Dense = {}
+        for id in sorted({id for id, _ in held}):
+            own = {task: change for (i, task), change in held.items() if i == id}
+            for m in rounds[-1].setup.shapes:
+                out[f"client {id}: {m}.weight"] = sum(change[m] for change in own.values())
+                out |= {f"client {id}: {m}.{task}": change[m] for task, change in own.items() if len(own) > 1}
+        return out
+
+    return rule
+
+
+def experts_by_task(uniform: bool) -> Rule:
+    """FedLEASE where clusters are the tasks: warm-ups apart until all have one, or three when half of the run is over; then the
+    means of a cluster; after that the changes of an expert and of its router are averaged over who trained them. Who comes late
+    warms up first."""
+
+    def rule(rounds: Sequence[Round]) -> Dense:
+        setup = rounds[-1].setup
+        warm: dict[int, Any] = {}
+        experts: dict[str, dict[tuple[str, str], np.ndarray]] = {}
+        scale = 1.0
+
+        def mean(terms: Sequence[tuple[Client, np.ndarray]]) -> np.ndarray:
+            return mean_of([(1.0 if uniform else c.num_examples, x) for c, x in terms])
+
+        for now in rounds:
+            here = [(p.reply.client, *p.asked[-1]) for p in now.parts]
+            if experts:
+                late = [c.id for c, _, _ in here if c.id not in warm]
+                warm |= dict.fromkeys(late)
+                here = [each for each in here if each[0].id not in late]
+                for task in {tasks_of(c)[0] for c, _, _ in here}:
+                    own = [(c, ask, done) for c, ask, done in here if tasks_of(c)[0] == task]
+                    for m in setup.shapes:
+                        for role in ("A", "B"):
+                            moved = [
+                                (c, _np(done.slots[a.gate.own].role(role)[m]) - _np(a.slots[a.gate.own].role(role)[m]))
+                                for c, a, done in own
+                            ]
+                            experts[task][role, m] = experts[task][role, m] + mean(moved)
+                        turned = [(c, _np(done.gate.G[m]) - _np(a.gate.G[m])) for c, a, done in own]
+                        router = experts[task].get(("G", m), _np(own[0][1].gate.G[m]))
+                        experts[task]["G", m] = router + mean(turned)
+                continue
+            warm |= {c.id: done.slots[SHARED] for c, _, done in here}
+            scale = next(iter(warm.values())).scale
+            if len(warm) == len(setup.clients) or (now.number >= setup.rounds // 2 and len(warm) >= 3):
+                for task in sorted({tasks_of(c)[0] for c in setup.clients}):
+                    own = [c for c in setup.clients if tasks_of(c)[0] == task and c.id in warm]
+                    experts[task] = {
+                        (role, m): mean([(c, _np(warm[c.id].role(role)[m])) for c in own])
+                        for role in ("A", "B")
+                        for m in setup.shapes
+                    }
+        out: Dense = {}
+        for c in [c for c in setup.clients if c.id in warm]:
+            for m in setup.shapes:
+                if experts:
+                    own = experts[tasks_of(c)[0]]
+                    out[f"client {c.id}: {m}.weight"] = scale * own["B", m] @ own["A", m]
+                    out |= {f"client {c.id}: {m}.router": own["G", m]} if ("G", m) in own else {}
+                else:
+                    out[f"client {c.id}: {m}.weight"] = scale * _np(warm[c.id].B[m]) @ _np(warm[c.id].A[m])
+        return out
+
+    return rule
+
+
 def of(setup: Setup, number: int, before: Model, log: Sequence[Any], bases: Mapping[int, Any], replies: Sequence[Reply]) -> Round:
     """A round as the toy trainer's log has it: of each client the first start and the last outcome that is no probe."""
     parts = []
     for reply in replies:
         own = [(ask, done) for client, ask, done in log if client.id == reply.client.id and not ask.probe]
         full = {n: x for n, x in own[-1][1].full.items()} if any(slot == BASE for slot, _ in own[-1][0].roles) else {}
-        parts.append(Part(own[0][0].slots, own[-1][1].slots, full, bases[reply.client.id], reply))
+        parts.append(Part(own[0][0].slots, own[-1][1].slots, full, own, bases[reply.client.id], reply))
     return Round(setup, number, before, parts)
