@@ -129,12 +129,13 @@ def make(configs: Sequence[TransformConfig], method: Method, seed: int, head: He
         )
     named = {name for step in steps for name in step.bare or ()}
     for i, (config, step) in enumerate(zip(configs, steps, strict=True)):
-        for name, what in _beside(method, head, configs[:i], steps[:i]).items() if step.bare is not None else ():
-            if name not in named:
-                raise BadInput(
-                    f"transform {config.name} acts on changes alone, but '{name}', {what}, travels as it is; "
-                    f"where that may be seen, say so in the transform: bare = ['{name}']"
-                )
+        beside = _beside(method, head, configs[:i], steps[:i]) if step.bare is not None else {}
+        untold = [name for name in beside if name not in named]
+        if untold:
+            raise BadInput(
+                f"transform {config.name} acts on changes alone, but '{untold[0]}', {beside[untold[0]]}, travels as it is; "
+                f"where that may be seen, say so in the transform: bare = {sorted({*untold, *(step.bare or ())})}"
+            )
     return Pipeline(steps, seed)
 
 
