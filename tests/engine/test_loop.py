@@ -17,7 +17,7 @@ from cases import ROWS, Row
 from toy import Trainer, dense, distance, federate, make_clients, make_setup, play, same, tensors
 
 from fedlora import methods
-from fedlora.engine import wire
+from fedlora.engine import spool, wire
 from fedlora.engine.aggregate import OVERFLOW
 from fedlora.engine.loop import Server, rounds
 from fedlora.errors import RunFailed
@@ -187,6 +187,14 @@ def test_more_entries_than_the_budget_are_refused(name):
     state, tally = answered(row, with_culprit(replies, everything))
     assert list(tally.refused) == [CULPRIT] and "budget" in tally.refused[CULPRIT]
     assert same(state, answered(row, [r for r in replies if r.client.id != CULPRIT])[0])
+
+
+@every_row
+def test_replies_that_wait_in_a_file_give_the_same_bits(row, monkeypatch):
+    _, _, _, replies = ready(row)
+    expected = answered(row, replies)[0]
+    monkeypatch.setattr(spool, "IN_MEMORY", 2000)  # room for one or two of the four
+    assert same(answered(row, replies)[0], expected)
 
 
 # ---- who made a state infinite ----------------------------------------------------------------------------------------------
