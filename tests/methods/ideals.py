@@ -195,24 +195,35 @@ def with_cosine(weights: Weights, penalty: float) -> Rule:
     return rule
 
 
-def sketched(weights: Weights) -> Rule:
-    """FSLoRA: the chosen ranks' changes, averaged over all participants, on the factors of everybody."""
+def moved(weights: Weights, change: Callable[[Part, Factors, str], tuple[np.ndarray, np.ndarray]]) -> Rule:
+    """The shared B and A, each moved by the mean of its own change: part, shared factors, module -> dB (d_out, r), dA (r, d_in)."""
 
     def rule(rounds: Sequence[Round]) -> Dense:
         now = rounds[-1]
         w, old = shares(weights, now.parts), now.before.slots[SHARED]
 
         def weight(m: str) -> np.ndarray:
-            B, A = _np(old.B[m]).copy(), _np(old.A[m]).copy()
-            for x, p in zip(w, now.parts, strict=True):
-                for i, rank in enumerate(np.flatnonzero(p.reply.up.ranks[m].numpy())):
-                    B[:, rank] += x * (_np(p.done[SHARED].B[m])[:, i] - _np(old.B[m])[:, rank])
-                    A[rank] += x * (_np(p.done[SHARED].A[m])[i] - _np(old.A[m])[rank])
+            changes = [change(p, old, m) for p in now.parts]
+            B = _np(old.B[m]) + sum(x * dB for x, (dB, _) in zip(w, changes, strict=True))
+            A = _np(old.A[m]) + sum(x * dA for x, (_, dA) in zip(w, changes, strict=True))
             return old.scale * B @ A
 
         return changed(now, weight)
 
     return rule
+
+
+def sketched(weights: Weights) -> Rule:
+    """FSLoRA: the chosen ranks' changes, averaged over all participants, on the factors of everybody."""
+
+    def change(p: Part, old: Factors, m: str) -> tuple[np.ndarray, np.ndarray]:
+        dB, dA = np.zeros(tuple(old.B[m].shape)), np.zeros(tuple(old.A[m].shape))
+        for i, rank in enumerate(np.flatnonzero(p.reply.up.ranks[m].numpy())):
+            dB[:, rank] = _np(p.done[SHARED].B[m])[:, i] - _np(old.B[m])[:, rank]
+            dA[rank] = _np(p.done[SHARED].A[m])[i] - _np(old.A[m])[rank]
+        return dB, dA
+
+    return moved(weights, change)
 
 
 def _entries(f: Factors, modules: Sequence[str]) -> np.ndarray:
@@ -271,23 +282,14 @@ def sparse_then_low_rank(weights: Weights, stage: int, rank: int) -> Rule:
 def nested(weights: Weights) -> Rule:
     """mFedLoRU: the changes of a small client's factors, carried back through P and its pseudo-inverse, join the large ones."""
 
-    def rule(rounds: Sequence[Round]) -> Dense:
-        now = rounds[-1]
-        w, old = shares(weights, now.parts), now.before.slots[SHARED]
+    def change(p: Part, old: Factors, m: str) -> tuple[np.ndarray, np.ndarray]:
+        start, done = p.start[SHARED], p.done[SHARED]
+        dQ, dL = _np(done.A[m]) - _np(start.A[m]), _np(done.B[m]) - _np(start.B[m])
+        # The rows of Q are orthonormal.
+        P = np.eye(len(dQ)) if len(dQ) == len(old.A[m]) else _np(old.A[m]) @ _np(start.A[m]).T
+        return dL @ np.linalg.pinv(P), P @ dQ
 
-        def weight(m: str) -> np.ndarray:
-            B, A = _np(old.B[m]).copy(), _np(old.A[m]).copy()
-            for x, p in zip(w, now.parts, strict=True):
-                start, done = p.start[SHARED], p.done[SHARED]
-                dQ, dL = _np(done.A[m]) - _np(start.A[m]), _np(done.B[m]) - _np(start.B[m])
-                P = np.eye(len(A)) if len(dQ) == len(A) else _np(old.A[m]) @ _np(start.A[m]).T  # the rows of Q are orthonormal
-                A += x * P @ dQ
-                B += x * dL @ np.linalg.pinv(P)
-            return old.scale * B @ A
-
-        return changed(now, weight)
-
-    return rule
+    return moved(weights, change)
 
 
 def by_slice(weights: Weights, ranks: Sequence[int]) -> Rule:

@@ -133,6 +133,12 @@ def complete_rows(V: Tensor, rows: int) -> Tensor:
     return torch.cat([V, Q.mT[q:].to(V.dtype), V.new_zeros(max(rows - d, 0), d)])
 
 
+def at_rank(M: Matrix, rank: int) -> Product:
+    """`leading` with exactly `rank` ranks: where M has fewer, B is zero and A orthonormal, so that they can learn."""
+    scaled, Vt = leading(M, rank)
+    return pad_rank(scaled, Vt, rank)[0], complete_rows(Vt, rank)
+
+
 def pad_rank(B: Tensor, A: Tensor, rank: int) -> Product:
     """B (d_out, rank) and A (rank, d_in) with zeros past the rank they have; the product is unchanged."""
     missing = rank - A.shape[0]

@@ -8,10 +8,8 @@ and those with which the state is finite stay. Who is left out is refused by nam
 
 import math
 from collections.abc import Collection
-from dataclasses import fields, is_dataclass
 from typing import Any
 
-from fedlora.algebra.tensors import Flat
 from fedlora.engine import wire
 from fedlora.engine.spool import Spool
 from fedlora.types import Diagnostics, Method
@@ -64,10 +62,4 @@ def _tried(method: Method, state: Any, spool: Spool, clients: Collection[int]) -
 
 def _norm(up: Any) -> float:
     """The L2 norm of all numbers of an Up together, in float64."""
-    parts = [getattr(up, f.name) for f in fields(up)] if is_dataclass(up) else []
-    whole = [t for part in parts if part for t in ([part.entries] if isinstance(part, Flat) else _numbers(part))]
-    return math.sqrt(sum(float(t.double().square().sum()) for t in whole))
-
-
-def _numbers(part: Any) -> list[Any]:
-    return [t for t in wire.tensors_of(part) if t.is_floating_point()]
+    return math.sqrt(sum(float(t.double().square().sum()) for t in wire.tensors_of(up) if t.is_floating_point()))

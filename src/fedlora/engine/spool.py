@@ -43,7 +43,7 @@ class Spool:
 
     def replies(self, clients: Collection[int]) -> Iterator[Reply]:
         """The replies of these clients, in order of their ids."""
-        return (self.reply(id) for id in self.clients() if id in clients)
+        return (self.reply(id) for id in sorted(clients))
 
     def reply(self, id: int) -> Reply:
         if id in self._here:

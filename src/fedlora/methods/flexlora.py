@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedlora.algebra.lowrank import complete_rows, leading, pad_rank
+from fedlora.algebra.lowrank import at_rank
 from fedlora.algebra.products import mean_of_products
 from fedlora.algebra.tensors import each
 from fedlora.types import SHARED, Client, Diagnostics, Factors, Facts, Local, Model, Reply, Setup, Tensors, Train, value
@@ -65,8 +65,7 @@ class FlexLoRA:
         terms = ((r.client.num_examples, state.scale[r.client.rank], r.up.B, r.up.A) for r in replies)
         mean, A, B = mean_of_products(terms), {}, {}
         for m, before in state.shared.A.items():
-            scaled, Vt = leading(mean[m], len(before))
-            B[m], A[m] = pad_rank(scaled, Vt, len(before))[0], complete_rows(Vt, len(before))
+            B[m], A[m] = at_rank(mean[m], len(before))
         return State(Factors(A, B, 1.0), state.scale), {}
 
     def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:

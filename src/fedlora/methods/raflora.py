@@ -25,7 +25,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedlora.algebra.lowrank import complete_rows, leading, pad_rank
+from fedlora.algebra.lowrank import at_rank
 from fedlora.algebra.products import mean_of_products, total
 from fedlora.algebra.tensors import each
 from fedlora.types import SHARED, Client, Diagnostics, Factors, Facts, Local, Model, Reply, Setup, Tensors, Train, value
@@ -98,8 +98,7 @@ class RaFLoRA:
         A, B = {}, {}
         for m, before in state.shared.A.items():
             own = {h: (state.shared.B[m][:, low:h], before[low:h]) for low, h in state.slices}
-            scaled, Vt = leading(total([means.get((m, h), own[h]) for h in own]), len(before))
-            B[m], A[m] = pad_rank(scaled, Vt, len(before))[0], complete_rows(Vt, len(before))
+            B[m], A[m] = at_rank(total([means.get((m, h), own[h]) for h in own]), len(before))
         return State(Factors(A, B, 1.0), state.scale), {}
 
     def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
