@@ -1,5 +1,6 @@
 """Splits: every example has one client, and each rule does what its definition says."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -271,3 +272,37 @@ def test_statistics_by_hand() -> None:
 )
 def test_the_rule_in_words(partition: str, settings: dict[str, Any], rule: str) -> None:
     assert deal(balanced(10, 20, 10), partition, 10, **settings).rule == rule
+
+
+# ---- validation --------------------------------------------------------------------------------------------------------
+
+
+def with_validation(data: Dataset, labels: list[int], owners: list[str] | None = None) -> Dataset:
+    return replace(data, validation=dataset(labels, [0], owners).train)
+
+
+@pytest.mark.parametrize("partition", ["iid", "dirichlet", "pathological"])
+def test_validation_is_dealt_as_the_test_part_and_changes_nothing_else(partition: str) -> None:
+    """With alpha = 0.5 and as many examples of each class, a client's counts by class equal those of its test part."""
+    plain = balanced(4, 50, 30)
+    data = with_validation(plain, [i % 4 for i in range(120)])
+    parts, before = deal(data, partition, 4), deal(plain, partition, 4)
+    assert same(parts, before) and before.validation == ()
+    assert np.array_equal(np.sort(np.concatenate(parts.validation)), np.arange(120))
+    for mine, theirs in zip(parts.validation, parts.test, strict=True):
+        assert data.validation is not None
+        counts = [np.bincount(s.labels[rows], minlength=4) for s, rows in ((data.validation, mine), (data.test, theirs))]
+        assert np.array_equal(*counts) or partition == "iid"
+        assert len(mine) == len(theirs)
+    assert any(not np.array_equal(a, b) for a, b in zip(parts.validation, parts.test, strict=True))  # a draw of its own
+    spread = statistics(parts, data).validation
+    assert spread is not None and spread.max_examples == max(map(len, parts.validation))
+    assert statistics(before, plain).validation is None
+
+
+def test_validation_by_owner() -> None:
+    data = dataset([0, 1, 0], [0, 1], ["bo", "al", "bo"], ["bo", "al"])
+    parts = by_owner(with_validation(data, [0, 1, 1], ["bo", "zoe", "bo"]))
+    assert [mine.tolist() for mine in parts.validation] == [[], [0, 2]]
+    parts = by_owner(with_validation(data, [0, 1, 1]))
+    assert [mine.tolist() for mine in parts.validation] == [[0, 1, 2]] * 2

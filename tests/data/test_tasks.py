@@ -150,3 +150,26 @@ def test_too_few_clients_or_examples_name_the_task(three: list[str]) -> None:
     with pytest.raises(BadInput, match="task 'fruit', held by 2 of 6 clients") as error:
         deal(whole, config, ClientsConfig(count=6), 0)
     assert "\n" not in str(error.value)
+
+
+def test_validation_of_several_sources(three: list[str], tmp_path: Path) -> None:
+    config = DataConfig(source=three, validation=0.25, test_limit=5)
+    whole = load(config, 0)
+    assert whole.validation is not None and [len(whole.test), *np.bincount(whole.test.tasks)] == [15, 5, 5, 5]
+    assert np.bincount(whole.validation.tasks).tolist() == [6, 12, 9]  # a quarter of 24, 48 and 36
+    parts = deal(whole, config, ClientsConfig(count=4, tasks=2), 0)
+    assert sorted(np.concatenate(parts.validation).tolist()) == list(range(27))
+    for k, mine in enumerate(parts.validation):
+        assert set(whole.validation.tasks[mine].tolist()) <= set(held_tasks(k, 2, 3))
+    assert deal(load(DataConfig(source=three), 0), config, ClientsConfig(count=4), 0).validation == ()
+
+
+def test_a_task_without_a_validation_part_is_said(three: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for part in ("train", "test", "validation"):
+        (folder / f"{part}.csv").write_text("text,label\na,x\nb,y\n")
+    whole = load(DataConfig(source=[three[0], str(folder)]), 0)
+    assert whole.validation is not None and whole.validation.tasks.tolist() == [1, 1]
+    assert [whole.label_names[c] for c in whole.validation.labels] == ["folder/x", "folder/y"]
+    assert "fruit: no validation part, so the others alone choose the round" in whole.notes

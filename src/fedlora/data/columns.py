@@ -9,14 +9,14 @@ import numpy as np
 
 from fedlora.data.dataset import Integers
 from fedlora.data.source import Part
-from fedlora.errors import BadInput, unknown
+from fedlora.errors import BadInput, some, unknown
 
 Labels = tuple[int, ...] | tuple[str, ...]
 
 
 def texts(part: Part, name: str) -> tuple[str, ...]:
     """The texts of a column; a missing value is an empty text. Raises BadInput when the column is missing or is no text."""
-    column = _column(part, name)
+    column = _column(part, name, "data.text")
     _require_text(part, name, column)
     return tuple(text or "" for text in _values(part, name, column))
 
@@ -25,7 +25,7 @@ def owners(part: Part, name: str) -> tuple[str, ...]:
     """Who each row belongs to. Raises BadInput when the column, or a value of it, is missing."""
     from pyarrow import types
 
-    column = _column(part, name)
+    column = _column(part, name, "data.column")
     if not types.is_integer(column.type):
         _require_text(part, name, column)
     values = _values(part, name, column)
@@ -43,11 +43,11 @@ def labels(part: Part, name: str, integers: bool | None = None) -> Labels:
         integers: what another part of the data set has, so that both are read alike; None to find out.
 
     Raises:
-        BadInput: the column is missing, holds neither integers nor text, or lacks a value (the row is named, from 1).
+        BadInput: the column is missing, holds neither integers nor text, or lacks a value (the row is named).
     """
     from pyarrow import types
 
-    column = _column(part, name)
+    column = _column(part, name, "data.label")
     if types.is_floating(column.type) or types.is_decimal(column.type):
         raise BadInput(f"{part.where}: column '{name}' holds fractional numbers; labels are integers or text")
     if types.is_boolean(column.type) or types.is_date(column.type):
@@ -75,6 +75,15 @@ def _is_fractional(text: str) -> bool:
     return any(mark in text for mark in ".eE")
 
 
+def alike(names: Sequence[str]) -> list[str]:
+    """Notes on classes whose names differ only in spaces or case: one class, written in several ways, most likely."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault("".join(name.split()).casefold(), []).append(f"'{name}'")
+    told = [" and ".join(group) for group in groups.values() if len(group) > 1]
+    return [f"classes that differ only in spaces or case: {some(told, shown=3)}; each is a class of its own"] if told else []
+
+
 def class_names(values: Labels) -> tuple[str, ...]:
     """The different labels: integers in order of size, texts sorted."""
     integers = {value for value in values if isinstance(value, int)}
@@ -88,11 +97,11 @@ def encode(part: Part, column: str, values: Labels, names: Sequence[str], named:
     label is looked up by its name like any other.
 
     Raises:
-        BadInput: a label that is not among the classes, and its row, from 1.
+        BadInput: a label that is not among the classes, and its row.
     """
 
     def place(row: int) -> str:
-        return f"{part.where}: column '{column}', row {row + 1}"
+        return f"{part.where}: column '{column}', {part.place(row)}"
 
     index = {name: position for position, name in enumerate(names)}
     encoded = np.empty(len(values), dtype=np.int64)
@@ -108,11 +117,13 @@ def encode(part: Part, column: str, values: Labels, names: Sequence[str], named:
     return encoded
 
 
-def _column(part: Part, name: str) -> Any:
+def _column(part: Part, name: str, key: str) -> Any:
+    """A column by its name; `key` is the configuration's key that names it."""
     have = part.table.column_names
     if have.count(name) != 1:
         fault = "no column" if name not in have else "more than one column"
-        raise BadInput(f"{part.where}: {fault} '{name}'; it has {', '.join(have) or 'no columns'}")
+        held = some([f"'{column}'" for column in have], shown=8) or "no columns"
+        raise BadInput(f"{part.where}: {fault} '{name}'; it has {held}; {part.hint or f'{key} names the column'}")
     return part.table.column(name)
 
 
@@ -134,4 +145,4 @@ def _values(part: Part, name: str, column: Any) -> Any:
 def _require_all(part: Part, name: str, values: Sequence[int | str | None]) -> None:
     for row, value in enumerate(values):
         if value is None or (isinstance(value, str) and not value.strip()):
-            raise BadInput(f"{part.where}: column '{name}' has no value in row {row + 1}")
+            raise BadInput(f"{part.where}: column '{name}' has no value in {part.place(row)}")

@@ -1,6 +1,8 @@
-"""What a data set is: texts with labels, in a training and a test part."""
+"""What a data set is: texts with labels, in a training, a test and perhaps a validation part."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +37,7 @@ class Task:
 @dataclass(frozen=True)
 class Dataset:
     """A text classification data set. `notes` are lines that a user should read before trusting a result; `tasks` is empty
-    where there is one."""
+    where there is one; `validation` is there where the round is chosen by it."""
 
     name: str
     train: Split
@@ -43,3 +45,27 @@ class Dataset:
     label_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
     tasks: tuple[Task, ...] = ()
+    validation: Split | None = None
+
+    @property
+    def parts(self) -> Iterator[tuple[str, Split]]:
+        """The parts that there are, and what they are called."""
+        named = ("training", self.train), ("test", self.test), ("validation", self.validation)
+        return ((name, part) for name, part in named if part is not None)
+
+    @property
+    def digest(self) -> str:
+        """32 hexadecimal digits of all that is learned from: texts, labels, owners and tasks of every part, and class names."""
+        found = blake2b(digest_size=16)
+
+        def add(*values: bytes) -> None:
+            """Each behind its length, so that no two lists of values are one stream of bytes."""
+            for value in values:
+                found.update(len(value).to_bytes(8, "little"))
+                found.update(value)
+
+        for name, part in self.parts:
+            add(name.encode(), len(part).to_bytes(8, "little"), *map(str.encode, (*part.texts, *part.owners)))
+            add(part.labels.astype("<i8").tobytes(), part.tasks.astype("<i8").tobytes())
+        add(*map(str.encode, self.label_names))
+        return found.hexdigest()

@@ -1,54 +1,57 @@
-"""Files and folders of csv, tsv, JSON lines and parquet."""
+"""Files and folders of data: which file is which part of a data set."""
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
 
+from fedlora.config import SourceConfig
+from fedlora.data.formats import READERS, kind_of, one_line, read_file
 from fedlora.data.source import Part, Source
 from fedlora.errors import BadInput
 
 LABELS_FILE = "labels.json"
+VALIDATION = ("validation", "valid", "val", "dev")
 
 
-def read(path: Path, text_columns: Collection[str]) -> Source:
-    """A file, or a folder with train.* and perhaps test.* and labels.json (a list of names, index = label).
+def read(path: Path, config: SourceConfig) -> Source:
+    """A file, or a folder with train.* and perhaps test.*, validation.* and labels.json (a list of names, index = label).
 
     A folder may also hold its parts as `datasets` writes them: in `data/`, and in numbered pieces (train-00000-of-00002.parquet).
-    `text_columns` are read as text even where every value of a csv looks like a number.
+    Upper and lower case are one in the names of parts.
 
     Raises:
         BadInput: the file and why it cannot be read, or what the folder would need.
     """
     if not path.is_dir():
-        return Source(path.stem, read_part([path], text_columns))
+        return Source(path.name[: path.name.lower().rfind(kind_of(path))], read_part([path], config))
     train = _pieces(path, "train")
     if not train:
         wanted = ", ".join(f"train{suffix}" for suffix in READERS)
         held = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
         raise BadInput(f"{path}: no training file; a data folder has one of {wanted}, but this one holds {held}")
-    test = _pieces(path, "test")
+    test, validation = _pieces(path, "test"), _pieces(path, *VALIDATION)
     return Source(
         path.resolve().name,
-        read_part(train, text_columns),
-        read_part(test, text_columns) if test else None,
+        read_part(train, config),
+        read_part(test, config) if test else None,
         read_label_names(path / LABELS_FILE),
+        validation=read_part(validation, config) if validation else None,
     )
 
 
-def read_part(paths: list[Path], text_columns: Collection[str]) -> Part:
+def read_part(paths: list[Path], config: SourceConfig) -> Part:
     """The rows of one file, or of the pieces of one part, in order. Raises BadInput: the file, and why it cannot be read."""
     import pyarrow as pa
 
-    tables = [_read_table(path, text_columns) for path in paths]
-    if len(tables) == 1:
-        return Part(str(paths[0]), tables[0])
+    parts = [read_file(path, config) for path in paths]
+    if len(parts) == 1:
+        return parts[0]
     where = f"{paths[0]} and {len(paths) - 1} more"
     try:
-        return Part(where, pa.concat_tables(tables, promote_options="permissive"))
+        table = pa.concat_tables([part.table for part in parts], promote_options="permissive")
     except pa.ArrowException as error:
         raise BadInput(f"{where}: the pieces do not fit together: {one_line(error)}") from error
+    return Part(where, table, hint=parts[0].hint, notes=tuple(note for part in parts for note in part.notes))
 
 
 def read_label_names(path: Path) -> tuple[str, ...] | None:
@@ -64,76 +67,19 @@ def read_label_names(path: Path) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def one_line(error: object, limit: int = 200) -> str:
-    """An error's message without line breaks, and not longer than a line: readers quote the rows that they choke on."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _pieces(folder: Path, part: str) -> list[Path]:
-    name = re.compile(rf"{part}(-\d+-of-\d+(-\w+)?)?\.\w+")
+def _pieces(folder: Path, *names: str) -> list[Path]:
+    """The file of a part, or its numbered pieces; `names` are what the part may be called."""
+    name = re.compile(rf"({'|'.join(names)})(-\d+-of-\d+(-\w+)?)?(\.\w+)(\.gz)?", re.IGNORECASE)
     found = [
-        file
+        (file, match)
         for place in (folder, folder / "data")
         if place.is_dir()
         for file in sorted(place.iterdir())
-        if name.fullmatch(file.name) and file.suffix.lower() in READERS
+        if (match := name.fullmatch(file.name)) and kind_of(file) in READERS
     ]
-    kinds = {(file.parent, file.suffix, "-" in file.stem) for file in found}
+    # Numbered pieces are one part; beside them, or beside a whole file, there may be no other.
+    kinds = {(file.parent, match[1], match[4], match[5], "" if match[2] else file.name) for file, match in found}
     if len(kinds) > 1:
-        raise BadInput(f"{folder}: more than one {part} file: {', '.join(str(file.relative_to(folder)) for file in found)}")
-    return found
-
-
-def _read_table(path: Path, text_columns: Collection[str]) -> Any:
-    import pyarrow as pa
-
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise BadInput(f"{path}: unknown file type '{path.suffix}'; possible: {', '.join(READERS)}")
-    try:
-        return reader(path, text_columns)
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise BadInput(f"{path}: cannot be read as {path.suffix[1:].lower()}: {one_line(error)}") from error
-
-
-def _whole(path: Path) -> int:
-    """A block of the readers that holds the whole file, as far as they can count: a text may be longer than the usual block,
-    and types are inferred from the first one."""
-    return min(path.stat().st_size + 1, 2**31 - 1)
-
-
-def _delimited(delimiter: str) -> Callable[[Path, Collection[str]], Any]:
-    def read_delimited(path: Path, text_columns: Collection[str]) -> Any:
-        import pyarrow as pa
-        from pyarrow import csv
-
-        return csv.read_csv(
-            path,
-            read_options=csv.ReadOptions(block_size=_whole(path)),
-            parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=csv.ConvertOptions(column_types={column: pa.string() for column in text_columns}),
-        )
-
-    return read_delimited
-
-
-def _json_lines(path: Path, text_columns: Collection[str]) -> Any:
-    from pyarrow import json as lines
-
-    return lines.read_json(path, read_options=lines.ReadOptions(block_size=_whole(path)))
-
-
-def _parquet(path: Path, text_columns: Collection[str]) -> Any:
-    from pyarrow import parquet
-
-    return parquet.read_table(path)
-
-
-READERS: Mapping[str, Callable[[Path, Collection[str]], Any]] = {
-    ".csv": _delimited(","),
-    ".tsv": _delimited("\t"),
-    ".jsonl": _json_lines,
-    ".json": _json_lines,
-    ".parquet": _parquet,
-}
+        listed = ", ".join(str(file.relative_to(folder)) for file, _ in found)
+        raise BadInput(f"{folder}: more than one {names[0]} file: {listed}")
+    return [file for file, _ in found]

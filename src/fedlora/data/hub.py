@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fedlora.data.files import one_line
+from fedlora.data.formats import one_line
 from fedlora.data.source import Part, Source
 from fedlora.errors import BadInput
 
@@ -11,7 +11,9 @@ PARQUET_BRANCH = "refs/convert/parquet"
 
 
 def from_hub(name: str, label: str) -> Source:
-    """The splits train and, where there is one, test of a data set "org/name"; `label` is the column whose names it may know.
+    """The splits train and, where there are such, test and validation of a data set "org/name".
+
+    `label` is the column whose names it may know.
 
     Raises:
         BadInput: `datasets` is not installed, the Hub cannot be reached, or it has no such data set.
@@ -19,7 +21,7 @@ def from_hub(name: str, label: str) -> Source:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise BadInput(f"{name}: the Hugging Face Hub needs the package datasets: pip install 'fedlora[hub]'") from error
+        raise BadInput(f"{name}: the Hugging Face Hub needs the package datasets: pip install datasets") from error
     try:
         try:
             splits = load_dataset(name)
@@ -35,6 +37,7 @@ def from_hub(name: str, label: str) -> Source:
         _part(name, "train", splits),
         _part(name, "test", splits) if "test" in splits else None,
         tuple(names) if names else None,
+        validation=_part(name, "validation", splits) if "validation" in splits else None,
     )
 
 

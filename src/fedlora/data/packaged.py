@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from fedlora.data.files import one_line
+from fedlora.data.formats import one_line
 from fedlora.data.source import Part, Source
 from fedlora.errors import BadInput
 

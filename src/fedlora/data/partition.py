@@ -4,7 +4,7 @@ Notation: K clients, C classes, n examples. Every function here is pure: the sam
 parts, and each example belongs to exactly one client (with one exception, which `by_column` states).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,13 +20,14 @@ DEFAULT_COUNT = 10
 
 @dataclass(frozen=True)
 class Parts:
-    """Who has what: for each of K clients the rows of the training and of the test part, in order, and the client's name.
-    `rule` says how they were dealt, in the words of a title, e.g. "Dirichlet(0.5)"."""
+    """Who has what: for each of K clients the rows of the training, test and validation part, in order, and the client's name.
+    `rule` says how they were dealt, in the words of a title, e.g. "Dirichlet(0.5)"; `validation` is empty where there is none."""
 
     train: tuple[Integers, ...]
     test: tuple[Integers, ...]
     names: tuple[str, ...]
     rule: str = ""
+    validation: tuple[Integers, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Statistics:
 
     train: Spread
     test: Spread
+    validation: Spread | None = None
 
 
 def split(dataset: Dataset, config: DataConfig, count: int | None, seed: int) -> Parts:
@@ -85,14 +87,14 @@ def iid(dataset: Dataset, count: int, seed: int) -> Parts:
         order = generator(seed, "partition", "iid", part).permutation(len(examples))
         return tuple(np.sort(rows) for rows in np.array_split(order, count))
 
-    return Parts(deal("train", dataset.train), deal("test", dataset.test), _numbered(count), "IID")
+    return _dealt(dataset, deal, _numbered(count), "IID")
 
 
 def dirichlet(dataset: Dataset, count: int, alpha: float, min_size: int, seed: int) -> Parts:
-    """Label skew (1909.06335): each class is shared out by one draw p ~ Dirichlet(alpha) over the clients, for training and test.
+    """Label skew (1909.06335): each class is shared out by one draw p ~ Dirichlet(alpha) over the clients, for every part.
 
     A client's count is rounded to the nearest example. A client below `min_size` examples then takes random ones from the
-    largest client; so does one of the test part, as far as that has enough for everybody.
+    largest client; so does one of the other parts, as far as they have enough for everybody.
     """
     shares = [dirichlet_shares(generator(seed, "partition", "shares", c), alpha, count) for c in range(len(dataset.label_names))]
 
@@ -107,7 +109,7 @@ def dirichlet(dataset: Dataset, count: int, alpha: float, min_size: int, seed: i
         dealt = [np.concatenate(piece) for piece in pieces]
         return _fill(dealt, min(min_size, len(examples) // count), generator(seed, "partition", "fill", part))
 
-    return Parts(deal("train", dataset.train), deal("test", dataset.test), _numbered(count), f"Dirichlet({alpha:g})")
+    return _dealt(dataset, deal, _numbered(count), f"Dirichlet({alpha:g})")
 
 
 def dirichlet_shares(rng: np.random.Generator, alpha: float, count: int) -> NDArray[np.float64]:
@@ -145,13 +147,13 @@ def pathological(dataset: Dataset, count: int, seed: int) -> Parts:
             pieces[first + 1].append(rows[middle:])
         return tuple(np.sort(np.concatenate(piece)) for piece in pieces)
 
-    return Parts(deal("train", dataset.train), deal("test", dataset.test), _numbered(count), "Pathological")
+    return _dealt(dataset, deal, _numbered(count), "Pathological")
 
 
 def by_column(dataset: Dataset, count: int | None, column: str) -> Parts:
     """One client for each owner of a training example, by name.
 
-    Test examples of other owners belong to nobody. A test part without owners belongs to every client as a whole.
+    Test and validation examples of other owners belong to nobody. Such a part without owners belongs to every client as a whole.
 
     Raises:
         BadInput: `count` is given and is not the number of owners.
@@ -159,22 +161,30 @@ def by_column(dataset: Dataset, count: int | None, column: str) -> Parts:
     names = tuple(sorted(set(dataset.train.owners)))
     if count is not None and count != len(names):
         raise BadInput(f"clients.count = {count}: column '{column}' has {len(names)} owners")
-    train = _rows_of(names, dataset.train.owners)
-    if dataset.test.owners:
-        test = _rows_of(names, dataset.test.owners)
-    else:
-        test = (np.arange(len(dataset.test), dtype=np.int64),) * len(names)
-    return Parts(train, test, names, f"By column '{column}'")
+
+    def deal(part: str, examples: Split) -> tuple[Integers, ...]:
+        if part == "train" or examples.owners:
+            return _rows_of(names, examples.owners)
+        return (np.arange(len(examples), dtype=np.int64),) * len(names)
+
+    return _dealt(dataset, deal, names, f"By column '{column}'")
 
 
 def statistics(parts: Parts, dataset: Dataset) -> Statistics:
-    """The extremes over clients of examples and classes, in both parts."""
-    return Statistics(_spread(parts.train, dataset.train), _spread(parts.test, dataset.test))
+    """The extremes over clients of examples and classes, in each part."""
+    validation = _spread(parts.validation, dataset.validation) if dataset.validation is not None else None
+    return Statistics(_spread(parts.train, dataset.train), _spread(parts.test, dataset.test), validation)
 
 
 def counts(rows: Sequence[Integers], labels: Integers, num_classes: int) -> Integers:
     """How many examples of each class each client has: (K, C)."""
     return np.stack([np.bincount(labels[mine], minlength=num_classes) for mine in rows]).astype(np.int64)
+
+
+def _dealt(dataset: Dataset, deal: Callable[[str, Split], tuple[Integers, ...]], names: tuple[str, ...], rule: str) -> Parts:
+    """Each part dealt by one rule."""
+    validation = deal("validation", dataset.validation) if dataset.validation is not None else ()
+    return Parts(deal("train", dataset.train), deal("test", dataset.test), names, rule, validation)
 
 
 def _spread(rows: Sequence[Integers], examples: Split) -> Spread:

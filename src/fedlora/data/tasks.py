@@ -2,7 +2,7 @@
 
 The classes of task t are a range of the union, named "task/label". Clients are dealt tasks in turn: with T tasks and h of them a
 client, client k holds tasks k h, k h + 1, ..., k h + h - 1 modulo T, so no two tasks differ by more than one in how many clients
-they have. The examples of a task, training and test, are then dealt to the clients that hold it as those of a single data set are.
+they have. The examples of a task, of every part, are then dealt to the clients that hold it as those of a single data set are.
 """
 
 from collections.abc import Sequence
@@ -32,13 +32,18 @@ def union(datasets: Sequence[Dataset]) -> Dataset:
             tasks=np.repeat(np.arange(len(parts), dtype=np.int64), [len(part) for part in parts]),
         )
 
+    notes = [f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes]
+    validation = [dataset.validation for dataset in datasets]
+    if any(validation):
+        notes += [f"{d.name}: no validation part, so the others alone choose the round" for d in datasets if d.validation is None]
     return Dataset(
         " + ".join(names),
         joined([dataset.train for dataset in datasets]),
         joined([dataset.test for dataset in datasets]),
         tuple(f"{dataset.name}/{label}" for dataset in datasets for label in dataset.label_names),
-        tuple(f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes),
+        tuple(notes),
         tasks,
+        joined([part or Split((), np.zeros(0, dtype=np.int64)) for part in validation]) if any(validation) else None,
     )
 
 
@@ -62,27 +67,26 @@ def deal(dataset: Dataset, data: DataConfig, clients: ClientsConfig, seed: int) 
             f"clients.count = {count}: {count} clients with clients.tasks = {clients.tasks} hold {count * clients.tasks} tasks "
             f"at most, and the run has {len(tasks)}"
         )
-    pieces: tuple[list[list[Integers]], list[list[Integers]]] = ([[] for _ in range(count)], [[] for _ in range(count)])
+    whole = [part for _, part in dataset.parts]
+    pieces: list[list[list[Integers]]] = [[[] for _ in range(count)] for _ in whole]
     rule = ""
     for t, task in enumerate(tasks):
         holders = [k for k in range(count) if t in held_tasks(k, clients.tasks, len(tasks))]
-        rows = [np.flatnonzero(examples.tasks == t) for examples in (dataset.train, dataset.test)]
-        alone = Dataset(
-            task.name,
-            _only(dataset.train, rows[0], task),
-            _only(dataset.test, rows[1], task),
-            dataset.label_names[task.first : task.first + task.count],
-        )
+        rows = [np.flatnonzero(examples.tasks == t) for examples in whole]
+        train, test, *validation = (_only(examples, own, task) for examples, own in zip(whole, rows, strict=True))
+        names = dataset.label_names[task.first : task.first + task.count]
+        alone = Dataset(task.name, train, test, names, validation=validation[0] if validation else None)
         try:
             parts = split(alone, data, len(holders), derive(seed, "task", task.name))
         except BadInput as error:
             raise BadInput(f"task '{task.name}', held by {len(holders)} of {count} clients: {error}") from error
-        for where, own, dealt in zip(pieces, rows, (parts.train, parts.test), strict=True):
+        dealt_parts = (parts.train, parts.test, parts.validation)[: len(whole)]
+        for where, own, dealt in zip(pieces, rows, dealt_parts, strict=True):
             for k, mine in zip(holders, dealt, strict=True):
                 where[k].append(own[mine])
         rule = f"{parts.rule}, {clients.tasks} of {len(tasks)} tasks a client"
-    train, test = (tuple(np.concatenate(mine) for mine in where) for where in pieces)
-    return Parts(train, test, tuple(f"client {k}" for k in range(count)), rule)
+    joined = [tuple(np.concatenate(mine) for mine in where) for where in pieces]
+    return Parts(joined[0], joined[1], tuple(f"client {k}" for k in range(count)), rule, joined[2] if joined[2:] else ())
 
 
 def task_counts(dataset: Dataset, rows: Integers) -> dict[str, int]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from fedlora.data.dataset import Dataset
 from fedlora.data.partition import Parts, counts, statistics
+from fedlora.report.picture import wrap
 
 INK = "#2b2b2b"
 DARK, LIGHT = "#1f4e79", "#9dc3e6"  # training and test: as far apart in lightness as in colour
@@ -30,7 +31,8 @@ def plot_split(parts: Parts, dataset: Dataset, path: Path | str) -> None:
     grid, sizes = figure.subplots(1, 2, sharey=True, width_ratios=(wide, 1.9))
     _draw_counts(figure, grid, table, dataset.label_names, parts.names)
     _draw_sizes(sizes, parts)
-    figure.suptitle(_finding(parts, dataset), x=0.01, ha="left", fontsize=12, color=INK, parse_math=False)
+    title = wrap(_finding(parts, dataset), 12, 72 * (wide + 3.4) - 12, weight="normal")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, parse_math=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks is drawn as boxes
         FigureCanvasAgg(figure).print_png(str(path))

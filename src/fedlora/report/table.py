@@ -15,10 +15,12 @@ def print_split(parts: Parts, dataset: Dataset) -> None:
     console = Console(highlight=False)
     for note in dataset.notes:
         console.print(f"note: {note}", markup=False)
-    total = f"{len(dataset.train):,} training and {len(dataset.test):,} test examples of {len(dataset.label_names)} classes"
+    parted = dataset.validation is not None
+    sizes = [f"{len(part):,} {name}" for name, part in dataset.parts]
+    total = f"{', '.join(sizes[:-1])} and {sizes[-1]} examples of {len(dataset.label_names)} classes"
     console.print(f"{dataset.name}: {total}, {parts.rule}, {len(parts.names)} clients\n", markup=False)
     table = Table("client", "most frequent class", box=None, pad_edge=False)
-    for column in ("train", "classes", "test", "test classes"):
+    for column in ("train", "classes", "test", "test classes", *(["validation"] if parted else [])):
         table.add_column(column, justify="right")
     count = len(parts.names)
     shown = range(count) if count <= MOST_CLIENTS else [*range(MOST_CLIENTS // 2), *range(count - MOST_CLIENTS // 2, count)]
@@ -31,11 +33,13 @@ def print_split(parts: Parts, dataset: Dataset) -> None:
             top = f"{dataset.label_names[often.argmax()]} ({often.max() / len(own):.0%})"
         else:
             top = "-"
-        table.add_row(parts.names[k], top, f"{len(own):,}", str(len(np.unique(own))), f"{len(test):,}", str(len(np.unique(test))))
+        numbers = [len(own), len(np.unique(own)), len(test), len(np.unique(test))]
+        numbers += [len(parts.validation[k])] if parted else []
+        table.add_row(parts.names[k], top, *(f"{number:,}" for number in numbers))
     console.print(table)
     spread = statistics(parts, dataset)
     summary = Table("over clients", box=None, pad_edge=False)
-    for column in ("train", "test"):
+    for column in ("train", "test", *(["validation"] if parted else [])):
         summary.add_column(column, justify="right")
     rows = {
         "most examples": "max_examples",
@@ -44,7 +48,7 @@ def print_split(parts: Parts, dataset: Dataset) -> None:
         "fewest classes": "min_classes",
     }
     for title, field in rows.items():
-        summary.add_row(title, *(f"{_get(part, field):,}" for part in (spread.train, spread.test)))
+        summary.add_row(title, *(f"{_get(part, field):,}" for part in (spread.train, spread.test, spread.validation) if part))
     console.print()
     console.print(summary)
 
