@@ -60,6 +60,15 @@ def test_a_failed_cell_is_status_1(fedlora: Call, save: Save, bert_folder: Path,
     assert status == 2 and "no run is complete yet" in err
 
 
+def test_a_cell_that_diverged_has_failed_and_is_never_the_most_accurate(fedlora: Call, save: Save, tmp_path: Path):
+    train = {"rounds": 2, "batch_size": 8, "lr": [1e38, 5e-3]}
+    status, out, _ = fedlora("compare", save(train=train, method=[{"name": "fedit"}]), "--out", "out", "--jobs", "1")
+    assert status == 1 and "1 of 2 runs done, 1 failed" in out
+    page, table = ((tmp_path / "out" / name).read_text() for name in ("report.html", "results.md"))
+    assert "finite; a lower train.lr may help" in page and "finite; a lower train.lr may help" in table
+    assert "lr 1e+38: failed" in out and "1e+38 reaches" not in page and "1e+38 with" not in page
+
+
 @pytest.mark.parametrize(
     "changes, args, said",
     [

@@ -132,3 +132,12 @@ def test_bad_input_is_one_line(tables: dict[str, Any], said: str):
     with pytest.raises(BadInput) as error:
         grid(**tables)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_hash_is_that_of_results_made_before_a_key_came():
+    """Values written down before data.validation was a key: its default is left out, so results are found again."""
+    assert grid(method={"name": "lora-a2"}).cells[0].hash == "9a0809987643"
+    old = {"seed": 3, "method": {"name": "fedit"}, "train": {"lr": 1e-3}, "data": {"source": "a.csv", "limit": 7}}
+    assert grid(**old).cells[0].hash == "de01a5275f26"
+    hashes = {grid(data={"validation": share}).cells[0].hash for share in (0, 0.0, 0.1, 0.2)}
+    assert len(hashes) == 3

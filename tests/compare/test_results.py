@@ -7,11 +7,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from fedlora.compare.folder import Folder
+from fedlora.compare.folder import Folder, begin
 from fedlora.compare.grid import Cell, Grid, expand
 from fedlora.compare.markdown import to_markdown
 from fedlora.compare.recipe import Header, Recipe
 from fedlora.compare.results import rows, write
+from fedlora.compare.study import write_report
+from fedlora.errors import BadInput
 
 PUBLISHED = """method.name,data.alpha,accuracy,spread,upload_params
 fedit,0.5,90.0,1.5,4000
@@ -31,7 +33,6 @@ def finish(folder: Folder, cell: Cell, accuracy: float, **more: Any) -> None:
     summary = {
         "rounds": cell.config.train.rounds,
         "final": {"accuracy": accuracy, "macro_f1": 0.5, "loss": 1.25},
-        "best": {"round": 1, "accuracy": 0.95, "macro_f1": 0.5},
         "totals": totals | {"wall_s": accuracy},
     } | more
     folder.run(cell).mkdir(parents=True)
@@ -67,6 +68,62 @@ def test_a_row_a_cell_ours_beside_the_published(recipe: Recipe, tmp_path: Path):
     assert unpublished["published_accuracy"] is None
     assert full["difference"] == pytest.approx(0.05) and full["worst_tenth"] == 0.25 and full["upload_bytes"] == 4100
     assert not [name for name in table.column_names if name.endswith("_s")]
+
+
+def test_personal_models_lost_clients_and_the_commonest_class(tmp_path: Path):
+    """Of 3 seeds; client replies that counted for nothing are added up over them."""
+    recipe = Recipe(Header(name="kinds"), {"seed": [0, 1, 2], "method": [{"name": "fedit"}, {"name": "feddpa"}]})
+    grid, folder = expand(recipe), Folder(tmp_path)
+    for cell in grid.cells:
+        own = cell.config.method.name == "feddpa"
+        final = {"accuracy": 0.75 if own else 0.25, "macro_f1": 0.125, "loss": 1.0, "commonest_accuracy": 0.5 if own else 0.25}
+        totals = {"upload_params": 1000, "upload_bytes": 4100, "failed": 0 if own else cell.config.seed}
+        finish(folder, cell, 0.0, final=final, totals=totals, **({"clients": {"mean": 0.7, "worst_tenth": 0.25}} if own else {}))
+    found = rows(grid, recipe, folder)
+    write(found, grid.varied, tmp_path / "results.parquet")
+    assert pq.read_table(tmp_path / "results.parquet").to_pylist() == found
+    assert [(r["method.name"], r["personal"], r["commonest_accuracy"]) for r in found[::3]] == [
+        ("fedit", False, 0.25),
+        ("feddpa", True, 0.5),
+    ]
+    common, personal = to_markdown(grid, recipe, found).split("Personal models, each scored on its client's own test examples")
+    assert "| fedit | 25.0 ± 0.0 | 1,000 | 0.004 |" in common and "feddpa" not in common
+    assert "| always the commonest class | 25.0 |  |  |" in common
+    assert "**No method does better than always answering the commonest training class.**" in common
+    assert "| method | macro F1 |" in common and "| fedit | 12.5 ± 0.0 |" in common
+    assert "| feddpa | 75.0 ± 0.0 |" in personal and "| always the commonest class | 50.0 |" in personal
+    assert "No method" not in personal
+    lost = personal.partition("## Clients that failed")[2]
+    assert "| fedit | 3 |" in lost and "feddpa" not in lost
+
+
+def test_what_validation_chose_and_stopped_early(tmp_path: Path):
+    recipe = Recipe(Header(name="early"), {"method": [{"name": "fedit"}]})
+    grid, folder = expand(recipe), Folder(tmp_path)
+    final = {"accuracy": 0.5, "macro_f1": 0.25, "loss": 1.0, "validation_accuracy": 0.75}
+    finish(folder, grid.cells[0], 0.0, rounds=7, final=final, written={"round": 4, "by": "validation"}, stopped_early=True)
+    (row,) = found = rows(grid, recipe, folder)
+    assert (row["accuracy"], row["validation_accuracy"], row["round"]) == (0.5, 0.75, 4)
+    page = to_markdown(grid, recipe, found)
+    assert "Accuracy in %, of the round that validation chose." in page and "| fedit | 75.0 |" in page
+
+
+def test_what_diverged_has_failed(recipe: Recipe, tmp_path: Path):
+    """JSON has no nan, so a loss that is no number is null."""
+    grid, folder = expand(recipe), Folder(tmp_path)
+    finish(folder, grid.cells[0], 0.0, final={"accuracy": 0.99, "macro_f1": 0.9, "loss": None})
+    (row,) = rows(grid, recipe, folder)
+    assert (row["status"], row["accuracy"]) == ("failed", None) and row["error"].startswith("it diverged")
+    assert "99.0" not in to_markdown(grid, recipe, [row])
+
+
+def test_a_comparison_of_failures_says_why_there_is_no_page(recipe: Recipe, tmp_path: Path):
+    grid, folder = expand(recipe), Folder(tmp_path)
+    begin(folder, recipe)
+    folder.failed(grid.cells[0], "RuntimeError: no memory")
+    with pytest.raises(BadInput, match=f"nothing to report; 1 failed, {grid.label(grid.cells[0])}: RuntimeError: no memory"):
+        write_report([tmp_path])
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_equal_results_are_equal_bytes_whatever_the_times_and_the_order(recipe: Recipe, tmp_path: Path):

@@ -37,6 +37,8 @@ def write_run(
     arrays: Mapping[int, Mapping[str, Any]] | None = None,
     clients: int = 4,
     layers: int = 2,
+    label_names: Sequence[str] = ("a", "b"),
+    written: int | None = None,
 ) -> Path:
     """A run of `len(accuracy)` rounds; train.rounds is that unless `tables` has it.
 
@@ -45,13 +47,14 @@ def write_run(
         upload: bytes of each round; parameters are a quarter of it, downloads twice as much.
         extra: further row keys by round.
         arrays: by round.
+        written: the round that validation chose; None where there was no validation.
     """
     folder.mkdir(parents=True)
     length = {"train": {"rounds": len(accuracy)}, "clients": {"count": clients}}
     config = resolve(length, tables)
     (folder / "config.toml").write_text(tomli_w.dumps(as_tables(config)))
     sizes = [{"id": i, "name": f"client {i}", "rank": 2, "num_examples": 10 + 7 * i, "num_test": 25} for i in range(clients)]
-    federation = {"label_names": ["a", "b"], "modules": modules(layers), "clients": sizes}
+    federation = {"label_names": list(label_names), "modules": modules(layers), "clients": sizes}
     (folder / "federation.json").write_text(json.dumps(federation))
     (folder / "split.png").write_bytes(PIXEL)
     rows = []
@@ -64,7 +67,12 @@ def write_run(
     for t, tensors in (arrays or {}).items():
         (folder / "arrays").mkdir(exist_ok=True)
         save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, folder / "arrays" / f"round-{t:05d}.safetensors")
-    if len(accuracy) >= config.train.rounds:
+    if len(accuracy) >= config.train.rounds or written:
         versions = {"fedlora": "0.1.0", "torch": "2.8.0"}
-        (folder / "summary.json").write_text(json.dumps({"device": "cpu", "precision": "float32", "versions": versions}))
+        summary: dict[str, Any] = {"device": "cpu", "precision": "float32", "versions": versions}
+        summary |= {"rounds": len(accuracy), "final": {"accuracy": accuracy[-1]}}
+        if written:
+            early = len(accuracy) < config.train.rounds
+            summary |= {"written": {"round": written, "by": "validation"}, "stopped_early": early}
+        (folder / "summary.json").write_text(json.dumps(summary))
     return folder

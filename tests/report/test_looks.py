@@ -3,7 +3,7 @@
 import pytest
 
 from fedlora import methods
-from fedlora.report.looks import FIXED, Look, look, mix, variants
+from fedlora.report.looks import COLOURS, FIXED, Look, look, mix, page, variants
 
 
 def test_every_method_has_a_look_of_its_own() -> None:
@@ -27,6 +27,22 @@ def test_looks_do_not_change() -> None:
     assert look("flora") == Look("#E69F00", (0, (1.2, 1.2)), "D", filled=False)
 
 
+def test_the_methods_of_one_page_differ_in_colour_line_and_marker() -> None:
+    """Seven whose own colour is blue have one each; all methods at once are more than there are colours."""
+    blue = ["fed-sb", "feddpa", "fedloru", "fedsvd", "flasc", "florist", "fslora"]
+    assert len({look(name).colour for name in blue}) == 1
+    few = page(blue)
+    assert {each.colour for each in few.values()} == set(COLOURS)
+    everything = page(methods.names())
+    assert len({(each.colour, each.line, each.marker) for each in everything.values()}) == len(everything) > 25
+    assert page(reversed(methods.names())) == everything
+    assert {name: everything[name] for name in FIXED} == FIXED
+
+
+def test_a_look_gives_way_only_to_another() -> None:
+    assert page(["flora", "lora-a2"]) == {"flora": look("flora"), "lora-a2": look("lora-a2")}
+
+
 def luminance(colour: str) -> float:
     """Relative luminance as WCAG 2 defines it."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -41,9 +57,9 @@ def test_names_are_readable_on_white(name: str) -> None:
 
 def test_variants_are_told_apart() -> None:
     for alone in (True, False):
-        found = variants("lora-a2", 5, alone)
+        found = variants(look("lora-a2"), 5, alone)
         assert len({(each.line, each.marker) for each in found}) == 5
-    assert variants("fedit", 1, alone=True) == [look("fedit")]
+    assert variants(look("fedit"), 1, alone=True) == [look("fedit")]
 
 
 def test_mix() -> None:

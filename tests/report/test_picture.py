@@ -6,8 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib import image
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from fedlora.report.picture import Panel, Picture, Table, inline, label, save, spread_apart
+from fedlora.report.looks import Look
+from fedlora.report.picture import Panel, Picture, Table, inline, label, save, spread_apart, wrap
+from fedlora.report.plots import lines
 from fedlora.report.plots.labels import arrange, box, overlap
 
 
@@ -27,6 +32,7 @@ def test_files(tmp_path: Path) -> None:
     assert {file.name for file in (tmp_path / "figures").iterdir()} == {"some-name.png", "some-name.svg"}
     height, width, _ = image.imread(tmp_path / "figures" / "some-name.png").shape
     assert width > 2 * height  # two panels side by side
+    assert width == pytest.approx(150 * 2 * 4.1, abs=1)  # at 150 dots an inch
     assert (tmp_path / "figures" / "some-name.svg").read_text().startswith("<?xml")
 
 
@@ -83,3 +89,59 @@ def test_overlap() -> None:
     assert overlap(box(0, 0, 4, 2), box(1, 1, 4, 2)) == 3  # 3 wide, 1 high
     assert overlap(box(0, 0, 4, 2), box(9, 0, 4, 2)) == 0
     assert overlap(box(0, 0, 4, 2), box(3, 3, 2, 2)) == 0  # apart in both directions
+
+
+LONG = (
+    "On the frontier at Dir(0.01), common model: WWWWWWWW rank 8, MMMMMMMMMM rank 16, FLexLoRA rank 32, LoRA-A² and 4 more methods"
+)
+
+
+def outside(figure: Figure) -> list[str]:
+    """The texts of a figure, those at ticks apart, that are not wholly within it."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    width, height = canvas.get_width_height()
+    ticks = {id(text) for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for text in axis.get_ticklabels(which="both")}
+    boxes = {
+        text.get_text(): text.get_window_extent() for text in figure.findobj(Text) if id(text) not in ticks and text.get_text()
+    }
+    return [text for text, box in boxes.items() if min(box.x0, box.y0) < -1 or box.x1 > width + 1 or box.y1 > height + 1]
+
+
+@pytest.mark.parametrize("panels", [1, 2])
+def test_titles_and_names_are_within_the_picture(panels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a long title, of panels' headings and of the names of lines is seen."""
+    look = Look("#000000", (0, ()), "o")
+    names = [
+        "LoRA-A² criterion magnitude lr = 0.0005 in attention.self.query",
+        "Wwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwwww",
+    ]
+
+    def draw(axes: Any) -> None:
+        lines.draw(axes, [lines.Line(name, look, np.arange(3), np.arange(3.0) + i) for i, name in enumerate(names)], (0, 5))
+
+    figures: list[Figure] = []
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", lambda self, *_, **__: figures.append(self.figure))
+    save(Picture("wide", LONG, "", tuple(Panel(f"{LONG} in panel {i}", draw) for i in range(panels)), ()), tmp_path)
+    (figure,) = figures
+    assert outside(figure) == []
+    words = " ".join(text.get_text() for text in figure.findobj(Text)).split()
+    assert "".join(words).count("".join(LONG.split())) == panels + 1
+    assert all("".join(name.split()) in "".join(words) for name in names)
+
+
+def test_a_text_is_wrapped_by_its_width() -> None:
+    """In DejaVu Sans an i is narrower than a W; a word that is wider than a line is broken."""
+    assert wrap("iiii iiii", 10, 50) == "iiii iiii"
+    assert wrap("WWWW WWWW", 10, 50) == "WWWW\nWWWW"
+    assert wrap("WWWWWWWW", 10, 50).replace("\n", "") == "WWWWWWWW"
+    assert wrap("WWWWWWWW", 10, 50).count("\n") >= 1
+
+
+def test_one_round_has_no_axis_of_fractions() -> None:
+    for values, ticks in (([1], [1]), ([3], [3]), ([1, 2], [1, 2])):
+        axes = Figure().subplots()
+        axes.plot(values, values, marker="o")
+        lines.round_axis(axes)
+        low, high = axes.get_xlim()
+        assert [tick for tick in axes.get_xticks() if low <= tick <= high] == ticks

@@ -105,7 +105,7 @@ def test_the_frontier(make: Any) -> None:
     sizes = {"lora-a2": (0.4, 1), "flexlora": (0.5, 2), "fedit": (0.5, 3), "fedavg": (0.9, 100)}
     found = make(*[run(name, [value], upload=size * 1_000_000) for name, (value, size) in sizes.items()])
     picture = only(frontier.picture(found))
-    assert picture.finding == "On the frontier: LoRA-A², FlexLoRA, FedAvg"
+    assert picture.finding == "On the frontier: LoRA-A², FlexLoRA and FedAvg"
     assert {row[1]: row[-1] for row in picture.tables[0].rows} == {
         "LoRA-A²": "yes",
         "FedIT": "",

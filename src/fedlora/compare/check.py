@@ -18,7 +18,7 @@ from fedlora.data.dataset import Dataset
 from fedlora.data.load import load as load_data
 from fedlora.data.tasks import deal
 from fedlora.engine import pipeline
-from fedlora.engine.federation import make_clients, make_method, make_setup
+from fedlora.engine.federation import make_clients, make_method, make_setup, require_validation
 from fedlora.errors import BadInput
 from fedlora.models.load import Pretrained, from_config, locate, refuse_encoder_decoder
 from fedlora.models.slots import find_targets
@@ -50,6 +50,7 @@ def _check(config: Config, datasets: Callable[[str, int], Dataset], outlines: Ca
     pick_device(config.device)
     undealt = DataConfig.model_fields.keys() - {"partition", "alpha", "min_size", "max_length"}
     dataset = datasets(config.data.model_dump_json(include=undealt | ({"partition"} if config.data.column else set())), config.seed)
+    require_validation(config, dataset)
     parts = deal(dataset, config.data, config.clients, config.seed)
     clients = make_clients(config.clients, dataset, parts)
     outline = outlines(config.model.source, len(dataset.label_names))

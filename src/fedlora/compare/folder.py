@@ -9,7 +9,6 @@
 Folders of cells that the grid has no longer stay, and count for nothing.
 """
 
-import json
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import Any
 from fedlora.compare.grid import Cell
 from fedlora.compare.recipe import Header, Recipe, read
 from fedlora.errors import BadInput
+from fedlora.summary import complete
+from fedlora.summary import read as read_summary
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,8 @@ class Folder:
 
     def summary(self, cell: Cell) -> dict[str, Any] | None:
         """The summary of a cell that is complete."""
-        try:
-            found: dict[str, Any] = json.loads((self.run(cell) / "summary.json").read_text())
-        except FileNotFoundError:
-            return None
-        return found if found["rounds"] >= cell.config.train.rounds else None
+        found = read_summary(self.run(cell))
+        return found if found is not None and complete(found, cell.config.train.rounds) else None
 
     def failure(self, cell: Cell) -> str | None:
         """Why a cell failed when it was last tried, in one line."""

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from itertools import count, product, zip_longest
-from pathlib import Path
 from typing import Any
 
 from fedlora.compare.recipe import Recipe
 from fedlora.config import Config, as_tables, merge, resolve
 from fedlora.errors import BadInput
+from fedlora.names import short
 
 SEED, METHOD = "seed", "method.name"
 BARE = {METHOD, "data.source", "model.source"}  # values that say by themselves what they are
+LATER = {"data.validation": 0.0}  # keys younger than the first results, with their defaults
 
 Flat = Mapping[str, Any]
 
@@ -35,7 +36,12 @@ class Cell:
     @cached_property
     def hash(self) -> str:
         """12 hexadecimal digits of the whole resolved configuration: the cell's folder."""
-        return blake2b(json.dumps(as_tables(self.config), sort_keys=True).encode(), digest_size=6).hexdigest()
+        tables = as_tables(self.config)
+        for key, default in LATER.items():  # or results of before would not be found again
+            table, _, name = key.partition(".")
+            if tables[table][name] == default:
+                del tables[table][name]
+        return blake2b(json.dumps(tables, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ def expand(recipe: Recipe) -> Grid:
 def said(value: Any) -> str:
     """A value as people write it: strings bare, a file or folder by its last name."""
     if isinstance(value, str):
-        return Path(value).name or value
+        return short(value)
     return "-" if value is None else json.dumps(value)
 
 

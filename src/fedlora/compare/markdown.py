@@ -8,25 +8,41 @@ from statistics import mean, stdev
 from fedlora.compare.grid import METHOD, SEED, Grid, said
 from fedlora.compare.recipe import Recipe, Scale
 from fedlora.compare.results import Row
+from fedlora.scores import BASELINE, no_better
 
+OTHERS = {"macro_f1": "Macro F1", "validation_accuracy": "Validation accuracy"}
+PERSONAL = "Personal models, each scored on its client's own test examples, so not to be ranked with common ones:"
 Values = tuple[str, ...]
 DOWN = ("method", "clients")  # the tables of a configuration whose keys go down the side; all others go across
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The cells of one setting: all its seeds. `row` is any of theirs."""
+    """The cells of one setting: all its seeds."""
 
-    row: Row
-    accuracies: tuple[float, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def row(self) -> Row:
+        """Any of theirs, for what they have in common."""
+        return self.rows[0]
 
     @property
     def mean(self) -> float:
-        return mean(self.accuracies)
+        return float(mean(row["accuracy"] for row in self.rows))
 
     @property
-    def ours(self) -> str:
-        return percent(self.mean, stdev(self.accuracies) if len(self.accuracies) > 1 else None)
+    def commonest(self) -> float | None:
+        """The accuracy of always answering the commonest training class."""
+        values = [row["commonest_accuracy"] for row in self.rows if row["commonest_accuracy"] is not None]
+        return float(mean(values)) if values else None
+
+    def score(self, key: str = "accuracy") -> str:
+        """A score over seeds; empty where not all have it."""
+        values = [row[key] for row in self.rows]
+        if None in values:
+            return ""
+        return percent(mean(values), stdev(values) if len(values) > 1 else None)
 
 
 def to_markdown(grid: Grid, recipe: Recipe, found: Sequence[Row]) -> str:
@@ -35,11 +51,13 @@ def to_markdown(grid: Grid, recipe: Recipe, found: Sequence[Row]) -> str:
     done = [row for row in found if row["status"] == "done"]
     parts = [f"# {header.title or header.name}", header.about, _state(grid, recipe, found)]
     settings = _settings(grid, done)
-    if settings:
-        parts += [_accuracy(grid, settings), _own(grid)]
+    for kind in (False, True):
+        parts += _of_kind(grid, [each for each in settings if each.row["personal"] is kind])
+    parts += [_own(grid)] if settings else []
     published = [each for each in settings if each.row["published_accuracy"] is not None]
     if published:
         parts += ["## Ours and the published numbers", _verdict(recipe, published), _side_by_side(grid, published)]
+    parts += _lost(grid, settings)
     failed = [row for row in found if row["status"] == "failed"]
     if failed:
         lines = (
@@ -63,7 +81,9 @@ def _state(grid: Grid, recipe: Recipe, found: Sequence[Row]) -> str:
     parts = [f"{len(found) - failed} of {len(grid.cells)} runs done"]
     parts += [f"{failed} failed"] if failed else []
     parts += [f"{left} to go"] if left else []
-    return f"{', '.join(parts)}{scale}. Accuracy in %, after the last round.{over}"
+    chosen = any(row["validation_accuracy"] is not None for row in found)
+    when = "of the round that validation chose" if chosen else "after the last round"
+    return f"{', '.join(parts)}{scale}. Accuracy in %, {when}.{over}"
 
 
 def _settings(grid: Grid, done: Iterable[Row]) -> list[Setting]:
@@ -71,25 +91,59 @@ def _settings(grid: Grid, done: Iterable[Row]) -> list[Setting]:
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in done:
         groups.setdefault(_values(row, [key for key in grid.varied if key != SEED]), []).append(row)
-    return [Setting(rows[0], tuple(row["accuracy"] for row in rows)) for rows in groups.values()]
+    return [Setting(tuple(rows)) for rows in groups.values()]
 
 
-def _accuracy(grid: Grid, settings: Sequence[Setting]) -> str:
-    """Methods and ranks down, everything else across, and what was uploaded in all (the mean over a line's settings)."""
+def _of_kind(grid: Grid, settings: Sequence[Setting]) -> list[str]:
+    """The scores of settings that can be compared: those of common models, or those of personal ones."""
+    if not settings:
+        return []
+    parts = [PERSONAL] if settings[0].row["personal"] else []
+    parts.append(_scores(grid, settings, "accuracy"))
+    for key, name in OTHERS.items():
+        if any(each.score(key) for each in settings):
+            parts += [f"{name}, in %:", _scores(grid, settings, key)]
+    if all(no_better(each.mean, each.commonest) for each in settings):
+        parts.append("**No method does better than always answering the commonest training class.**")
+    return parts
+
+
+def _lost(grid: Grid, settings: Sequence[Setting]) -> list[str]:
+    """How many replies of clients counted for nothing, by setting, all seeds together."""
+    keys = [key for key in grid.varied if key not in (SEED, *grid.own)]
+    lost = [(each.row, sum(row["failed_replies"] or 0 for row in each.rows)) for each in settings]
+    body = [[*_texts(row, keys), f"{count:,}"] for row, count in lost if count]
+    return (
+        ["## Clients that failed", table([*map(_short, keys), "replies that counted for nothing"], body, len(keys))] if body else []
+    )
+
+
+def _scores(grid: Grid, settings: Sequence[Setting], score: str) -> str:
+    """A score: methods and ranks down, everything else across; with accuracy that of the commonest class, and what was uploaded in
+    all (the mean over a line's settings)."""
     keys = [key for key in grid.varied if key not in (SEED, *grid.own)]
     down = [key for key in keys if key.split(".")[0] in DOWN]
     across = [key for key in keys if key not in down]
-    columns = {_values(each.row, across): each.row for each in settings}
+    columns: dict[Values, list[Setting]] = {}
     lines: dict[Values, dict[Values, Setting]] = {}
     for each in settings:
+        columns.setdefault(_values(each.row, across), []).append(each)
         lines.setdefault(_values(each.row, down), {})[_values(each.row, across)] = each
-    names = [", ".join(f"{_short(key)} {said(row[key])}" for key in across) or "accuracy" for row in columns.values()]
+    names = [
+        ", ".join(f"{_short(key)} {said(here[0].row[key])}" for key in across) or score.replace("_", " ").replace("f1", "F1")
+        for here in columns.values()
+    ]
+    first = score == "accuracy"
     body = []
     for line in lines.values():
         rows = [each.row for each in line.values()]
         sent = [f"{mean(row['upload_params'] for row in rows):,.0f}", _megabytes(mean(row["upload_bytes"] for row in rows))]
-        body.append([*_texts(rows[0], down), *(line[column].ours if column in line else "" for column in columns), *sent])
-    return table([*map(_short, down), *names, "parameters up", "MB up"], body, len(down))
+        scores = [line[column].score(score) if column in line else "" for column in columns]
+        body.append([*_texts(rows[0], down), *scores, *(sent if first else ())])
+    bases = [[each.commonest for each in here if each.commonest is not None] for here in columns.values()]
+    if first and any(bases):
+        body.append([BASELINE, *[""] * (len(down) - 1), *(percent(mean(base)) if base else "" for base in bases), "", ""])
+    return table([*map(_short, down), *names, *(("parameters up", "MB up") if first else ())], body, len(down))
 
 
 def _megabytes(count: float) -> str:
@@ -130,7 +184,7 @@ def _side_by_side(grid: Grid, settings: Sequence[Setting]) -> str:
     for each in sorted(settings, key=lambda each: -abs(each.mean - each.row["published_accuracy"])):
         theirs = each.row["published_accuracy"]
         gap = f"{100 * (each.mean - theirs):+.1f}"
-        body.append([*_texts(each.row, keys), each.ours, percent(theirs, each.row["published_spread"]), gap])
+        body.append([*_texts(each.row, keys), each.score(), percent(theirs, each.row["published_spread"]), gap])
     return table([*map(_short, keys), "ours", "published", "difference"], body, len(keys))
 
 

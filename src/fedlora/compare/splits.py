@@ -185,7 +185,7 @@ def page(
             ("splits", f"{asked.seeds:,} of each alpha"),
         ),
         first=bands,
-        results=Table(caption, header, rows),
+        results=(Table(caption, header, rows),),
         sections=(Section("split", "A split", (split,)),),
         made=f"Made by {command}.",
     )

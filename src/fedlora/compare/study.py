@@ -97,7 +97,8 @@ def write_report(paths: Sequence[Path], html: Path | None = None) -> Path:
         done, reasons = _content(plans[path], Folder(path)) if path in plans else ([path], [])
         runs, failed = runs + done, failed + reasons
     if not runs:
-        raise BadInput(f"{', '.join(map(str, paths))}: no run is complete yet, so there is nothing to report")
+        why = f"; {len(failed)} failed, {failed[0][0]}: {failed[0][1]}" if failed else ""
+        raise BadInput(f"{', '.join(map(str, paths))}: no run is complete yet, so there is nothing to report{why}")
     said = plans[paths[0]].header if len(plans) == len(paths) == 1 else recipe.Header()
     published = [row for plan in plans.values() for row in plan.published]
     shown = study([read(run) for run in runs], said.title or said.name, said.about, published, failed, said.scale)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedlora.report.cells import Cell, Spread, by_place
+from fedlora.scores import no_better, shown
 
 NEAR = 0.95  # the share of the best accuracy that counts as getting near to it
 
@@ -14,23 +15,40 @@ class Answer:
     """The answer in one place.
 
     Attributes:
-        cells: those that were scored, the most accurate first.
+        cells: those that are ranked, the most accurate first.
         target: NEAR of the best accuracy, rounded down to whole percent points.
         reached: contenders that reach the target in their mean over seeds, fewest uploaded bytes first, with those bytes.
+        commonest: accuracy in percent of always answering the commonest training class; None where the runs do not say.
     """
 
     where: str
     cells: tuple[Cell, ...]
     target: int
     reached: tuple[tuple[Cell, float], ...]
+    commonest: float | None
 
     @property
     def best(self) -> Cell:
         return self.cells[0]
 
     @property
+    def leaders(self) -> tuple[Cell, ...]:
+        """The most accurate: more than one where they are equal to the tenth of a point."""
+        return tuple(cell for cell in self.cells if _tenths(cell) == _tenths(self.best))
+
+    @property
+    def cheapest(self) -> tuple[Cell, ...]:
+        """Those that reach the target with fewest bytes: more than one where these are equal in three digits."""
+        return tuple(cell for cell, cost in self.reached if size(cost) == size(self.reached[0][1]))
+
+    @property
     def accuracy(self) -> Spread:
         return scored(self.best)
+
+    @property
+    def useless(self) -> bool:
+        """Whether nothing does better than always answering the commonest training class."""
+        return no_better(self.accuracy.mean / 100, None if self.commonest is None else self.commonest / 100)
 
     @property
     def noise(self) -> float:
@@ -40,16 +58,21 @@ class Answer:
 
 
 def answers(cells: Sequence[Cell]) -> list[Answer]:
-    """One for each place in which anything was scored."""
+    """One for each place in which anything was scored. What has diverged is not ranked."""
     out = []
     for where, here in by_place(cells).items():
-        ranked = sorted((cell for cell in here if cell.final()), key=lambda cell: -scored(cell).mean)
+        ranked = sorted((cell for cell in here if cell.ranked), key=lambda cell: -_tenths(cell))
         if ranked:
             target = math.floor(NEAR * scored(ranked[0]).mean)
             costs = ((cell, bytes_to(cell, target)) for cell in ranked)
             reached = sorted(((cell, cost) for cell, cost in costs if cost is not None), key=lambda pair: pair[1])
-            out.append(Answer(where, tuple(ranked), target, tuple(reached)))
+            commonest = [x.mean for cell in ranked if (x := cell.final("commonest_accuracy"))]
+            out.append(Answer(where, tuple(ranked), target, tuple(reached), max(commonest, default=None)))
     return out
+
+
+def _tenths(cell: Cell) -> float:
+    return shown(scored(cell).mean / 100)
 
 
 def bytes_to(cell: Cell, target: float) -> float | None:

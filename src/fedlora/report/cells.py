@@ -1,7 +1,8 @@
 """The cells of a study: runs that differ in nothing but the seed, each a contender in a place.
 
-A *place* is what the contenders meet on equal terms: the data, how they are dealt, the clients, the model. A *contender* is what
-a person chooses: a method with its settings and its rank. Pictures have a panel for each place and a line for each contender.
+A *place* is what the contenders meet on equal terms: the data, how they are dealt, the clients, the model, and whether one common
+model is scored on the whole test set or each client's personal model on its own part of it. A *contender* is what a person
+chooses: a method with its settings and its rank. Pictures have a panel for each place and a line for each contender.
 """
 
 import re
@@ -13,11 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.report.looks import FIXED, Look, variants
+from fedlora.names import told_apart
+from fedlora.report.looks import FIXED, Look, page, variants
 from fedlora.report.runs import Run, Study, as_text, cumulative, settings
 
 PLACES = ("data.", "model.source", "model.head", "clients.count", "clients.sample", "clients.tasks")
 METHOD, RANK, ALPHA = "method.name", "clients.rank", "data.alpha"
+SOURCES = ("data.source", "model.source")
+COMMON, PERSONAL = "common model", "personal models"
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,11 @@ class Cell:
     """Runs that differ in the seed only.
 
     Attributes:
-        place: the varied keys of the place, with their values.
+        place: the varied keys of the place, with their values; files and folders by their short names.
         rank: None where all runs have one plan of ranks.
         setting: the other varied keys of the contender, without those that follow from the method.
         title: of the method, short.
+        kind: COMMON or PERSONAL, where a study has both; else empty.
     """
 
     place: tuple[tuple[str, Any], ...]
@@ -64,6 +69,7 @@ class Cell:
     title: str
     look: Look
     runs: tuple[Run, ...]
+    kind: str = ""
 
     @property
     def line(self) -> str:
@@ -75,9 +81,20 @@ class Cell:
         return self.line if self.rank is None else f"{self.line} rank {self.rank}"
 
     @property
-    def where(self) -> str:
-        """The place in words; of a study of one place, what its data are."""
+    def site(self) -> str:
+        """The place in words, whichever models are scored; of a study of one place, what its data are."""
         return " ".join(word(key, value) for key, value in self.place) or place_of(self.runs[0])
+
+    @property
+    def where(self) -> str:
+        """The place in words; of a study of one site, no more than the kind of models where there are both."""
+        return ", ".join(filter(None, (self.site if self.place else "", self.kind))) or self.site
+
+    @property
+    def at(self) -> str:
+        """The place as a title adds it: " at Dir(0.1) with a common model"."""
+        kind = {COMMON: " with a common model", PERSONAL: " with personal models"}.get(self.kind, "")
+        return (f" at {self.site}" if self.place or not kind else "") + kind
 
     @property
     def panel(self) -> str:
@@ -89,8 +106,17 @@ class Cell:
         return max((run.scored[-1]["round"] for run in self.runs if run.scored), default=0)
 
     @property
+    def personal(self) -> bool:
+        return any(run.personal for run in self.runs)
+
+    @property
     def unfinished(self) -> bool:
-        return any(run.rows[-1]["round"] < run.config.train.rounds for run in self.runs)
+        return any(run.unfinished for run in self.runs)
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it is compared with others: it was scored in some seed, and diverged in none."""
+        return self.final() is not None and not any(run.diverged for run in self.runs)
 
     def curve(self) -> Curve:
         """Over the rounds that every seed has scored, so that a mean is always over the same seeds; empty where there is none."""
@@ -105,9 +131,9 @@ class Cell:
         return Curve(np.array(rounds, dtype=np.int64), values.mean(0), values.min(0), values.max(0), size / 1e6, params)
 
     def final(self, key: str = "accuracy") -> Spread | None:
-        """A score of the last scored round in percent, over seeds; None where no round was scored."""
-        last = [100 * run.scored[-1][key] for run in self.runs if run.scored and run.scored[-1].get(key) is not None]
-        return spread(last)
+        """A score of the round that is reported in percent, over seeds; None where no such round was scored."""
+        rows = [run.final for run in self.runs]
+        return spread([100 * row[key] for row in rows if row and row.get(key) is not None])
 
     def total(self, key: str = "upload_bytes") -> float:
         """The sum of a row key over all rounds, a mean over seeds."""
@@ -118,6 +144,8 @@ def cells(study: Study) -> tuple[Cell, ...]:
     """The cells of a study in reading order: places (least heterogeneous first), then methods, then ranks (largest first)."""
     own = [settings(run.config) for run in study.runs]
     follows = _follow_from_method(study, own)
+    names = told_apart(source for table in own for key in SOURCES for source in _listed(table[key]))
+    mixed = len({run.personal for run in study.runs if run.scored}) > 1
     groups: dict[tuple[str, ...], list[int]] = {}
     keys = [key for key in study.varied if key != "seed"]
     for i, table in enumerate(own):
@@ -125,7 +153,7 @@ def cells(study: Study) -> tuple[Cell, ...]:
     found = []
     for members in groups.values():
         table = own[members[0]]
-        place = tuple((key, table[key]) for key in keys if key.startswith(PLACES) and key in table)
+        place = tuple((key, _named(key, table[key], names)) for key in keys if key.startswith(PLACES) and key in table)
         method = table[METHOD]
         shown = [key for key in keys if not key.startswith(PLACES) and key not in {METHOD, RANK} | follows[method]]
         setting = tuple((key, table[key]) for key in shown if key in table)
@@ -136,12 +164,19 @@ def cells(study: Study) -> tuple[Cell, ...]:
         known = by_method.setdefault(method, [])
         if setting not in known:
             known.append(setting)
-    looks = {method: variants(method, len(known), alone=len(by_method) == 1) for method, known in by_method.items()}
+    looks = page(by_method)
+    shades = {method: variants(looks[method], len(known), alone=len(by_method) == 1) for method, known in by_method.items()}
+    kinds = [(PERSONAL if any(run.personal for run in runs) else COMMON) if mixed else "" for *_, runs in found]
     out = [
-        Cell(place, method, rank, setting, title(method), looks[method][by_method[method].index(setting)], runs)
-        for place, method, rank, setting, runs in found
+        Cell(place, method, rank, setting, title(method), shades[method][by_method[method].index(setting)], runs, kind)
+        for (place, method, rank, setting, runs), kind in zip(found, kinds, strict=True)
     ]
     return tuple(sorted(out, key=_order))
+
+
+def joined(names: Sequence[str]) -> str:
+    """ "A", "A and B", "A, B and C"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def by_place(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
@@ -154,7 +189,9 @@ def by_panel(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
 
 
 def hardest(cells: Sequence[Cell]) -> str:
-    """The place that a title speaks of: the smallest Dirichlet alpha where it varies, else the last one."""
+    """The place that a title speaks of: the smallest Dirichlet alpha where it varies, else the last one; of common models where
+    there are any."""
+    cells = [cell for cell in cells if cell.kind != PERSONAL] or cells
     last = cells[-1]
     return min(cells, key=lambda cell: dict(cell.place).get(ALPHA, 0)).where if ALPHA in dict(last.place) else last.where
 
@@ -225,7 +262,7 @@ def _order(cell: Cell) -> tuple[Any, ...]:
     known = list(FIXED)
     method = (known.index(cell.method), "") if cell.method in known else (len(known), cell.method)
     rank = _number(cell.rank)
-    return place, method, tuple(_number(value) for _, value in cell.setting), (-rank[0], rank[1])
+    return place, cell.kind, method, tuple(_number(value) for _, value in cell.setting), (-rank[0], rank[1])
 
 
 def _number(value: Any) -> tuple[float, str]:
@@ -233,6 +270,15 @@ def _number(value: Any) -> tuple[float, str]:
         return float(value), ""
     except (TypeError, ValueError):
         return 0.0, re.sub(r"\d+", lambda digits: digits[0].zfill(9), as_text(value))  # layer 10 after layer 9
+
+
+def _listed(source: Any) -> list[str]:
+    return [source] if isinstance(source, str) else list(source)
+
+
+def _named(key: str, value: Any, names: Mapping[str, str]) -> Any:
+    """A value of a place; where it is a source or several, by their names."""
+    return ", ".join(names[source] for source in _listed(value)) if key in SOURCES else value
 
 
 def _by(cells: Sequence[Cell], key: Any) -> dict[str, list[Cell]]:

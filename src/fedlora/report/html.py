@@ -10,7 +10,19 @@ from fedlora.config import to_toml
 from fedlora.report import summary
 from fedlora.report.cells import Cell, by_place, cells, place_of, title
 from fedlora.report.picture import Picture, Table, inline, label, save
-from fedlora.report.plots import ablation, accuracy, clients, clock, discordance, energy, frontier, published, ranks, similarity
+from fedlora.report.plots import (
+    ablation,
+    accuracy,
+    classes,
+    clients,
+    clock,
+    discordance,
+    energy,
+    frontier,
+    published,
+    ranks,
+    similarity,
+)
 from fedlora.report.runs import Study
 
 MOST_SPLITS = 4
@@ -44,17 +56,18 @@ class Page:
         lead: the answer in a sentence or two.
         answers: the answer as a table.
         notes: what a reader must know to trust it.
+        lost: the clients that failed.
         held: name and value of what was held fixed.
         first: the picture of the first screen.
         settings: what was varied and held fixed, all of it.
-        failed: label and reason of the runs that failed.
+        failed: label and reason of the runs that failed; `runs`, how many did not.
         toml: a configuration, and `repeat`, how to repeat from it what is shown.
         made: by which software, on what.
     """
 
     title: str
     lead: str
-    results: Table
+    results: Sequence[Table]
     held: Sequence[tuple[str, str]]
     made: str
     about: str = ""
@@ -65,7 +78,9 @@ class Page:
     sections: Sequence[Section] = ()
     photos: Sequence[Photo] = ()
     settings: Sequence[Table] = ()
+    lost: Table | None = None
     failed: Sequence[tuple[str, str]] = ()
+    runs: int = 0
     toml: str = ""
     repeat: str = ""
 
@@ -103,7 +118,9 @@ def of_study(study: Study) -> Page:
         settings=summary.settings_tables(study, found),
         toml=to_toml(study.runs[0].config) if alone else "",
         repeat="it repeats the run with fedlora run config.toml" if alone else "",
+        lost=summary.lost_table(found),
         failed=study.failed,
+        runs=len(study.runs),
         made=summary.made(study),
     )
 
@@ -114,6 +131,7 @@ def _sections(study: Study, found: Sequence[Cell], curves: Sequence[Picture]) ->
         ("accuracy", "Accuracy by round and by upload" if len(curves) > 1 else "Accuracy by upload"): curves,
         ("variation", "What was varied"): [ablation.heterogeneity(found), ablation.places(found)],
         ("published", "Ours beside the published numbers"): [published.picture(found, study.published)],
+        ("classes", "Class by class"): [classes.picture(found)],
         ("clients", "Fairness over clients"): [clients.picture(found)],
         ("discordance", "What averaging the factors apart loses"): [discordance.picture(found)],
         ("energy", "How many of its ranks a model uses"): [energy.picture(found)],

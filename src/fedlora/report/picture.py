@@ -15,9 +15,10 @@ from typing import Any
 
 from fedlora.report.looks import FAINT, INK, QUIET
 
+FONT = "DejaVu Sans"  # which matplotlib brings along
 STYLE = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Verdana"],
+    "font.sans-serif": [FONT, "Verdana"],
     "font.size": 9,
     "text.color": INK,
     "text.parse_math": False,  # a name is no mathematics, whatever dollar signs it has
@@ -41,6 +42,7 @@ STYLE = {
     "hatch.linewidth": 0.5,
 }
 DPI = 150
+TITLE, HEADING = 11.5, 9.0  # points, in bold
 
 
 @dataclass(frozen=True)
@@ -107,20 +109,22 @@ def save(picture: Picture, folder: Path) -> None:
     rows = -(-len(panels) // columns)
     wide, high = max(p.size[0] for p in panels), max(p.size[1] for p in panels) + 0.25
     width = max(columns * wide, 5.0)
-    title = _wrap(picture.finding, int(width * 10.5))
-    size = (width, rows * high + 0.22 * (title.count("\n") + 1) + 0.1)
+    title = wrap(picture.finding, TITLE, 72 * width - 12)
+    headings = [wrap(panel.heading, HEADING, 72 * wide - 50) for panel in panels]  # beside the names of the ticks
+    deepest = max(heading.count("\n") for heading in headings)
+    size = (width, rows * (high + 0.15 * deepest) + 0.22 * (title.count("\n") + 1) + 0.1)
     with _figure(size, fonttype="path", salt=picture.name) as figure:
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
-        for axes, panel in zip(grid, panels, strict=False):
+        for axes, panel, heading in zip(grid, panels, headings, strict=False):
             panel.draw(axes)
-            axes.set_title(panel.heading, loc="left", fontsize=9, fontweight="bold", color=INK)
+            axes.set_title(heading, loc="left", fontsize=HEADING, fontweight="bold", color=INK)
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
         figure.get_layout_engine().set(h_pad=0.08, w_pad=0.06)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=TITLE, fontweight="bold")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{picture.name}.svg").write_text(_svg(figure))
-        figure.set_layout_engine("none")  # the places found for the SVG hold
+        figure.dpi = DPI  # which writing the SVG has changed; letters differ in width with it, so places are found anew
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         FigureCanvasAgg(figure).print_png(str(folder / f"{picture.name}.png"), metadata={"Software": None})
@@ -159,10 +163,31 @@ def _embedded(svg: str, label: str) -> str:
     return head + svg[svg.index(">") + 1 :].strip()
 
 
-def _wrap(text: str, width: int) -> str:
-    import textwrap
+def wrap(text: str, size: float, width: float, weight: str = "bold") -> str:
+    """A text in lines no wider than `width` when it is written in letters of `size`, both in points: measured, not counted. Words
+    are kept whole, but for one that is wider than a line."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
 
-    return "\n".join(textwrap.wrap(text, width))
+    font = FontProperties(family=FONT, size=size, weight=weight)
+
+    def fits(line: str) -> bool:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # as where the text is drawn
+            return bool(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] <= width)
+
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if fits(joined):
+            lines[-1] = joined
+            continue
+        lines += [word] if lines[-1] else []
+        lines[-1] = word
+        while not fits(lines[-1]) and len(lines[-1]) > 1:
+            part = max((n for n in range(1, len(lines[-1])) if fits(lines[-1][:n])), default=1)
+            lines[-1:] = [lines[-1][:part], lines[-1][part:]]
+    return "\n".join(lines)
 
 
 def spread_apart(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:

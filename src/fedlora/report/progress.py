@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from fedlora.summary import percent
+
 
 class Progress:
     """Follows a run (see `fedlora.engine.run.Listener`). Notes go to standard error, rounds to standard output."""
@@ -67,7 +69,8 @@ class Progress:
         self._seen = 0
         if self.quiet:
             return
-        accuracy = "" if row["accuracy"] is None else f"accuracy {100 * row['accuracy']:.1f} %  "
+        accuracy = "" if row["accuracy"] is None else f"accuracy {percent(row['accuracy'])}  "
+        accuracy += f"validation {percent(row['validation_accuracy'])}  " if "validation_accuracy" in row else ""
         loss = "-" if row["loss"] is None else f"{row['loss']:.3f}"
         failed = f"  failed {row['failed']}" if row["failed"] else ""
         self.console.print(

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.config import Config, as_tables, resolve
+from fedlora import summary
+from fedlora.config import Config, as_tables, read_run
 from fedlora.errors import BadInput
 
 Row = dict[str, Any]
@@ -28,6 +28,7 @@ class Run:
         summary: None while the run is not finished.
         clients: of federation.json: id, name, rank, num_examples, num_test.
         modules: names of the adapted modules, in the order of the arrays' module axis; empty where the folder does not say.
+        label_names: of the classes; empty where the folder does not say.
     """
 
     folder: Path
@@ -36,11 +37,40 @@ class Run:
     summary: Mapping[str, Any] | None
     clients: tuple[Mapping[str, Any], ...]
     modules: tuple[str, ...] = ()
+    label_names: tuple[str, ...] = ()
 
     @property
     def scored(self) -> tuple[Row, ...]:
         """The rows of the rounds in which the test set was scored."""
         return tuple(row for row in self.rows if row.get("accuracy") is not None)
+
+    @property
+    def final(self) -> Row | None:
+        """The scored row that is reported: of the round that validation chose, or the last one. Never chosen on the test set."""
+        if self.validated and self.summary:
+            return next((row for row in self.scored if row["round"] == self.summary["written"]["round"]), None)
+        return self.scored[-1] if self.scored else None
+
+    @property
+    def validated(self) -> bool:
+        """Whether validation chose the round that is reported."""
+        return bool((self.summary or {}).get("written", {}).get("by") == "validation")
+
+    @property
+    def personal(self) -> bool:
+        """Whether clients were scored each with its own model on its own test examples."""
+        return any(row.get("client_accuracy") or row.get("clients_scored") for row in self.scored)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the last round left no training loss that is a number, or a model that gives none."""
+        last = self.rows[-1] if self.rows else {}
+        return last.get("loss", 0.0) is None or bool(last.get("undecided") and not last["accuracy"])
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether rounds are missing. A run that validation stopped early is finished."""
+        return not summary.complete(self.summary or {"rounds": self.rows[-1]["round"]}, self.config.train.rounds)
 
     @property
     def rounds_with_arrays(self) -> tuple[int, ...]:
@@ -81,16 +111,18 @@ class Study:
 def read(folder: Path) -> Run:
     """The run in a folder. BadInput when there is none, or it is damaged."""
     try:
-        config = resolve(tomllib.loads((folder / "config.toml").read_text()))
+        config = read_run(folder)
         federation = json.loads((folder / "federation.json").read_text())
-        file = folder / "summary.json"
-        summary = json.loads(file.read_text()) if file.exists() else None
         clients = tuple(federation["clients"])
+    except BadInput:
+        raise
     except OSError as error:
         raise BadInput(f"{folder} is no run folder: {error.filename}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{folder}: a damaged run folder: {error}") from error
-    return Run(folder, config, _rows(folder / "metrics.jsonl"), summary, clients, tuple(federation.get("modules", ())))
+    rows, done = tuple(summary.read_rows(folder)), summary.read(folder)
+    modules, label_names = (tuple(federation.get(key, ())) for key in ("modules", "label_names"))
+    return Run(folder, config, rows, done, clients, modules, label_names)
 
 
 def study(
@@ -104,7 +136,7 @@ def study(
     """The study of some runs; what varies is read from their configurations. BadInput when no run has a round to show."""
     shown = tuple(run for run in runs if run.rows)
     if not shown:
-        raise BadInput("nothing to report: no run has finished a round yet")
+        raise BadInput(f"nothing to report: no run has finished a round yet in {', '.join(str(run.folder) for run in runs)}")
     tables = [settings(run.config) for run in shown]
     keys = list(dict.fromkeys(key for table in tables for key in table))
     differ = [key for key in keys if len({as_text(table.get(key)) for table in tables}) > 1]
@@ -164,19 +196,6 @@ def _plain(cell: Any) -> Any:
         return float(cell)
     except (TypeError, ValueError):
         return cell
-
-
-def _rows(path: Path) -> tuple[Row, ...]:
-    """The whole rows so far; a last line that was cut off does not count."""
-    rows: list[Row] = []
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
-        if not line.endswith("\n"):
-            break
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return tuple(rows)
 
 
 def cumulative(run: Run, key: str) -> NDArray[np.float64]:

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fedlora.report.answers import answers, bytes_to, params, scored, size
-from fedlora.report.cells import ALPHA, METHOD, RANK, Cell, by_place, hardest, title, word
+from fedlora.names import short
+from fedlora.report.answers import Answer, answers, bytes_to, params, scored, size
+from fedlora.report.cells import ALPHA, COMMON, METHOD, PERSONAL, RANK, SOURCES, Cell, by_place, hardest, joined, title, word
 from fedlora.report.picture import Table
-from fedlora.report.runs import Study, as_text, settings
+from fedlora.report.runs import Run, Study, as_text, settings
+from fedlora.scores import BASELINE, still_falling
 
 MAIN = {
     "model.source": "model",
@@ -27,31 +29,71 @@ MAIN = {
     "seed": "seed",
 }
 
+OTHERS = {"macro_f1": "macro F1", "validation_accuracy": "validation accuracy"}  # scores beside the accuracy on the test set
+OF_KIND = {COMMON: "One common model", PERSONAL: "Personal models, each scored on its client's own test examples"}
+MOST_NAMES = 6  # in a note
+
 WRITTEN = "Written by fedlora report."
 
 
 def lead(cells: Sequence[Cell]) -> str:
-    """The answer in a sentence or two, of the hardest place."""
+    """The answer in a sentence or two, of the hardest place; where common and personal models were scored, a line of each."""
     found = answers(cells)
     if not found:
-        return "No round has been scored yet."
-    here = next((answer for answer in found if answer.where == hardest(cells)), found[-1])
-    at = f" at {here.where}" if len(found) > 1 else ""
-    upload = size(here.best.total())
+        scored_any = any(cell.final() for cell in cells)
+        return "Every run has diverged, so there is no answer." if scored_any else "No round has been scored yet."
+    kinds = list(dict.fromkeys(cell.kind for answer in found for cell in answer.cells))
+    lines = [_sentence([answer for answer in found if answer.best.kind == kind]) for kind in kinds]
+    return "\n".join(f"{OF_KIND[kind]}. {line}" if kind else line for kind, line in zip(kinds, lines, strict=True))
+
+
+def _sentence(found: Sequence[Answer]) -> str:
+    """The answer of the hardest place among those of one kind of scores."""
+    where = hardest([cell for answer in found for cell in answer.cells])
+    here = next(answer for answer in found if answer.where == where)
+    several = len({answer.where for answer in found}) > 1
+    at = f" at {here.best.site}" if several else ""
     if len(here.cells) == 1:
-        text = f"{here.best.name} reaches {here.accuracy} %{at} after {here.best.last_round} rounds and {upload} of uploads."
+        return _of_one(here, at)
+    names, lasts = joined([cell.name for cell in here.leaders]), [cell for cell in here.cells if cell not in here.leaders]
+    score = f"{here.accuracy.mean:.1f}" if len(here.leaders) > 1 else str(here.accuracy)
+    if here.useless:
+        return (
+            f"No method does better{at} than the commonest class: always answering it is right in {here.commonest:.1f} %, "
+            f"and the most accurate, {names}, in {score} %."
+        )
+    if not lasts:
+        text = f"Equally accurate{at}: {names} with {score} %."
     else:
-        others = [cell for cell in here.cells[1:] if cell.method != here.best.method]
-        second = (others or here.cells[1:])[0]
-        text = f"Most accurate{at}: {here.best.name} with {here.accuracy} %, then {second.name} with {scored(second)} %."
-    if len(here.cells) > 1 and here.reached:
-        cheap, cost = here.reached[0]
-        text += f" Fewest bytes to reach {here.target} %: {cheap.name} with {size(cost)} uploaded"
-        several = len({cell.method for cell in here.cells}) > 1
-        rivals = [(cell, other) for cell, other in here.reached[1:] if not several or cell.method != cheap.method]
-        none = f"; no other{' method' * several} gets there."
-        text += f"; {rivals[0][0].name} needs {size(rivals[0][1])}." if rivals else none
+        own = {cell.method for cell in here.leaders}
+        second = ([cell for cell in lasts if cell.method not in own] or lasts)[0]
+        text = f"Most accurate{at}: {names} with {score} %, then {second.name} with {scored(second)} %."
+    return f"{text} {_cheapest(here)}" if here.reached else text
+
+
+def _of_one(here: Answer, at: str) -> str:
+    best, run = here.best, here.best.runs[0]
+    reaches = f"{best.name} reaches {here.accuracy} %{at}"
+    upload = size(best.total())
+    if len(best.runs) == 1 and run.validated and run.final:
+        chosen = f"in round {run.final['round']}, the best by validation ({best.final('validation_accuracy')} % there)"
+        text = f"{reaches} {chosen}; {run.rows[-1]['round']} rounds and {upload} of uploads in all."
+    else:
+        text = f"{reaches} after {best.last_round} round{'s' * (best.last_round != 1)} and {upload} of uploads."
+    if here.useless:
+        text += f" That is no better than the commonest class: always answering it is right in {here.commonest:.1f} %."
     return text
+
+
+def _cheapest(here: Answer) -> str:
+    """Who gets near to the best with fewest bytes, and who is next."""
+    (cheap, cost), equal = here.reached[0], here.cheapest
+    text = f"Fewest bytes to reach {here.target} %: {joined([cell.name for cell in equal])} with {size(cost)} uploaded"
+    several = len({cell.method for cell in here.cells}) > 1
+    rivals = [(cell, other) for cell, other in here.reached[len(equal) :] if not several or cell.method != cheap.method]
+    if rivals:
+        return f"{text}; {rivals[0][0].name} needs {size(rivals[0][1])}."
+    return f"{text}." if len(equal) == len(here.cells) else f"{text}; no other{' method' * several} gets there."
 
 
 def answer_table(cells: Sequence[Cell]) -> Table | None:
@@ -59,17 +101,29 @@ def answer_table(cells: Sequence[Cell]) -> Table | None:
     found = answers(cells)
     if not found or max(len(answer.cells) for answer in found) < 2:
         return None
+    known = any(answer.commonest is not None for answer in found)
     rows = []
     for answer in found:
-        cheap = (answer.reached[0][0].name, size(answer.reached[0][1])) if answer.reached else ("–", "–")
-        rows.append((answer.where, answer.best.name, f"{answer.accuracy} %", f"{answer.target} %", *cheap))
-    header = ("data", "most accurate", "accuracy", "to reach", "fewest bytes", "uploaded")
+        best = joined([cell.name for cell in answer.leaders])
+        baseline = (f"{answer.commonest:.1f} %" if answer.commonest is not None else "–",) if known else ()
+        cheap = (joined([cell.name for cell in answer.cheapest]), size(answer.reached[0][1])) if answer.reached else ("–", "–")
+        rows.append(
+            (*((answer.where,) if len(found) > 1 else ()), best, f"{answer.accuracy} %", *baseline, f"{answer.target} %", *cheap)
+        )
+    data = ("data",) if len(found) > 1 else ()
+    header = (*data, "most accurate", "accuracy", *(("commonest class",) if known else ()), "to reach", "fewest bytes", "uploaded")
     return Table("The best by final accuracy, and by upload to reach 95 % of that", header, tuple(rows))
 
 
 def notes(study: Study, cells: Sequence[Cell]) -> list[str]:
     """What a reader must know before believing small differences."""
     out = []
+    diverged = [cell for cell in cells if any(run.diverged for run in cell.runs)]
+    if diverged:
+        out.append(f"Diverged, so not ranked: {_each(diverged, cells)}. Nothing that clients sent in the last round could be used.")
+    lost = [cell for cell in cells if losses(cell)]
+    if lost:
+        out.append(f"Clients failed in {_each(lost, cells)}: see Clients that failed.")
     found = answers(cells)
     seeds = {len(cell.runs) for cell in cells}
     if found:
@@ -79,12 +133,70 @@ def notes(study: Study, cells: Sequence[Cell]) -> list[str]:
         elif seeds != {1}:
             low, high = min(seeds), max(seeds)
             out.append(f"± is the sample standard deviation over {high if low == high else f'{low} to {high}'} seeds.")
+    if any(cell.kind for cell in cells):
+        out.append("Scores of personal models are of other test examples for each client, so they are not ranked with common ones.")
+    elif any(cell.personal for cell in cells):
+        out.append("Each client's personal model is scored on the client's own test examples.")
+    if any(run.validated for cell in cells for run in cell.runs):
+        out.append("Validation chose the round that is scored and written, never the test set.")
+    falling = [cell for cell in cells if not cell.unfinished and any(_may_learn_more(run) for run in cell.runs)]
+    if falling:
+        out.append(f"The training loss still fell at the end, so more rounds may help: {_each(falling, cells)}.")
     short = [cell for cell in cells if cell.unfinished]
     if short:
-        out.append(f"Not finished yet, shown as far as they got: {'; '.join(f'{c.name}, {c.where}' for c in short)}.")
-    if study.failed:
-        out.append(f"{len(study.failed)} of {len(study.failed) + len(study.runs)} runs failed; they are listed at the end.")
+        out.append(f"Not finished yet, shown as far as they got: {_each(short, cells)}.")
     return out
+
+
+def _may_learn_more(run: Run) -> bool:
+    """Whether its loss falls to the end, and validation did not choose an earlier round."""
+    last = run.final is not None and run.final["round"] == run.rows[-1]["round"]
+    return (last or not run.validated) and still_falling([row.get("loss") for row in run.rows])
+
+
+def _each(cells: Sequence[Cell], among: Sequence[Cell]) -> str:
+    """Their names, with the place where there are several."""
+    if len(cells) == len(among) > 1:
+        return "all of them"
+    several = len({cell.where for cell in among}) > 1
+    names = [f"{cell.name} ({cell.where})" if several else cell.name for cell in cells]
+    return joined(names) if len(names) <= MOST_NAMES else f"{', '.join(names[:MOST_NAMES])} and {len(names) - MOST_NAMES} more"
+
+
+def losses(cell: Cell) -> list[tuple[str, list[int], str]]:
+    """(client's name, the rounds in which it failed, why at first) of each client of a cell that failed, over all seeds."""
+    found: dict[str, tuple[set[int], str]] = {}
+    for run in cell.runs:
+        names = {str(client["id"]): str(client["name"]) for client in run.clients}
+        for row in run.rows:
+            for id, why in (row.get("failures") or {}).items():
+                rounds, _ = found.setdefault(names.get(id, f"client {id}"), (set(), str(why)))
+                rounds.add(row["round"])
+    return [(name, sorted(rounds), why) for name, (rounds, why) in found.items()]
+
+
+def lost_table(cells: Sequence[Cell]) -> Table | None:
+    """The clients that failed, those of most rounds first; None where none did."""
+    found = [(cell, *loss) for cell in cells for loss in losses(cell)]
+    found.sort(key=lambda loss: -len(loss[2]))
+    data = len({cell.where for cell in cells}) > 1
+    rows = tuple(
+        (*((cell.where,) if data else ()), cell.name, name, str(len(rounds)), spans(rounds), why)
+        for cell, name, rounds, why in found
+    )
+    header = (*(("data",) if data else ()), "method", "client", "times", "in rounds", "why, at first")
+    return Table("What these clients sent in these rounds counts for nothing", header, rows, heads=2 + data) if rows else None
+
+
+def spans(rounds: Sequence[int]) -> str:
+    """Rising numbers with runs of them in short: "1–3, 7"."""
+    parts: list[list[int]] = []
+    for t in rounds:
+        if parts and t == parts[-1][-1] + 1:
+            parts[-1].append(t)
+        else:
+            parts.append([t])
+    return ", ".join(f"{part[0]}–{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 
 def held(study: Study) -> list[tuple[str, str]]:
@@ -95,32 +207,86 @@ def held(study: Study) -> list[tuple[str, str]]:
         fixed["clients.sample"] = f"{100 * share:g} %" if share < 1 else "all"
     if fixed.get("data.partition") not in (None, "dirichlet"):
         fixed.pop(ALPHA, None)
-    return [(name, as_text(fixed[key])) for key, name in MAIN.items() if key in fixed]
+    return [(name, _said(key, fixed[key])) for key, name in MAIN.items() if key in fixed]
 
 
-def results(cells: Sequence[Cell]) -> Table:
-    """A row for each contender, a column of final accuracy for each place, and what it cost."""
+def _said(key: str, value: Any) -> str:
+    """A setting's value; files and folders by their last names."""
+    if key in SOURCES:
+        return ", ".join(map(short, [value] if isinstance(value, str) else value))
+    return as_text(value)
+
+
+def results(cells: Sequence[Cell]) -> list[Table]:
+    """A row for each contender, a column of final accuracy for each place, and what it cost; common and personal models apart.
+    Where there are several places, tables of the other scores."""
+    out = []
+    for kind in dict.fromkeys(cell.kind for cell in cells):
+        own = [cell for cell in cells if cell.kind == kind]
+        out.append(_main_table(own, kind))
+        if len(by_place(own)) > 1:
+            out += [table for key, name in OTHERS.items() if (table := _score_table(own, kind, key, name))]
+    return out
+
+
+def _caption(cells: Sequence[Cell], kind: str, what: str) -> str:
+    chosen = " of the round that validation chose" if any(run.validated for cell in cells for run in cell.runs) else ""
+    personal = ", each client's personal model on its own test examples" if any(cell.personal for cell in cells) else ""
+    common = ", one common model" if kind == COMMON else ""
+    return f"{what}{chosen}{personal}{common}"
+
+
+def _main_table(cells: Sequence[Cell], kind: str) -> Table:
     places = list(by_place(cells))
-    contenders: dict[str, dict[str, Cell]] = {}
-    for cell in cells:
-        contenders.setdefault(cell.name, {})[cell.where] = cell
-    best = {answer.where: answer for answer in answers(cells)}
-    single = best.get(places[0]) if len(places) == 1 and len(contenders) > 1 else None
+    contenders = _contenders(cells)
+    found = {answer.where: answer for answer in answers(cells)}
+    single = found.get(places[0]) if len(places) == 1 else None
+    others: list[str] = []
     if single:  # one column of accuracy: the best first
         place = {cell.name: i for i, cell in enumerate(single.cells)}
         contenders = dict(sorted(contenders.items(), key=lambda pair: place.get(pair[0], len(place))))
+        others = [key for key in OTHERS if any(cell.final(key) for cell in cells)]
+    reach = single.target if single and len(contenders) > 1 else None
     rows = []
     for name, here in contenders.items():
         own = list(here.values())
         row = [name, *(_accuracy(here[where]) if where in here else "–" for where in places)]
-        if single:
-            reach = bytes_to(own[0], single.target)
-            row += [str(own[0].final("macro_f1") or "–"), size(reach) if reach is not None else "not reached"]
+        row += [str(own[0].final(key) or "–") for key in others]
+        if reach is not None:
+            sent = bytes_to(own[0], reach)
+            row.append(size(sent) if sent is not None else "not reached")
         row += [_mean(own, "upload_bytes", size), _mean(own, "upload_params", params), _mean(own, "download_bytes", size)]
         rows.append(tuple(row))
-    extra = ("macro F1, %", f"upload to {single.target} %") if single else ()
-    header = ("method", *(f"{where}, %" for where in places), *extra, "uploaded", "uploaded parameters", "downloaded")
-    return Table("Final test accuracy, and totals over all rounds and clients", header, tuple(rows))
+    if any(answer.commonest is not None for answer in found.values()):
+        baseline = [f"{x:.1f}" if (x := found[w].commonest if w in found else None) is not None else "–" for w in places]
+        rows.append((BASELINE, *baseline, *["–"] * (len(others) + (reach is not None) + 3)))
+    sites = [here[0].site for here in by_place(cells).values()]
+    reached = (f"upload to {reach} %",) if reach is not None else ()
+    header = ("method", *(f"{site}, %" for site in sites), *(f"{OTHERS[key]}, %" for key in others), *reached)
+    costs = ("uploaded", "uploaded parameters", "downloaded")
+    return Table(
+        _caption(cells, kind, "Final test accuracy") + "; totals over all rounds and clients", (*header, *costs), tuple(rows)
+    )
+
+
+def _score_table(cells: Sequence[Cell], kind: str, key: str, name: str) -> Table | None:
+    """Another score of each contender in each place; None where no run has it."""
+    if not any(cell.final(key) for cell in cells):
+        return None
+    places = list(by_place(cells))
+    sites = [here[0].site for here in by_place(cells).values()]
+    rows = tuple(
+        (n, *(str(here[w].final(key) or "–") if w in here else "–" for w in places)) for n, here in _contenders(cells).items()
+    )
+    return Table(_caption(cells, kind, f"Final {name}"), ("method", *(f"{site}, %" for site in sites)), rows)
+
+
+def _contenders(cells: Sequence[Cell]) -> dict[str, dict[str, Cell]]:
+    """Name -> place -> cell."""
+    out: dict[str, dict[str, Cell]] = {}
+    for cell in cells:
+        out.setdefault(cell.name, {})[cell.where] = cell
+    return out
 
 
 def settings_tables(study: Study, cells: Sequence[Cell]) -> list[Table]:
@@ -130,7 +296,7 @@ def settings_tables(study: Study, cells: Sequence[Cell]) -> list[Table]:
     if study.varied:
         rows = []
         for key in study.varied:
-            values = list(dict.fromkeys(as_text(table.get(key)) for table in tables))
+            values = list(dict.fromkeys(_said(key, table.get(key)) for table in tables))
             if key == METHOD:
                 values = [f"{title(name, full=True)} ({name})" for name in values]
             rows.append((key, "; ".join(values)))
@@ -138,7 +304,7 @@ def settings_tables(study: Study, cells: Sequence[Cell]) -> list[Table]:
     own = _own_settings(study, cells)
     if own:
         out.append(Table("Set for each method", ("method", "settings"), own))
-    fixed = tuple((key, as_text(value)) for key, value in study.fixed.items())
+    fixed = tuple((key, _said(key, value)) for key, value in study.fixed.items())
     return [*out, Table("Held fixed", ("key", "value"), fixed)]
 
 
@@ -169,6 +335,8 @@ def _accuracy(cell: Cell) -> str:
     final = cell.final()
     if final is None:
         return "not scored"
+    if any(run.diverged for run in cell.runs):
+        return f"{final} (diverged)"
     return f"{final} (round {cell.runs[0].rows[-1]['round']})" if cell.unfinished else str(final)
 
 

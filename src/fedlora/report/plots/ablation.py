@@ -10,7 +10,7 @@ from fedlora.report.answers import scored
 from fedlora.report.cells import ALPHA, Cell, Spread, modules, word
 from fedlora.report.looks import INK, QUIET
 from fedlora.report.picture import Panel, Picture, Table
-from fedlora.report.plots.lines import Line, cut, draw, panel_size, percent_limits
+from fedlora.report.plots.lines import Line, draw, fold, panel_size, percent_limits, row_height
 from fedlora.report.runs import as_text
 
 TARGETS = "model.target_modules"
@@ -18,7 +18,7 @@ TARGETS = "model.target_modules"
 
 def heterogeneity(cells: Sequence[Cell]) -> Picture | None:
     """Final accuracy by Dirichlet's alpha, a line for each contender; None where alpha does not vary."""
-    shown = [cell for cell in cells if cell.final() and ALPHA in dict(cell.place)]
+    shown = [cell for cell in cells if cell.ranked and ALPHA in dict(cell.place)]
     alphas = sorted({dict(cell.place)[ALPHA] for cell in shown}, reverse=True)
     if len(alphas) < 2:
         return None
@@ -55,7 +55,7 @@ def heterogeneity(cells: Sequence[Cell]) -> Picture | None:
 def _beside(cell: Cell) -> str:
     """What is the same for a line of this picture, the method apart."""
     words = [as_text(value) for key, value in cell.place if key != ALPHA]
-    return ", ".join([*words, *([f"rank {cell.rank}"] if cell.rank else [])])
+    return ", ".join([*words, *([f"rank {cell.rank}"] if cell.rank else []), *([cell.kind] if cell.kind else [])])
 
 
 def _named(cell: Cell) -> str:
@@ -89,7 +89,7 @@ def _paint(lines: dict[str, dict[float, Cell]], alphas: Sequence[float], limits:
 
 def places(cells: Sequence[Cell]) -> Picture | None:
     """Bars of final accuracy by where the adapters stand; None where that does not vary."""
-    shown = [cell for cell in cells if cell.final() and TARGETS in dict(cell.setting)]
+    shown = [cell for cell in cells if cell.ranked and TARGETS in dict(cell.setting)]
     if not shown:
         return None
     groups: dict[str, list[Cell]] = {}
@@ -104,7 +104,7 @@ def places(cells: Sequence[Cell]) -> Picture | None:
     first, last = ranked[0], ranked[-1]
     finding = f"Adapters in {_target(first)} reach {scored(first).mean:.1f} %, in {_target(last)} {scored(last).mean:.1f} %"
     rows = tuple((name, _target(cell), str(scored(cell))) for name, here in groups.items() for cell in here)
-    high = 0.9 + 0.28 * max(map(len, groups.values()))
+    high = 0.9 + row_height([_target(cell) for here in groups.values() for cell in here]) * max(map(len, groups.values()))
     return Picture(
         "accuracy-by-place",
         finding,
@@ -132,7 +132,7 @@ def _bars(cells: Sequence[Cell], limits: tuple[float, float], axes: Any) -> None
         if v.count > 1:
             axes.plot([v.low, v.high], [i, i], color=INK, linewidth=1.2)
         axes.annotate(str(v), (v.high, i), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set_yticks(rows, [cut(_target(cell)) for cell in cells])
+    axes.set_yticks(rows, [fold(_target(cell)) for cell in cells])
     axes.invert_yaxis()
     axes.set_xlim(0, limits[1])
     axes.set_xlabel("final test accuracy, %")

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from fedlora.report.answers import answers, params, scored, size
-from fedlora.report.cells import Cell, Curve, by_panel, hardest
+from fedlora.report.cells import Cell, Curve, by_panel, hardest, joined
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots.lines import Line, columns, draw, panel_size, percent_limits, round_axis, upload_axis
 
@@ -60,28 +60,36 @@ def _by_upload(curves: Sequence[tuple[Cell, Curve]], limits: tuple[float, float]
 
 
 def _ends(cells: Sequence[Cell]) -> str:
-    where = hardest(cells)
-    here = next(answer for answer in answers(cells) if answer.where == where)
-    first = f"{here.best.name} ends at {here.accuracy.mean:.1f} %"
-    if len(here.cells) == 1:
-        return f"{first} after {here.best.last_round} rounds"
+    found = answers(cells)
+    if not found:
+        return "Accuracy by round: every run has diverged"
+    where = hardest([cell for answer in found for cell in answer.cells])
+    here = next(answer for answer in found if answer.where == where)
+    place = here.best.at if len(found) > 1 else ""
+    if any(run.validated for run in here.best.runs):
+        first = f"{here.best.name} has {here.accuracy.mean:.1f} % in the round that validation chose"
+    else:
+        ends = "end" if len(here.leaders) > 1 else "ends"
+        first = f"{joined([cell.name for cell in here.leaders])} {ends} at {here.accuracy.mean:.1f} %"
     last = here.cells[-1]
-    place = f"At {where}, " if len(answers(cells)) > 1 else ""
-    return f"{place}{first}, {last.name} at {scored(last).mean:.1f} %"
+    return (first if last in here.leaders else f"{first}, {last.name} at {scored(last).mean:.1f} %") + place
 
 
 def _costs(cells: Sequence[Cell]) -> str:
-    where = hardest(cells)
-    here = next(answer for answer in answers(cells) if answer.where == where)
-    if not here.reached:
+    found = answers(cells)
+    where = hardest([cell for answer in found for cell in answer.cells] or cells)
+    here = next((answer for answer in found if answer.where == where), None)
+    if here is None or not here.reached:
         return "Accuracy by upload"
-    (first, least), *others = here.reached
-    place = f" at {where}" if len(answers(cells)) > 1 else ""
-    text = f"To reach {here.target} %{place}, {first.name} uploads {size(least)}"
-    others = [(cell, cost) for cell, cost in others if cell.method != first.method] or others
+    (first, least), equal = here.reached[0], here.cheapest
+    place = here.best.at if len(found) > 1 else ""
+    uploads = "upload" if len(equal) > 1 else "uploads"
+    text = f"To reach {here.target} %{place}, {joined([cell.name for cell in equal])} {uploads} {size(least)}"
+    others = here.reached[len(equal) :]
+    others = tuple((cell, cost) for cell, cost in others if cell.method != first.method) or others
     if others:
         return f"{text}, next {others[0][0].name} {size(others[0][1])}"
-    return f"{text}; no other gets there" if len(here.cells) > 1 else text
+    return f"{text}; no other gets there" if len(here.cells) > len(equal) else text
 
 
 def _table(cells: Sequence[Cell], curves: dict[int, Curve]) -> Table:

@@ -24,7 +24,7 @@ def picture(cells: Sequence[Cell]) -> Picture | None:
     panels = by_panel(shown)
     here = [cell for cell in shown if cell.where == hardest(shown)]
     worst = sorted(here, key=lambda cell: -worst_tenth(scores[id(cell)]))
-    place = f" at {worst[0].where}" if len(panels) > 1 else ""
+    place = worst[0].at if len(panels) > 1 else ""
     tail = f", {worst[-1].name}'s {worst_tenth(scores[id(worst[-1])]):.1f} %" if len(worst) > 1 else ""
     finding = f"The worst tenth of {worst[0].name}'s clients has {worst_tenth(scores[id(worst[0])]):.1f} %{tail}{place}"
     rows = tuple((cell.where, cell.name, name, f"{value:.1f}") for cell in shown for name, value in scores[id(cell)].items())
@@ -83,7 +83,7 @@ def _paint(cells: Sequence[tuple[Cell, Scores]], axes: Any) -> None:
             y: NDArray[Any] = np.array(list(scores.values()))
             lines.append(Line(cell.line, cell.look, np.arange(1, len(y) + 1), y))
         draw(axes, lines, (0, 100))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.set_xlabel("clients, least accurate first")
     axes.set_ylabel("accuracy on its own test, %")
 

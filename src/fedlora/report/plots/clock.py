@@ -9,7 +9,7 @@ import numpy as np
 from fedlora.report.cells import Cell
 from fedlora.report.looks import INK
 from fedlora.report.picture import Panel, Picture, Table
-from fedlora.report.plots.lines import cut
+from fedlora.report.plots.lines import fold, row_height
 
 PARTS = {"train": "#1f4e79", "evaluate": "#5b8fbe", "aggregate": "#9dc3e6", "wire": "#d9822b", "other": "#d5d9de"}
 MOST_BARS = 12
@@ -37,7 +37,7 @@ def picture(cells: Sequence[Cell]) -> Picture | None:
         "time",
         f"{100 * share:.0f} % of the time goes to {first}",
         f"Wall seconds of a mean round by what they went to.{more}",
-        (Panel("", draw, (4.4, 0.9 + 0.24 * len(drawn))),),
+        (Panel("", draw, (4.4, 0.9 + row_height([_label(cell, shown) for cell in drawn]) * len(drawn))),),
         (Table("Seconds of a mean round", ("data", "method", *names, "in all"), rows, heads=2),),
         columns=1,
     )
@@ -66,7 +66,7 @@ def _paint(bars: Sequence[tuple[str, dict[str, float]]], names: Sequence[str], a
         left += values
     for i, total in enumerate(left):
         axes.annotate(f"{total:.3g} s", (total, i), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
-    axes.set_yticks(rows, [cut(name) for name, _ in bars])
+    axes.set_yticks(rows, [fold(name) for name, _ in bars])
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(0, 1.12 * float(left.max()))

@@ -28,7 +28,7 @@ def picture(cells: Sequence[Cell]) -> Picture | None:
     worst = max(here, key=lambda cell: float(lines[id(cell)].y[-1]))
     last = lines[id(worst)]
     exact = [cell.line for cell in here if not lines[id(cell)].y.any()]
-    at = f" at {worst.where}" if len(panels) > 1 else ""
+    at = worst.at if len(panels) > 1 else ""
     finding = f"Averaging {worst.name}'s factors apart misses the mean update by {last.y[-1]:.0f} %{at} in round {last.x[-1]}"
     if not last.y.any():
         finding = "Averaging the factors apart loses nothing here: in no round did both factors move"

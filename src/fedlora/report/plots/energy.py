@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from fedlora.report.cells import Cell, hardest
 from fedlora.report.looks import INK, QUIET, mix
 from fedlora.report.picture import Panel, Picture, Table, spread_apart
-from fedlora.report.plots.lines import cut
 
 MOST = 8  # panels
 MOST_BANDS = 6
@@ -112,7 +111,7 @@ def _paint(stack: dict[int, NDArray[np.float64]], bands: Sequence[tuple[int, int
     heights = spread_apart([middle[i] for i in names], 9.0, 3.0, 98.0)
     for i, height in zip(names, heights, strict=True):
         axes.annotate(
-            cut(said(bands[i])),
+            said(bands[i]),
             (places[-1] + 0.42, middle[i]),
             xytext=(1.04, height),
             textcoords=axes.get_yaxis_transform(),

@@ -5,32 +5,32 @@ from functools import partial
 from typing import Any
 
 from fedlora.report.answers import params, scored
-from fedlora.report.cells import Cell, by_place, hardest
+from fedlora.report.cells import Cell, by_place, hardest, joined
 from fedlora.report.looks import QUIET
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots.labels import Label, annotate
-from fedlora.report.plots.lines import cut, percent_limits, upload_axis
+from fedlora.report.plots.lines import fold, percent_limits, upload_axis
+from fedlora.scores import shown
 
 Point = tuple[Cell, float, float]  # megabytes, percent
 
 
 def picture(cells: Sequence[Cell]) -> Picture | None:
     """A panel for each place, a point for each contender; the ranks of one method are joined. None of a single contender."""
-    shown = [cell for cell in cells if cell.final()]
-    panels = by_place(shown)
-    if not shown or max(map(len, panels.values())) < 2:
+    ranked = [cell for cell in cells if cell.ranked]
+    panels = by_place(ranked)
+    if not ranked or max(map(len, panels.values())) < 2:
         return None
     points = {where: [(c, c.total() / 1e6, scored(c).mean) for c in here] for where, here in panels.items()}
     limits = percent_limits([y for here in points.values() for _, _, y in here])
-    where = hardest(shown)
+    where = hardest(ranked)
     best = frontier(points[where])
     names = list(dict.fromkeys(cell.name for cell, _, _ in best))
-    at = f" at {where}" if len(panels) > 1 else ""
-    finding = f"On the frontier{at}: {' and '.join(names) if len(names) < 3 else ', '.join(names[:4])}"
-    finding += f" and {len(names) - 4} more" if len(names) > 4 else ""
+    at = best[0][0].at if len(panels) > 1 else ""
+    finding = f"On the frontier{at}: " + (joined(names) if len(names) < 5 else f"{', '.join(names[:4])} and {len(names) - 4} more")
     about = "Final test accuracy in percent against megabytes uploaded by all clients in the whole run (log axis)."
     about += " Up and left is better; the stepped line is the frontier: for less upload, nothing is more accurate."
-    if any(cell.rank for cell in shown):
+    if any(cell.rank for cell in ranked):
         about += " Points of one method at several ranks are joined; r is the rank."
     rows = tuple(
         (w, cell.name, f"{x:.3f}", params(cell.total("upload_params")), str(scored(cell)), "yes" if on else "")
@@ -50,12 +50,17 @@ def picture(cells: Sequence[Cell]) -> Picture | None:
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats: by upload, each more accurate than all that upload less."""
+    """The points that no other beats: by upload, each more accurate, to the tenth of a point, than all that upload less. Equal
+    points are on it together."""
     out: list[Point] = []
-    for point in sorted(points, key=lambda p: (p[1], -p[2])):
-        if not out or point[2] > out[-1][2]:
+    for point in sorted(points, key=lambda p: (p[1], -shown(p[2] / 100))):
+        if not out or shown(point[2] / 100) > shown(out[-1][2] / 100) or _equal(point, out[-1]):
             out.append(point)
     return out
+
+
+def _equal(one: Point, other: Point) -> bool:
+    return one[1] == other[1] and shown(one[2] / 100) == shown(other[2] / 100)
 
 
 def _paint(points: Sequence[Point], limits: tuple[float, float], axes: Any) -> None:
@@ -94,7 +99,7 @@ def _paint(points: Sequence[Point], limits: tuple[float, float], axes: Any) -> N
         top = max(here, key=lambda p: p[2])
         for point in here:
             cell, x, y = point
-            parts = ([cut(name)] if point is top else []) + ([f"r{cell.rank}"] if cell.rank is not None and len(here) > 1 else [])
+            parts = ([fold(name)] if point is top else []) + ([f"r{cell.rank}"] if cell.rank is not None and len(here) > 1 else [])
             if parts:
                 labels.append(Label(x, y, " ".join(parts), look.text))
     strokes = [[(x, y) for _, x, y in sorted(here, key=lambda p: p[1])] for here in lines.values()]

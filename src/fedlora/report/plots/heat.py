@@ -21,8 +21,10 @@ def draw(
     unit: str,
     form: str = "{:.0f}",
     low: float = 0.0,
+    every: bool = False,
 ) -> None:
-    """values (rows, columns) in shades of [low, top], with a bar that says what they are; small maps have numbers, but no zeros."""
+    """values (rows, columns) in shades of [low, top], with a bar that says what they are; small maps have numbers, but no zeros.
+    `every`: all rows and columns are named; else as many as have room in a usual panel."""
     from matplotlib import colormaps
 
     shown = np.ma.masked_invalid(np.asarray(values, dtype=float))
@@ -30,7 +32,7 @@ def draw(
     turned = sum(map(len, columns[:MOST_COLUMNS])) > 30  # they stand upright
     across = (axes.set_xticks, columns, 90 if turned else 0, MOST_ROWS if turned else MOST_COLUMNS)
     for side, names, rotation, most in (across, (axes.set_yticks, rows, 0, MOST_ROWS)):
-        step = -(-len(names) // most)
+        step = 1 if every else -(-len(names) // most)
         side(range(0, len(names), step), names[::step], rotation=rotation)
     axes.spines[:].set(visible=True, color=FAINT)
     axes.tick_params(length=0)

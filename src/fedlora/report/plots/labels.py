@@ -45,7 +45,7 @@ def annotate(
 
     marks = [box(*place(x, y), MARK, MARK) for x, y in points]
     lines = [box(*spot, STROKE, STROKE) for stroke in strokes for spot in _along([place(x, y) for x, y in stroke])]
-    frame = np.array([0, 0, wide, high + FONT + 4])  # a label may stand above the axes
+    frame = np.array([0, 0, wide, high])
     chosen = arrange([(*place(label.x, label.y), label.text) for label in labels], [*marks, *lines], frame)
     for label, (dx, dy) in zip(labels, chosen, strict=True):
         far = math.hypot(dx, dy) > 2.5 * MARK
@@ -69,7 +69,8 @@ def arrange(labels: Sequence[tuple[float, float, str]], taken: Sequence[Boxes], 
     little as can be of the boxes that are taken and of the labels before."""
     taken, out = list(taken), []
     for x, y, text in labels:
-        wide, high = GLYPH * len(text), FONT + 2
+        lines = text.split("\n")
+        wide, high = GLYPH * max(map(len, lines)), (FONT + 2) * len(lines)
         offsets = _offsets(wide, high)
         boxes = box(x + offsets[:, 0], y + offsets[:, 1], wide, high)
         covered = overlap(boxes[:, None], np.array(taken)).sum(1) if taken else 0

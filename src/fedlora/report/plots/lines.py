@@ -1,6 +1,7 @@
 """Lines with a band, named at their right end."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from fedlora.report.picture import spread_apart
 from fedlora.report.plots.labels import Label, annotate
 
 MOST = 8  # lines of a panel that are told apart; the lowest ones of more are grey
-LONGEST = 28  # characters of a name in a picture; tables have all of it
+LONGEST = 28  # characters of a line of a name
 LINE_HEIGHT = 0.07  # of a label, as a share of the axes' height
 
 
@@ -62,7 +63,7 @@ def draw(axes: Any, lines: Sequence[Line], limits: tuple[float, float], beside: 
 
 def _name_beside(axes: Any, lines: Sequence[Line]) -> None:
     ends = [(float(line.x[-1]), float(line.y[-1])) for line in lines]
-    labels = [Label(*end, cut(line.name), line.look.text) for line, end in zip(lines, ends, strict=True)]
+    labels = [Label(*end, fold(line.name), line.look.text) for line, end in zip(lines, ends, strict=True)]
     annotate(axes, labels, ends, [list(zip(line.x, line.y, strict=True)) for line in lines])
 
 
@@ -70,10 +71,11 @@ def _name_in_margin(axes: Any, lines: Sequence[Line], limits: tuple[float, float
     """Names at the right margin, far enough apart to be read, tied to the lines' ends by thin strokes."""
     low, high = limits
     ends = [float(np.clip(line.y[-1], low, high)) for line in lines]
-    places = spread_apart(ends, LINE_HEIGHT * (high - low), low, high)
+    deepest = max(fold(line.name).count("\n") for line in lines) + 1
+    places = spread_apart(ends, LINE_HEIGHT * deepest * (high - low), low, high)
     for line, end, place in zip(lines, ends, places, strict=True):
         axes.annotate(
-            cut(line.name),
+            fold(line.name),
             (line.x[-1], end),
             xytext=(1.03, place),
             textcoords=axes.get_yaxis_transform(),
@@ -93,14 +95,19 @@ def _name_in_margin(axes: Any, lines: Sequence[Line], limits: tuple[float, float
         )
 
 
-def cut(name: str) -> str:
-    """A name short enough for a picture."""
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+def fold(name: str) -> str:
+    """A name in lines that are short enough for a picture."""
+    return "\n".join(textwrap.wrap(name, LONGEST)) or name
+
+
+def row_height(names: Sequence[str]) -> float:
+    """Inches of a row of a bar chart whose rows have these names."""
+    return 0.11 + 0.135 * max(fold(name).count("\n") + 1 for name in names)
 
 
 def panel_size(cells: Sequence[Cell]) -> tuple[float, float]:
     """Wide enough for the names beside the lines, in inches."""
-    longest = max(len(cut(cell.line)) for cell in cells)
+    longest = max(len(line) for cell in cells for line in fold(cell.line).split("\n"))
     return 4.1 + 0.065 * max(0, longest - 10), 3.0
 
 
@@ -140,4 +147,4 @@ def upload_axis(axes: Any, values: Sequence[float], left: float, right: float) -
 
 def round_axis(axes: Any) -> None:
     axes.set_xlabel("round")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # of one round, its own tick alone

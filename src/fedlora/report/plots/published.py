@@ -9,7 +9,7 @@ from fedlora.report.answers import params, scored
 from fedlora.report.cells import Cell, Spread, by_place
 from fedlora.report.looks import INK, QUIET
 from fedlora.report.picture import Panel, Picture, Table
-from fedlora.report.plots.lines import cut, percent_limits
+from fedlora.report.plots.lines import fold, percent_limits, row_height
 from fedlora.report.runs import published_row
 
 CLOSE = 2.0  # percent points
@@ -51,7 +51,7 @@ def picture(cells: Sequence[Cell], published: Sequence[Mapping[str, Any]]) -> Pi
     limits = percent_limits([x for pair in found for x in (pair.ours.low, pair.ours.high, pair.theirs)])
     header = ("data", "method", "ours, %", "published, %", "difference, points", "our upload", "published upload")
     rows = tuple(_row(pair) for pair in found)
-    high = 0.9 + 0.24 * max(map(len, panels.values()))
+    high = 0.9 + row_height([pair.cell.name for pair in found]) * max(map(len, panels.values()))
     return Picture(
         "published",
         _finding(found),
@@ -68,7 +68,7 @@ def picture(cells: Sequence[Cell], published: Sequence[Mapping[str, Any]]) -> Pi
 def _finding(found: Sequence[Pair]) -> str:
     worst = max(found, key=lambda pair: abs(pair.difference))
     close = sum(abs(pair.difference) <= CLOSE for pair in found)
-    where = f" at {worst.cell.where}" if len(by_place([pair.cell for pair in found])) > 1 else ""
+    where = worst.cell.at if len(by_place([pair.cell for pair in found])) > 1 else ""
     return (
         f"{close} of {len(found)} cells are within {CLOSE:g} points of the published accuracy; "
         f"{worst.cell.name}{where} differs most, by {_signed(worst.difference)} points"
@@ -104,7 +104,7 @@ def _paint(found: Sequence[Pair], limits: tuple[float, float], axes: Any) -> Non
         axes.plot([pair.ours.mean], [i], marker="o", markersize=5.5, color=look.colour, linestyle="none", clip_on=False)
         text = _signed(pair.difference)
         axes.text(1.02, i, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=INK)
-    axes.set_yticks(range(len(found)), [cut(pair.cell.name) for pair in found])
+    axes.set_yticks(range(len(found)), [fold(pair.cell.name) for pair in found])
     axes.set_ylim(len(found) - 0.4, -0.6)
     axes.set_xlim(*limits)
     axes.grid(axis="x")

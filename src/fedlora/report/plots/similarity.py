@@ -62,7 +62,7 @@ def _with_any(cells: Sequence[Cell]) -> list[Cell]:
 def _picture(name: str, found: Sequence[Any], finding: str, about: str, unit: str, form: str, top: float) -> Picture:
     shown = found[-MOST:]
     means = [form.format(np.nanmean(off_diagonal(values))) for _, _, _, values in shown]
-    places = [f"{mean} at {cell.where}" for mean, (cell, *_) in zip(means, shown, strict=True)]
+    places = [f"{mean}{cell.at}" for mean, (cell, *_) in zip(means, shown, strict=True)]
     low = min(0.0, *(float(np.nanmin(values)) for _, _, _, values in shown))
     panels, tables = [], []
     for cell, t, ids, values in shown:

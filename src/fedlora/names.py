@@ -1,0 +1,33 @@
+"""What data and models are called in titles, tables and model cards: never by the folders that they lie in."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+FILES = {".csv", ".tsv", ".json", ".jsonl", ".parquet", ".gz", ".xlsx", ".txt"}
+
+
+def is_local(source: str) -> bool:
+    """Whether a source is a file or folder, here or on the machine where it was written down; else it is a catalogue name or a
+    Hub id, which has one slash at most."""
+    looks = source.startswith((".", "~")) or os.path.isabs(source) or source.count("/") > 1 or Path(source).suffix.lower() in FILES
+    return looks or os.path.exists(source)
+
+
+def short(source: str) -> str:
+    """A catalogue name or Hub id as it is; a file or folder by its last name."""
+    return Path(source).name or source if is_local(source) else source
+
+
+def told_apart(sources: Iterable[str]) -> dict[str, str]:
+    """Source -> its short name, longer by the folders that it takes to tell it from the others."""
+    known = list(dict.fromkeys(sources))
+    out = {source: short(source) for source in known}
+    parts = 2
+    while len(set(out.values())) < len(known) and parts <= max(len(Path(source).parts) for source in known):
+        taken = list(out.values())
+        out |= {
+            source: "/".join(Path(source).parts[-parts:]) for source in known if is_local(source) and taken.count(out[source]) > 1
+        }
+        parts += 1
+    return out

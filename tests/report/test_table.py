@@ -1,0 +1,36 @@
+"""The tables of a split on the terminal."""
+
+import numpy as np
+import pytest
+
+from fedlora.data.dataset import Dataset, Split
+from fedlora.data.partition import Parts
+from fedlora.report.table import print_split
+
+
+def part(*labels: int) -> Split:
+    return Split(("text",) * len(labels), np.array(labels, dtype=np.int64))
+
+
+def lines(capsys: pytest.CaptureFixture[str], parts: Parts, data: Dataset) -> list[str]:
+    capsys.readouterr()
+    print_split(parts, data)
+    return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+
+
+def rows(*each: list[int]) -> tuple[np.ndarray, ...]:
+    return tuple(np.array(mine, dtype=np.int64) for mine in each)
+
+
+def test_validation_has_a_column_where_there_is_one(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    data = Dataset("mine", part(0, 1, 1), part(0, 1), ("x", "y"), ("a note",), validation=part(0, 1, 1, 0))
+    parts = Parts(rows([0], [1, 2]), rows([0], [1]), ("al", "bo"), "IID", rows([0, 1, 2], [3]))
+    found = lines(capsys, parts, data)
+    assert "note: a note" in found
+    assert "mine: 3 training, 2 test and 4 validation examples of 2 classes, IID, 2 clients" in found
+    assert "al x (100%) 1 1 1 1 3" in found and "bo y (100%) 2 1 1 1 1" in found
+    assert "most examples 2 1 3" in found and "fewest classes 1 1 1" in found
+    plain = lines(capsys, Parts(parts.train, parts.test, parts.names, "IID"), Dataset("mine", data.train, data.test, ("x", "y")))
+    assert "mine: 3 training and 2 test examples of 2 classes, IID, 2 clients" in plain
+    assert "al x (100%) 1 1 1 1" in plain and not any("validation" in line for line in plain)

@@ -1,0 +1,34 @@
+"""Rules by hand: what counts as a tie, as no better than the commonest class, as a loss that still falls."""
+
+import pytest
+
+from fedlora.scores import no_better, shown, still_falling
+
+
+def test_what_is_shown_alike_is_a_tie() -> None:
+    assert shown(0.33841) == shown(0.33799) == 33.8
+    assert shown(0.3386) == 33.9
+
+
+@pytest.mark.parametrize(("accuracy", "commonest", "verdict"), [(0.3, 0.3, True), (0.3004, 0.3, True), (0.301, 0.3, False)])
+def test_no_better_than_the_commonest_class(accuracy: float, commonest: float, verdict: bool) -> None:
+    assert no_better(accuracy, commonest) is verdict
+    assert not no_better(accuracy, None)
+
+
+@pytest.mark.parametrize(
+    ("losses", "verdict"),
+    [
+        ([], False),
+        ([2.0], False),
+        ([2.0, 1.9], True),  # 5 % below
+        ([2.0, 1.97], False),  # 1.5 % below
+        ([2.872, 2.817, 2.679, 2.637, 2.579, 2.564], True),  # the last two of six are 5.143, the two before 5.316: 3.3 % below
+        ([3.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], False),  # it has come to rest
+        ([1.0, None], False),
+        ([1.0, float("nan")], False),
+        ([1.0, 2.0, 3.0, 4.0], False),
+    ],
+)
+def test_a_loss_that_still_falls(losses: list[float | None], verdict: bool) -> None:
+    assert still_falling(losses) is verdict
