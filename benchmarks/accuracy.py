@@ -24,7 +24,7 @@ from benchmarks import harness, ours, training
 from benchmarks.bf16 import Widened
 from benchmarks.harness import Row
 from benchmarks.peers import peft_loop
-from fedlora.engine.run import World
+from fedlora.engine.world import World
 from fedlora.training.precision import pick_device, pick_dtype
 
 PEERS, PRECISION = 0.5, 1.0  # the targets: of the mean difference, in points

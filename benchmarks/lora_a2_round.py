@@ -2,7 +2,7 @@
 
 from benchmarks import harness, ours, training
 from benchmarks.peers import lora_a2_peft, peft_loop
-from fedlora.engine.run import World
+from fedlora.engine.world import World
 from fedlora.methods.lora_a2 import LoRAA2
 
 PEER, GLOBAL_RANK = "LoRA-A2 on PEFT fp32", 16

@@ -6,9 +6,11 @@ from typing import Any
 
 from benchmarks.harness import Sample, Side
 from fedlora.config import Config, as_tables, resolve
+from fedlora.engine.evaluate import evaluate
 from fedlora.engine.inprocess import InProcess
 from fedlora.engine.loop import Server, Tally, rounds, sampler
-from fedlora.engine.run import World, evaluate, prepare
+from fedlora.engine.run import prepare
+from fedlora.engine.world import World
 from fedlora.training.encode import Encoded
 from fedlora.training.trainer import Trainer
 
@@ -73,7 +75,8 @@ def accuracy(world: World) -> float:
     """Test accuracy after the last round."""
     transport, played = play(world)
     *_, (server, _) = played
-    return float(evaluate(world, server, transport)["accuracy"])
+    scores, _ = evaluate(world, server, transport)
+    return float(scores["accuracy"])
 
 
 def side(world: World, rounds: int = 1, passes: int = 1) -> Side:

@@ -21,7 +21,7 @@ from fedlora.engine import run
 from fedlora.engine.checkpoint import Saved
 from fedlora.engine.loop import Server
 from fedlora.engine.record import Record
-from fedlora.engine.run import World
+from fedlora.engine.world import World
 from fedlora.training.encode import Encoded
 from fedlora.types import Client
 

@@ -11,7 +11,7 @@ from benchmarks import harness, ours
 from benchmarks.harness import Measured, Sample, Side
 from benchmarks.peers import flower_sim, peft_loop
 from benchmarks.peers.peft_loop import Loop
-from fedlora.engine.run import World
+from fedlora.engine.world import World
 
 OURS, FP32, BF16, FLOWER = "fedlora", "(a) PEFT fp32", "(b) PEFT bf16 autocast", "(c) Flower simulation"
 

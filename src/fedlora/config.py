@@ -4,6 +4,7 @@ A recipe is TOML with these tables. `--set table.key=value` reaches every key; t
 for some of them. An unknown key is an error that gives the nearest names.
 """
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AllowInfNan,
     BaseModel,
     ConfigDict,
     Field,
@@ -21,10 +21,14 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
 from fedlora.errors import BadInput, unknown
+from fedlora.names import short
+from fedlora.settings import refuse_boolean
 
 
 class Head(Enum):
@@ -56,11 +60,23 @@ RANK_SHARES = {RankPlan.HEAVY_TAIL: (20, 6, 2, 1, 1), RankPlan.NORMAL: (7, 13, 8
 
 
 class Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic takes true for 1."""
+        if cls.model_fields[str(info.field_name)].annotation is not bool:
+            refuse_boolean(value)
+        return value
 
 
 class MethodConfig(BaseModel):
-    """The method's name; its own fields stand beside it."""
+    """The method's name; its own fields stand beside it.
+
+    Attributes:
+        name: of a method, as `fedlora methods` lists them, or package.module:Class.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str = "lora-a2"
@@ -71,7 +87,16 @@ class MethodConfig(BaseModel):
 
 
 class ModelConfig(Table):
-    """The pre-trained model: a packaged name (minilm), a local folder or a Hub id, and where its adapter goes."""
+    """The pre-trained model, and where its adapter goes.
+
+    Attributes:
+        source: minilm (packaged), a local folder, or a Hub id of an encoder or decoder.
+        head: who trains the classifier on top: nobody, everybody together, or each client its own.
+        target_modules: the linear layers with an adapter: all-linear for all of the blocks, a list of names or their ends, or a
+            pattern for whole paths.
+        lora_alpha: LoRA's alpha; the update is B A times alpha / rank.
+        rslora: scale by alpha / sqrt(rank) instead.
+    """
 
     source: str = "minilm"
     head: Head = Head.FROZEN
@@ -82,48 +107,97 @@ class ModelConfig(Table):
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One source: where it is, its columns, and how many of its training examples to keep."""
+    """One source: where it is, its columns, how its files are written, and how many of its examples to keep or to hold out; the
+    keys of `DataConfig` for it alone."""
 
     source: str
     text: str
     label: str
-    column: str | None
-    limit: int | None
+    column: str | None = None
+    limit: int | None = None
+    test_limit: int | None = None
+    validation: float = 0.0
+    delimiter: str | None = None
+    encoding: str | None = None
 
 
 class DataConfig(Table):
     """The data set: a catalogue name, a file, a folder or a Hub id; its columns; and how clients come by it.
 
-    A list of sources is a run of several tasks, one a source: their columns are one name for all or a list, and `limit`
-    and `min_size` hold for each task.
+    A list of sources is a run of several tasks, one a source: their columns are one name for all or a list, and `limit`,
+    `test_limit`, `validation` and `min_size` hold for each task.
+
+    Attributes:
+        source: 20newsgroups or banking77, a file, a folder, or a Hub id; a list of them is several tasks.
+        text: the column of texts.
+        label: the column of labels.
+        delimiter: one character that separates columns of csv files; found out where it is not set.
+        encoding: of text files, by Python's name for it; found out where it is not set.
+        limit: how many training examples to keep, drawn by seed.
+        test_limit: how many test examples to keep, drawn by seed.
+        validation: the share of the training examples that is held out to choose the round by.
+        max_length: tokens at which texts are cut.
+        partition: how examples are dealt to clients.
+        alpha: Dirichlet's concentration: the smaller, the more clients differ in their classes.
+        column: the column that names the owner of each row, where clients are the real ones.
+        min_size: the fewest training examples of a client.
     """
 
     source: str | list[str] = "20newsgroups"
     text: str | list[str] = "text"
     label: str | list[str] = "label"
+    delimiter: str | None = None
+    encoding: str | None = None
     limit: PositiveInt | None = None
+    test_limit: PositiveInt | None = None
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     max_length: PositiveInt = 128
     partition: Partition = Partition.DIRICHLET
-    alpha: Annotated[PositiveFloat, AllowInfNan(False)] = 0.5
+    alpha: PositiveFloat = 0.5
     column: str | None = None
     min_size: PositiveInt = 1
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, delimiter: str | None) -> str | None:
+        if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
+            raise ValueError('one character that separates columns, such as ",", ";" or "|", or "\\t" for a tab')
+        return delimiter
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, encoding: str | None) -> str | None:
+        try:
+            "a".encode(encoding or "utf-8")
+        except (LookupError, ValueError):
+            raise ValueError("not an encoding of text; possible: utf-8, cp1252, latin-1, utf-16 and others of Python's") from None
+        return encoding
 
     @property
     def sources(self) -> list[SourceConfig]:
         """Each source and its columns."""
         names = [self.source] if isinstance(self.source, str) else self.source
         texts, labels = ([x] * len(names) if isinstance(x, str) else x for x in (self.text, self.label))
-        return [SourceConfig(*each, self.column, self.limit) for each in zip(names, texts, labels, strict=True)]
+        return [
+            SourceConfig(*each, self.column, self.limit, self.test_limit, self.validation, self.delimiter, self.encoding)
+            for each in zip(names, texts, labels, strict=True)
+        ]
 
     @property
     def title(self) -> str:
         """What the data is called in messages and pictures."""
-        return self.source if isinstance(self.source, str) else " + ".join(self.source)
+        return " + ".join(short(each.source) for each in self.sources)
 
 
 class ClientsConfig(Table):
-    """How many clients, their ranks, how many (an integer) or what share (up to 1.0) take part in a round, and how many of the
-    run's tasks each holds."""
+    """Who takes part.
+
+    Attributes:
+        count: how many clients; 10 where the data names no owners and nothing is said.
+        rank: of their adapters: a number, a list by client, or a plan of different ones.
+        sample: how many (an integer) or what share (up to 1.0) of them take part in a round.
+        tasks: how many of the run's tasks each holds.
+    """
 
     count: PositiveInt | None = None
     rank: PositiveInt | list[PositiveInt] | RankPlan = 8
@@ -132,7 +206,19 @@ class ClientsConfig(Table):
 
 
 class TrainConfig(Table):
-    """The length of the run, the local optimiser, and how often the test set is scored (always after the last round)."""
+    """The length of the run, the local optimiser, and how often the test set is scored.
+
+    Attributes:
+        rounds: rounds of federated training.
+        epochs: local epochs of a client in a round.
+        batch_size: examples in a client's step.
+        lr: learning rate of the local optimiser, which starts anew in each round.
+        optimizer: the local optimiser.
+        weight_decay: of the local optimiser.
+        clip: the largest norm of a step's gradient.
+        evaluate_every: rounds from one scoring of the test set to the next; the last round is always scored.
+        patience: scored rounds without a better score on the validation part after which the run ends.
+    """
 
     rounds: PositiveInt = 10
     epochs: PositiveInt = 1
@@ -142,10 +228,15 @@ class TrainConfig(Table):
     weight_decay: NonNegativeFloat = 0.01
     clip: PositiveFloat | None = None
     evaluate_every: PositiveInt = 1
+    patience: PositiveInt | None = None
 
 
 class TransformConfig(BaseModel):
-    """A transform of clients' changes: its name; its own fields stand beside it."""
+    """A transform of clients' changes: its name; its own fields stand beside it.
+
+    Attributes:
+        name: of the transform.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
@@ -156,7 +247,13 @@ class TransformConfig(BaseModel):
 
 
 class Config(Table):
-    """A whole run."""
+    """A whole run.
+
+    Attributes:
+        seed: of every random draw; the same seed gives the same run.
+        device: where to compute; auto is a GPU where there is one.
+        precision: of the frozen model; auto is bf16 where the hardware has it.
+    """
 
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -184,6 +281,8 @@ class Config(Table):
         count = 1 if isinstance(self.data.source, str) else len(self.data.source)
         if count == 0:
             raise ValueError("data.source = []: at least one source is needed")
+        if any(not name.strip() for name in ([self.data.source] if isinstance(self.data.source, str) else self.data.source)):
+            raise ValueError('data.source = "": a data set\'s name, a file, a folder or a Hugging Face id (org/name) is needed')
         for key, columns in (("text", self.data.text), ("label", self.data.label)):
             if not isinstance(columns, str) and (isinstance(self.data.source, str) or len(columns) != count):
                 raise ValueError(f"data.{key} lists {len(columns)} columns, but data.source names {count} source(s)")
@@ -229,11 +328,28 @@ def read_recipe(path: str) -> dict[str, Any]:
         raise BadInput(f"{path}: not valid TOML: {error}") from error
 
 
+def read_run(folder: Path) -> Config:
+    """The configuration of a run folder, which its run has written whole. BadInput when it is missing or damaged."""
+    file = folder / "config.toml"
+    if not file.is_file():
+        raise BadInput(f"{folder} is no run folder: it has no config.toml")
+    try:
+        tables = read_recipe(str(file))
+        lost = [name for name in ("method", "model", "data", "clients", "train") if name not in tables]
+        if lost:
+            raise BadInput(f"config.toml has no {' and no '.join(lost)}")
+        return resolve(tables)
+    except BadInput as error:
+        raise BadInput(f"{folder}: a damaged run folder: {error}") from error
+
+
 def setting(assignment: str) -> dict[str, Any]:
     """The nested tables of one `key=value`: the value is TOML, or a plain string where it is not."""
     key, equals, text = assignment.partition("=")
-    if not equals or not key:
+    if not equals or not re.fullmatch(r"\s*[\w-]+(\.[\w-]+)*\s*", key):
         raise BadInput(f"--set {assignment}: expected table.key=value, as in --set train.lr=1e-3")
+    if len(assignment.splitlines()) > 1:
+        raise BadInput(f"--set {assignment!r}: a line break; give each key=value a --set of its own")
     try:
         parsed: Any = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -1,8 +1,9 @@
 """Making a frozen dataclass of settings, a method or a transform, from what a configuration says."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from fedlora.errors import BadInput, unknown
 
@@ -26,6 +27,14 @@ def build(kind: type[Any], settings: Mapping[str, Any], what: str, prefix: str, 
             if not known:
                 raise BadInput(f"unknown {what} '{prefix}{key}'; {kind.__name__} has no settings")
             raise unknown(what, f"{prefix}{key}", known)
+    hints = get_type_hints(kind)
+    for key, value in settings.items():
+        try:
+            refuse_infinite(value)
+            if bool not in (hints[key], *get_args(hints[key])):
+                refuse_boolean(value)
+        except ValueError as error:
+            raise BadInput(f"{owner}{prefix}{key} = {value!r}: {error}") from error
     try:
         return TypeAdapter(kind).validate_python(dict(settings))
     except ValidationError as error:
@@ -34,3 +43,16 @@ def build(kind: type[Any], settings: Mapping[str, Any], what: str, prefix: str, 
         if first["type"] == "missing":
             raise BadInput(f"{where} is missing") from error
         raise BadInput(f"{where} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def refuse_boolean(value: Any) -> None:
+    """ValueError for true and false, alone or in a list, where they would pass for 1 and 0."""
+    if isinstance(value, bool) or (isinstance(value, list) and any(isinstance(each, bool) for each in value)):
+        raise ValueError("true and false are no numbers and no names")
+
+
+def refuse_infinite(value: Any) -> None:
+    """ValueError for inf and nan, alone or in a list."""
+    numbers = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, float)]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("a finite number is needed")

@@ -11,7 +11,7 @@ from transformers import RobertaConfig
 
 from benchmarks import gpu, harness, ours, training
 from benchmarks.peers import flower_sim, lora_a2_peft, peft_loop
-from fedlora.engine.run import World
+from fedlora.engine.world import World
 from fedlora.types import SHARED, Factors
 
 

@@ -15,7 +15,8 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 
 from fedlora.config import resolve
-from fedlora.engine.export import export, predict
+from fedlora.engine.export import export
+from fedlora.engine.predict import predict
 from fedlora.engine.run import execute
 from fedlora.errors import BadInput
 from fedlora.training.encode import encode

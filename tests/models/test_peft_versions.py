@@ -22,8 +22,9 @@ from tiny import Silent
 from fedlora import methods
 from fedlora.config import resolve, to_toml
 from fedlora.engine import run
-from fedlora.engine.export import export, predict, read_result
+from fedlora.engine.export import export, read_result
 from fedlora.engine.federation import load_pretrained, make_trainer, try_pretrained
+from fedlora.engine.predict import predict
 from fedlora.errors import BadInput
 from fedlora.models.load import PACKAGED, Packaged
 from fedlora.training.encode import encode
@@ -126,7 +127,7 @@ def test_an_adapter_names_a_packaged_base_by_its_hub_id(csv_folder: Path, tmp_pa
     (tmp_path / "package_of_a_model" / "__init__.py").touch()
     save_base(tmp_path / "package_of_a_model" / "files", "bert")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(PACKAGED, "minilm", Packaged("package_of_a_model", "files", "somebody/something", "pip install it"))
+    monkeypatch.setitem(PACKAGED, "minilm", Packaged("package_of_a_model", "files", "somebody/something", "it"))
     run.execute(resolve(tables(Path("minilm"), csv_folder)), tmp_path / "run", False, Silent())
     config, facts = (json.loads((tmp_path / "run/adapter" / name).read_text()) for name in ("adapter_config.json", "fedlora.json"))
     assert config["base_model_name_or_path"] == facts["base_model"] == "somebody/something"

@@ -16,11 +16,11 @@ from fedlora.engine import pipeline, run, wire
 from fedlora.engine.check import refuse
 from fedlora.engine.kept import Kept, read
 from fedlora.engine.loop import Server, rounds
-from fedlora.engine.record import read_rows
 from fedlora.errors import BadInput
 from fedlora.history import History
 from fedlora.methods.fedit import FedIT, Up
 from fedlora.methods.lora_a2 import Up as RankUp
+from fedlora.summary import read_rows
 from fedlora.types import Client, Nothing, Reply, Unfit
 
 CLIENT = Client(3, 2, 10)
@@ -67,7 +67,7 @@ def carried(message, method):
 
 
 def rows_of(out: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in read_rows(out / "metrics.jsonl")]
+    return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in read_rows(out)]
 
 
 def same_runs(one: Path, two: Path) -> None:
@@ -401,9 +401,9 @@ def test_clients_that_are_refused_keep_the_memory_they_had(base: dict, tmp_path:
     kept = {}
     write = checkpoint.save
 
-    def spy(folder, server, places):
+    def spy(folder, server, places, *more):
         kept[server.round] = {id: read(folder, place, [Kept]) for id, place in places.items()}
-        return write(folder, server, places)
+        return write(folder, server, places, *more)
 
     monkeypatch.setattr(run.checkpoint, "save", spy)
     real = loop.refuse

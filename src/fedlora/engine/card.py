@@ -3,13 +3,14 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fedlora import __version__, methods
-from fedlora.config import Config, Head
+from fedlora.config import Config
+from fedlora.engine.federation import has_own_models
 from fedlora.models.heads import padding
 from fedlora.models.load import Pretrained
+from fedlora.names import short
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def as_json(facts: Facts) -> str:
         "pad_token_id": padding(facts.pretrained.model),
         "padding_side": facts.padding,
         "method": config.method.name,
-        "data": _data(config),
+        "data": config.data.title,
         "rounds": row.get("round"),
         "accuracy": _accuracy(facts),
         "client": facts.client,
@@ -58,24 +59,28 @@ def as_json(facts: Facts) -> str:
 def model_card(facts: Facts) -> str:
     """A model card in Hugging Face's format."""
     config, row = facts.config, facts.row
+    base = short(facts.pretrained.source)
     what = "model" if facts.merged else "LoRA adapter"
-    whose = "everybody's" if facts.client is None else f"client {facts.client}'s"
+    whose = "everybody's model" if facts.client is None else f"the model of client {facts.client} alone"
+    if facts.client is None and has_own_models(config):
+        whose = "what its clients share: each ended with a model of its own, and this one was not scored"
     title = methods.find(config.method.name).FACTS.title
     accuracy, rounds = _accuracy(facts), "-" if row is None else row["round"]
     score = "not scored" if accuracy is None else f"{100 * accuracy:.1f} % of the test texts"
-    metadata = ["---", f"base_model: {facts.pretrained.source}", "pipeline_tag: text-classification"]
+    metadata = ["---", f"base_model: {base}", "pipeline_tag: text-classification"]
     metadata += [f"library_name: {'transformers' if facts.merged else 'peft'}", "tags:", "- federated-learning", "- lora", "---"]
     return "\n".join(
         [
             *metadata,
-            f"# {_data(config)}: {what} by {title}",
-            f"A text classifier of {len(facts.label_names)} classes on `{facts.pretrained.source}`, trained by federated learning "
+            f"# {config.data.title}: {what} by {title}",
+            f"A text classifier of {len(facts.label_names)} classes on `{base}`, trained by federated learning "
             f"with fedlora {__version__}: the data of the clients never left them.",
             "",
             "| | |",
             "|---|---|",
-            f"| method | {title} (`{config.method.name}`), {whose} model |",
-            f"| data | {_data(config)} |",
+            f"| method | {title} (`{config.method.name}`) |",
+            f"| whose | {whose} |",
+            f"| data | {config.data.title} |",
             f"| rounds | {rounds} |",
             f"| accuracy | {score} |",
             f"| longest text | {facts.limit} tokens |",
@@ -93,8 +98,8 @@ def model_card(facts: Facts) -> str:
 def _accuracy(facts: Facts) -> float | None:
     """The share of test texts that were right in the last round: of a client's model, of its own ones. Where clients end with
     models of their own, everybody's was not scored."""
-    row, config = facts.row or {}, facts.config
-    if facts.client is None and (methods.find(config.method.name).FACTS.personal or config.model.head is Head.PERSONAL):
+    row = facts.row or {}
+    if facts.client is None and has_own_models(facts.config):
         return None
     found: float | None = row.get("accuracy") if facts.client is None else row.get("client_accuracy", {}).get(str(facts.client))
     return found
@@ -127,9 +132,3 @@ def _on_padding(facts: Facts) -> str:
         f"Padding: this folder's tokenizer pads with `{token}` (id {id}). A decoder's head reads a text's last token that is not "
         "the padding token, so give the model the same `pad_token_id`, as above."
     )
-
-
-def _data(config: Config) -> str:
-    """What the data is called, without the folders that it lies in."""
-    sources = [config.data.source] if isinstance(config.data.source, str) else config.data.source
-    return " + ".join(Path(source).name if Path(source).exists() else source for source in sources)

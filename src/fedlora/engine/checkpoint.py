@@ -5,12 +5,13 @@
     checkpoint/kept-00005.fed          what the clients of round 5 keep (`fedlora.engine.kept`)
 
 Every file is written under another name, flushed to disk and renamed, the json last: after a kill at any moment the newest json
-names only whole files. A file that no generation names any more is deleted.
+names only whole files. A file that no generation names any more is deleted. The generation of the best round by validation stays.
 """
 
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,25 +34,44 @@ class Saved:
     problems: tuple[str, ...] = ()
 
 
-def save(folder: Path, server: Server, places: Mapping[int, Place]) -> None:
-    """Write a generation; `places` say where what each client keeps lies in `folder`."""
+def save(
+    folder: Path, server: Server, places: Mapping[int, Place], config: Mapping[str, Any] | None = None, best: int | None = None
+) -> None:
+    """Write a generation.
+
+    Args:
+        places: where what each client keeps lies in `folder`.
+        config: the tables of the run's configuration.
+        best: a round whose generation stays, too.
+    """
     folder.mkdir(exist_ok=True)
     tag = f"{server.round:05d}"
     name = f"server-{tag}.fed"
     written = write_whole(folder / name, wire.encode(server))
-    manifest = {"round": server.round, "server": [name, written], "kept": {str(id): place for id, place in places.items()}}
-    write_whole(folder / f"round-{tag}.json", json.dumps(manifest).encode())
-    _sweep(folder)
+    kept = {str(id): place for id, place in places.items()}
+    manifest = {"round": server.round, "server": [name, written], "kept": kept, "config": config}
+    write_whole(_manifest(folder, server.round), json.dumps(manifest).encode())
+    _sweep(folder, best)
 
 
-def load(folder: Path, method: Any) -> Saved | None:
-    """The newest generation that is whole, or None when there is none at all.
+def configured(folder: Path) -> dict[str, Any] | None:
+    """The tables of the configuration with which the newest generation was written; None where that is not known."""
+    for manifest in reversed(_manifests(folder)):
+        with suppress(OSError, ValueError, AttributeError):
+            found = json.loads(manifest.read_bytes()).get("config")
+            return None if found is None else dict(found)
+    return None
+
+
+def load(folder: Path, method: Any, round: int | None = None) -> Saved | None:
+    """The newest generation that is whole, or that of a round; None when there is none at all.
 
     Raises:
         BadInput: there are generations, and each is damaged; names the files.
     """
     problems: list[str] = []
-    for manifest in reversed(_manifests(folder)):
+    manifests = _manifests(folder) if round is None else [_manifest(folder, round)]
+    for manifest in reversed(manifests):
         try:
             return _load(manifest, method, tuple(problems))
         except (ValueError, KeyError, TypeError, OSError) as error:
@@ -94,18 +114,23 @@ def _read(manifest: Path) -> dict[str, Any]:
         raise ValueError(f"{manifest.name} is damaged") from error
 
 
+def _manifest(folder: Path, round: int) -> Path:
+    return folder / f"round-{round:05d}.json"
+
+
 def _manifests(folder: Path) -> list[Path]:
     return sorted(folder.glob("round-*.json"))
 
 
-def _sweep(folder: Path) -> None:
+def _sweep(folder: Path, best: int | None) -> None:
     """Delete what no generation that we keep names."""
-    manifests = _manifests(folder)
-    keep = {m.name for m in manifests[-GENERATIONS:]}
-    for m in manifests[-GENERATIONS:]:
+    newest = _manifests(folder)[-GENERATIONS:]
+    manifests = newest if best is None else {*newest, _manifest(folder, best)}
+    keep = {m.name for m in manifests}
+    for m in manifests:
         try:
             listed = _read(m)
-        except ValueError:
+        except (ValueError, OSError):
             continue
         keep |= {listed["server"][0], *(place.file for place in listed["kept"].values())}
     for file in folder.iterdir():

@@ -22,6 +22,7 @@ from torch import Tensor
 from fedlora import methods, seeds
 from fedlora.engine import wire
 from fedlora.engine.federation import fresh_adapter
+from fedlora.engine.pipeline import UNCHANGED, Pipeline
 from fedlora.types import (
     BASE,
     GATE,
@@ -99,29 +100,53 @@ def half(setup: Setup, t: int) -> Sequence[Client]:
 
 def cost(method: Method, setup: Setup, present: Callable[[Setup, int], Sequence[Client]] = lambda setup, t: setup.clients) -> Cost:
     """Play made-up rounds with who is present in each, and count the messages."""
+    rounds = list(made_up_rounds(method, setup, present))
+    turns = sum(len(present(setup, t)) for t in range(1, setup.rounds + 1))
+    return Cost(sum(each.upload_bytes for each in rounds) / turns, sum(each.download_bytes for each in rounds) / turns)
+
+
+@dataclass(frozen=True)
+class Round:
+    """Of all clients of a round together; `passes` is how many epochs a client trains for on average, rehearsals included."""
+
+    upload_bytes: int
+    download_bytes: int
+    passes: float
+
+
+def made_up_rounds(
+    method: Method, setup: Setup, present: Callable[[Setup, int], Sequence[Client]], transforms: Pipeline = UNCHANGED
+) -> Iterator[Round]:
+    """Play made-up rounds with who is present in each."""
     state = method.init(setup)
     held = {client.id: method.hold(setup, client) for client in setup.clients}
-    up = down = turns = 0
+    up = down = epochs = 0
+
+    def answer(ask: Train | Observe, t: int, client: Client) -> Trained | Observed:
+        nonlocal epochs
+        if isinstance(ask, Train):
+            epochs += setup.epochs if ask.epochs is None else ask.epochs
+        return _make_up(ask, setup, t, client)
 
     def replies(t: int) -> Iterator[Reply]:
-        nonlocal up, down, turns
+        nonlocal up, down
         for client in present(setup, t):
             order = method.send(state, client)
             local = method.local(order, held[client.id], client)
-            answer = _make_up(next(local), setup, t, client)
+            made_up = answer(next(local), t, client)
             try:
                 while True:
-                    answer = _make_up(local.send(answer), setup, t, client)
+                    made_up = answer(local.send(made_up), t, client)
             except StopIteration as end:
                 message, held[client.id] = end.value
-            up += wire.measure(message).total
+            up += transforms.measure(transforms.pack(message, {}, t, client)[0]).total
             down += wire.measure(order).total
-            turns += 1
             yield Reply(client, message)
 
     for t in range(1, setup.rounds + 1):
+        up = down = epochs = 0
         state, _ = method.aggregate(state, replies(t))
-    return Cost(up / turns, down / turns)
+        yield Round(up, down, epochs / len(present(setup, t)))
 
 
 def table() -> str:

@@ -1,26 +1,24 @@
 """The result of a run, in the formats that others read: a PEFT adapter, or the whole model."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
-from fedlora.config import Config, Head, read_recipe, resolve
+from fedlora.config import Config, read_run
 from fedlora.engine import card, checkpoint, wire
-from fedlora.engine.federation import Roster, load_pretrained, make_method, make_trainer, read_roster, try_pretrained
+from fedlora.engine.federation import Roster, has_own_models, load_pretrained, make_method, read_roster
 from fedlora.engine.kept import Kept, Shelf
-from fedlora.engine.record import Row, read_rows
-from fedlora.errors import BadInput
+from fedlora.errors import BadInput, some
 from fedlora.models import peft
-from fedlora.models.load import Pretrained
-from fedlora.training.encode import encode
-from fedlora.training.trainer import Question
+from fedlora.models.load import PACKAGED, Pretrained
+from fedlora.summary import read_rows, to_written
 from fedlora.types import Model, Tensors
 
 
-def write_result(config: Config, roster: Roster, result: Model, head: Tensors, rows: Sequence[Row], out: Path) -> str:
+def write_result(config: Config, roster: Roster, result: Model, head: Tensors, rows: Sequence[Mapping[str, Any]], out: Path) -> str:
     """Write `adapter/` under `out`, or `model/` where the result is no fixed low-rank change; returns which. What depends on the
     input has no such format, and is in the checkpoint only: "checkpoint"."""
     if not peft.has_fixed_weights(result):
@@ -30,7 +28,7 @@ def write_result(config: Config, roster: Roster, result: Model, head: Tensors, r
     return name
 
 
-def export(run: Path, to: Path, client_id: int | None, merged: bool) -> str:
+def export(run: Path, to: Path, client: int | str | None, merged: bool) -> str:
     """Export what a run has learned so far; with a client, that client's own model. Returns "adapter" or "model".
 
     Raises:
@@ -39,32 +37,34 @@ def export(run: Path, to: Path, client_id: int | None, merged: bool) -> str:
     """
     if to.exists():
         raise BadInput(f"{to} exists already; give another --to")
-    config, roster, result, head = read_result(run, client_id)
+    id = None if client is None else which_client(run, client)
+    config, roster, result, head = read_result(run, id)
     if not peft.has_fixed_weights(result):
         raise BadInput(
             f"{run}: this model weighs its adapters anew for each input (or has one for each task), and neither an adapter nor a "
             "whole model can hold that; `fedlora predict` uses it"
         )
     merged = merged or not peft.is_adapter(result)
-    _write_folder(config, roster, result, head, to, merged, read_rows(run / "metrics.jsonl"), client_id)
+    _write_folder(located(config, run), roster, result, head, to, merged, to_written(read_rows(run)), id)
     return "model" if merged else "adapter"
 
 
 def read_result(run: Path, client_id: int | None = None) -> tuple[Config, Roster, Model, Tensors]:
-    """The configuration, the clients, the learned model and the trained head (or nothing) of a run folder."""
-    file = run / "config.toml"
-    if not file.exists():
-        raise BadInput(f"{run} is no run folder: it has no config.toml")
-    config, roster = resolve(read_recipe(str(file))), read_roster(run / "federation.json")
+    """The configuration, the clients, the learned model and the trained head (or nothing) of a run folder. With a validation
+    part the model is that of the best round by it."""
+    config, roster = read_run(run), read_roster(run / "federation.json")
     method = make_method(config)
     saved = checkpoint.load(run / "checkpoint", method)
     if saved is None:
         raise BadInput(f"{run} has no checkpoint yet: no round is complete")
+    written = to_written(read_rows(run)[: saved.server.round])
+    if len(written) < saved.server.round:
+        saved = checkpoint.load(run / "checkpoint", method, len(written)) or saved
     if client_id is None:
         return config, roster, method.deploy(saved.server.state), saved.server.head
     if client_id not in range(len(roster.clients)):
         raise BadInput(f"--client {client_id}: the run has clients 0 to {len(roster.clients) - 1}")
-    if not (method.FACTS.personal or config.model.head is Head.PERSONAL):
+    if not has_own_models(config):
         raise BadInput(
             f"--client {client_id}: {method.FACTS.title} with a {config.model.head.value} head trains one model for all; "
             "leave --client out"
@@ -77,21 +77,36 @@ def read_result(run: Path, client_id: int | None = None) -> tuple[Config, Roster
     return config, roster, model, kept.head or saved.server.head
 
 
-def predict(run: Path, texts: list[str], note: Callable[[str], None] = lambda text: None) -> list[tuple[str, float]]:
-    """The trained model's label for each text, and its probability; `note` hears what a user should know."""
-    config, roster, result, head = read_result(run)
-    pretrained = load_pretrained(config, roster)
-    findings = try_pretrained(config, pretrained)
-    data = encode(pretrained.tokenizer, texts, np.zeros(len(texts), dtype=np.int64), roster.max_length or findings.limit)
-    if data.cut:
-        note(f"{data.cut:,} of {len(texts):,} texts are longer than {roster.max_length or findings.limit} tokens, and cut")
-    (logits,) = make_trainer(config, pretrained, findings).logits([Question(result, head, data)])
-    best = torch.from_numpy(logits).softmax(dim=1).max(dim=1)
-    return [(roster.label_names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+def which_client(run: Path, client: int | str) -> int:
+    """The number of the client that is called so, or has that number. BadInput says which there are."""
+    roster = read_roster(run / "federation.json")
+    if client in roster.names:
+        return roster.names.index(str(client))
+    if str(client).isdecimal() and int(client) < len(roster.names):
+        return int(client)
+    last = len(roster.names) - 1
+    raise BadInput(f"--client {client}: the run has clients 0 to {last}: {some(roster.names, 10)}")
+
+
+def located(config: Config, run: Path) -> Config:
+    """The configuration with its model where it is: a relative folder is looked for here, then beside each folder that `run` lies
+    in, so that a run can be used from elsewhere."""
+    source = config.model.source
+    if source in PACKAGED or Path(source).exists():
+        return config
+    found = next((place / source for place in run.resolve().parents if (place / source / "config.json").is_file()), None)
+    return config if found is None else config.model_copy(update={"model": config.model.model_copy(update={"source": str(found)})})
 
 
 def _write_folder(
-    config: Config, roster: Roster, result: Model, head: Tensors, to: Path, merged: bool, rows: Sequence[Row], client: int | None
+    config: Config,
+    roster: Roster,
+    result: Model,
+    head: Tensors,
+    to: Path,
+    merged: bool,
+    rows: Sequence[Mapping[str, Any]],
+    client: int | None,
 ) -> None:
     """Built beside its place and renamed, so that it is never half there."""
     part = to.with_name(f".{to.name}.part")

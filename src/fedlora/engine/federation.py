@@ -12,7 +12,7 @@ import torch
 
 from fedlora import methods, seeds
 from fedlora.algebra.tensors import flat
-from fedlora.config import RANK_SHARES, ClientsConfig, Config, RankPlan
+from fedlora.config import RANK_SHARES, ClientsConfig, Config, Head, RankPlan
 from fedlora.data.dataset import Dataset, Task
 from fedlora.data.partition import Parts
 from fedlora.data.tasks import task_counts
@@ -40,6 +40,7 @@ class Roster:
         rows: tokens that fill a step of training, which decides who trains together; a run that is resumed keeps it.
         max_length: tokens at which texts are cut.
         padding: on which side the model takes padding, "right" or "left"; "none" where it is changed by any.
+        data: digest of the texts, labels and owners; None where the folder does not say.
     """
 
     label_names: tuple[str, ...]
@@ -51,6 +52,7 @@ class Roster:
     rows: int | None = field(default=None, compare=False)
     max_length: int | None = field(default=None, compare=False)
     padding: str = field(default="right", compare=False)
+    data: str | None = field(default=None, compare=False)
 
     def to_json(self) -> str:
         rows = [
@@ -60,6 +62,7 @@ class Roster:
         ]
         tasks = {"tasks": [asdict(task) for task in self.tasks]} if self.tasks else {}
         model = {"modules": self.modules, "rows": self.rows, "max_length": self.max_length, "padding": self.padding}
+        model |= {"data": self.data}
         return json.dumps({"label_names": self.label_names, **tasks, **model, "clients": rows}, indent=1)
 
 
@@ -78,6 +81,7 @@ def read_roster(path: Path) -> Roster:
             found.get("rows"),
             found.get("max_length"),
             found.get("padding", "right"),
+            found.get("data"),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: missing or damaged, so this is no run folder ({error})") from error
@@ -99,7 +103,11 @@ def client_ranks(config: ClientsConfig, count: int) -> list[int]:
 
 
 def make_clients(config: ClientsConfig, dataset: Dataset, parts: Parts) -> tuple[Client, ...]:
-    """The clients that the data were dealt to."""
+    """The clients that the data were dealt to. BadInput where `config` speaks of more, or of fewer."""
+    if isinstance(config.sample, int) and config.sample > len(parts.train):
+        raise BadInput(
+            f"clients.sample = {config.sample}: the run has {len(parts.train)} clients; a share up to 1.0 is possible, too"
+        )
     dealt = zip(client_ranks(config, len(parts.train)), parts.train, strict=True)
     return tuple(Client(i, rank, len(where), task_counts(dataset, where)) for i, (rank, where) in enumerate(dealt))
 
@@ -112,6 +120,15 @@ def fresh_adapter(shapes: Mapping[str, tuple[int, int]], seed: int, scaling: Map
     }
     B = {m: torch.zeros(o, rank) for m, (o, _) in shapes.items()}
     return Factors(flat({m: torch.from_numpy(a) for m, a in A.items()}), flat(B), scaling[rank])
+
+
+def require_validation(config: Config, dataset: Dataset) -> None:
+    """BadInput where the run shall stop by a validation part that there is not."""
+    if config.train.patience is not None and dataset.validation is None:
+        raise BadInput(
+            f"train.patience = {config.train.patience} needs a validation part: data.validation = 0.1 holds one out of the "
+            "training examples, or the data set has a file of its own for it"
+        )
 
 
 def make_setup(config: Config, trainer: Trainer, clients: Sequence[Client]) -> Setup:
@@ -144,6 +161,12 @@ def make_setup(config: Config, trainer: Trainer, clients: Sequence[Client]) -> S
 def make_method(config: Config) -> Method:
     """The configured method."""
     return methods.make(config.method.name, config.method.settings)
+
+
+def has_own_models(config: Config) -> bool:
+    """Whether clients end with models of their own, so that each is scored on its own test part, and no common one is."""
+    personal: bool = methods.find(config.method.name).FACTS.personal
+    return personal or config.model.head is Head.PERSONAL
 
 
 def load_pretrained(config: Config, roster: Roster) -> Pretrained:

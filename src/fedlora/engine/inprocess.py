@@ -87,7 +87,7 @@ class InProcess:
             local = self.method.local(order.down, kept.held, order.client)
             head = kept.head if self.head is Head.PERSONAL else order.head
             run = _Running(order, local, next(local), head, kept.memory)
-            extra = self._trained_bytes(run.ask, order.client)
+            extra = self.trained_bytes(run.ask, order.client)
             if wave and size + extra > WAVE_BYTES:
                 yield from self._finish(wave)
                 wave, size = [], 0
@@ -163,7 +163,8 @@ class InProcess:
     def _seed(self, run: _Running) -> int:
         return seeds.derive(self.setup.seed, "train", run.order.round, run.order.client.id, run.requests)
 
-    def _trained_bytes(self, ask: Train | Observe, client: Client) -> int:
+    def trained_bytes(self, ask: Train | Observe, client: Client) -> int:
+        """Of what a client trains, in fp32."""
         if isinstance(ask, Observe):  # it has yet to ask for training: as a rule, of an adapter of its rank
             return 4 * client.rank * sum(map(sum, self.setup.shapes.values()))
         count = 0

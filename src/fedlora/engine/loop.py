@@ -87,6 +87,7 @@ def rounds(
         if not tally.accepted:
             id, why = next(iter(sorted((tally.refused or tally.lost).items())), (None, "no client takes part"))
             count = f"none of {len(tally.failed)} replies counts: " if len(tally.failed) > 1 else ""
+            why += "; a lower train.lr may help" if "finite" in why else ""
             raise RunFailed(f"round {t}: {count}{why if id is None else f'client {id}: {why}'}")
         yield server, tally, diagnostics
 

@@ -11,6 +11,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedlora.engine.checkpoint import write_whole
+from fedlora.errors import BadInput
+from fedlora.summary import read_rows
 from fedlora.types import Diagnostics
 
 Row = dict[str, Any]
@@ -20,15 +22,17 @@ class Record:
     """metrics.jsonl and arrays/ of a run folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.metrics, self.arrays = folder / "metrics.jsonl", folder / "arrays"
+        self.folder, self.metrics, self.arrays = folder, folder / "metrics.jsonl", folder / "arrays"
 
     def rows(self) -> list[Row]:
-        """The whole rows so far; a last line that was cut off by a kill does not count."""
-        return read_rows(self.metrics)
+        """The rows so far."""
+        return read_rows(self.folder)
 
     def cut(self, round: int) -> None:
-        """Forget the rows after `round`: they will be played again."""
-        kept = [row for row in self.rows() if row["round"] <= round]
+        """Forget the rows after `round`: they will be played again. BadInput where rows before it are missing."""
+        kept = self.rows()[:round]
+        if len(kept) < round:
+            raise BadInput(f"{self.metrics} is damaged: it ends with round {len(kept)}, and the checkpoint is of round {round}")
         write_whole(self.metrics, "".join(map(_line, kept)).encode())
 
     def add(self, row: Mapping[str, Any], diagnostics: Diagnostics) -> Row:
@@ -43,33 +47,6 @@ class Record:
             file.flush()
             os.fsync(file.fileno())
         return whole
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a metrics.jsonl; empty when there is none yet."""
-    rows: list[Row] = []
-    if path.exists():
-        for line in path.read_text().splitlines(keepends=True):
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-            if not line.endswith("\n"):
-                rows.pop()
-    return rows
-
-
-def summarise(rows: list[Row]) -> dict[str, Any]:
-    """Final and best metrics and the totals of the run."""
-    best = max(rows, key=lambda row: row["accuracy"] if row["accuracy"] is not None else -1.0)
-    traffic = ("upload_params", "upload_bytes", "download_params", "download_bytes")
-    totals = (*traffic, "wall_s", "train_s", "evaluate_s", "aggregate_s", "wire_s", "other_s")
-    return {
-        "rounds": rows[-1]["round"],
-        "final": {name: rows[-1][name] for name in ("accuracy", "macro_f1", "loss")},
-        "best": {name: best[name] for name in ("round", "accuracy", "macro_f1")},
-        "totals": {name: sum(row[name] for row in rows) for name in totals} | {"failed": sum(row["failed"] for row in rows)},
-    }
 
 
 def clean(x: Any) -> Any:

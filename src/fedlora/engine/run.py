@@ -3,23 +3,21 @@
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from torch.profiler import record_function
 
-from fedlora.config import Config, Head, as_tables, resolve, to_toml
-from fedlora.data.dataset import Dataset
+from fedlora.config import Config, Head, as_tables, read_recipe, resolve, to_toml
+from fedlora.data.dataset import Split
 from fedlora.data.load import load as load_data
-from fedlora.data.partition import Parts
 from fedlora.data.tasks import deal
 from fedlora.engine import checkpoint, pipeline, wire
+from fedlora.engine.evaluate import evaluate
 from fedlora.engine.export import write_result
 from fedlora.engine.federation import (
     Roster,
@@ -30,23 +28,23 @@ from fedlora.engine.federation import (
     make_trainer,
     read_roster,
     rehearsed,
+    require_validation,
     try_pretrained,
     versions,
 )
 from fedlora.engine.inprocess import InProcess
-from fedlora.engine.kept import Kept, Shelf
-from fedlora.engine.lock import alone
+from fedlora.engine.kept import Shelf
+from fedlora.engine.lock import alone, founding
 from fedlora.engine.loop import Server, Tally, rounds, sampler
-from fedlora.engine.pipeline import Pipeline
-from fedlora.engine.record import Record, Row, summarise
+from fedlora.engine.packages import require
+from fedlora.engine.record import Record, Row
 from fedlora.engine.study import energy, study
-from fedlora.errors import BadInput
+from fedlora.engine.world import World
+from fedlora.errors import BadInput, RunFailed
 from fedlora.models.quiet import uncollected
-from fedlora.models.trial import Findings
+from fedlora.summary import best_round, complete, exhausted, summarise
+from fedlora.summary import read as read_summary
 from fedlora.training.encode import Encoded, encode
-from fedlora.training.metrics import accuracy, macro_f1
-from fedlora.training.trainer import Question, Trainer
-from fedlora.types import Client, Method, Setup
 
 
 class Listener(Protocol):
@@ -68,23 +66,6 @@ class Listener(Protocol):
         """A round is complete and on disk."""
 
 
-@dataclass(frozen=True)
-class World:
-    """Everything that a run works with."""
-
-    config: Config
-    method: Method
-    transforms: Pipeline
-    setup: Setup
-    trainer: Trainer
-    findings: Findings
-    roster: Roster
-    train: Mapping[int, Encoded]
-    test: Encoded
-    dataset: Dataset
-    parts: Parts
-
-
 def execute(config: Config, out: Path, resume: bool, listener: Listener, profile: bool = False) -> dict[str, Any]:
     """Run, or go on with, the run in `out`; returns its summary. Everything in `out` is whole at any moment. With `profile`, the
     first round that is played leaves trace.json.gz, which chrome://tracing and ui.perfetto.dev open.
@@ -93,20 +74,24 @@ def execute(config: Config, out: Path, resume: bool, listener: Listener, profile
         BadInput: the configuration asks for what cannot be, or `out` exists (without `resume`) or belongs to another
             configuration (with it).
     """
-    summary = out / "summary.json"
-    if out.exists():
-        if not resume:
-            raise BadInput(f"{out} exists already; give --resume to go on with it, or another --out")
-        _same_run(config, out)
-        if summary.exists():
-            done: dict[str, Any] = json.loads(summary.read_text())
-            if done["rounds"] >= config.train.rounds:
+    with ExitStack() as held:
+        if os.path.lexists(out):
+            if not resume:
+                raise BadInput(f"{out} exists already; give --resume to go on with it, or another --out")
+            _same_run(config, out)
+            done = read_summary(out)
+            if done is not None and complete(done, config.train.rounds):
                 listener.note(f"{out} is complete: {done['rounds']} rounds; nothing to do")
                 return done
-    world = prepare(config, listener)
-    world.trainer.rows = _check_roster(world.roster, out)
-    _open(config, world, out)
-    with alone(out):
+            held.enter_context(alone(out))
+            place = None
+        else:
+            place = held.enter_context(founding(out))
+        world = prepare(config, listener)
+        if place is None:
+            world.trainer.rows = _check_roster(world.roster, out)
+        else:
+            _found(world, place, out)
         record = Record(out)
         saved = checkpoint.load(out / "checkpoint", world.method)
         if saved is None:
@@ -114,23 +99,27 @@ def execute(config: Config, out: Path, resume: bool, listener: Listener, profile
         for problem in saved.problems:
             listener.note(f"damaged checkpoint {problem}; going on from the one before, round {saved.server.round}")
         record.cut(saved.server.round)
-        server = play(world, saved, record, out, listener, profile)
+        checkpoint.write_whole(out / "config.toml", to_toml(config).encode())  # there may be more rounds now
+        last = play(world, saved, record, out, listener, profile)
         listener.stage("writing the result")
-        return _finish(world, server, record, out)
+        return _finish(world, last, record, out)
 
 
 @uncollected()
 def prepare(config: Config, listener: Listener) -> World:
     """Load data and model, deal the data to the clients. Checks everything that can be wrong before training starts."""
+    require(config)
     method = make_method(config)
     transforms = pipeline.make(config.transform, method, config.seed, config.model.head)
     listener.stage(f"reading {config.data.title}")
     dataset = load_data(config.data, config.seed)
     for note in dataset.notes:
         listener.note(note)
+    require_validation(config, dataset)
     parts = deal(dataset, config.data, config.clients, config.seed)
     clients = make_clients(config.clients, dataset, parts)
-    roster = Roster(dataset.label_names, clients, parts.names, tuple(len(where) for where in parts.test), dataset.tasks)
+    num_test = tuple(len(where) for where in parts.test)
+    roster = Roster(dataset.label_names, clients, parts.names, num_test, dataset.tasks, data=dataset.digest)
     listener.stage(f"loading {config.model.source}")
     pretrained = load_pretrained(config, roster)
     listener.stage("trying the model")
@@ -138,10 +127,12 @@ def prepare(config: Config, listener: Listener) -> World:
     for note in findings.notes:
         listener.note(note)
     listener.stage("tokenising")
-    train, test = (
-        replace(encode(pretrained.tokenizer, part.texts, part.labels, findings.limit), tasks=part.tasks)
-        for part in (dataset.train, dataset.test)
-    )
+
+    def encoded(part: Split) -> Encoded:
+        return replace(encode(pretrained.tokenizer, part.texts, part.labels, findings.limit), tasks=part.tasks)
+
+    train, test = encoded(dataset.train), encoded(dataset.test)
+    validation = None if dataset.validation is None else encoded(dataset.validation)
     for note in _about_tokens(train, test, findings.limit):
         listener.note(note)
     trainer = make_trainer(config, pretrained, findings, dataset.tasks)
@@ -155,7 +146,7 @@ def prepare(config: Config, listener: Listener) -> World:
     if empty:
         listener.note(f"skipped, for they have no training example: {', '.join(empty)}")
     own = {c.id: train.take(parts.train[c.id]) for c in clients}
-    return World(config, method, transforms, setup, trainer, findings, roster, own, test, dataset, parts)
+    return World(config, method, transforms, setup, trainer, findings, roster, own, test, validation, dataset, parts)
 
 
 def _about_tokens(train: Encoded, test: Encoded, limit: int) -> Iterator[str]:
@@ -171,8 +162,9 @@ def _about_tokens(train: Encoded, test: Encoded, limit: int) -> Iterator[str]:
 
 
 def play(world: World, saved: checkpoint.Saved, record: Record, out: Path, listener: Listener, profile: bool = False) -> Server:
-    """Play the rounds that are left, each recorded and kept when it is complete; returns the server after the last."""
-    setup, server = world.setup, saved.server
+    """Play the rounds that are left, each recorded and kept when it is complete; returns the server after the last. They end early
+    when the score on the validation part has not been better for `train.patience` scored rounds."""
+    setup, server, train = world.setup, saved.server, world.config.train
     participants = sampler(setup, world.config.clients.sample)
     transport = InProcess(
         world.method,
@@ -189,27 +181,36 @@ def play(world: World, saved: checkpoint.Saved, record: Record, out: Path, liste
     listener.begin(server.round, setup.rounds, len(participants(1)))
     skipped = [c.id for c in setup.clients if c.num_examples == 0]
     start = time.perf_counter()
-    played = rounds(world.method, setup, server, transport, participants, world.transforms)
+    rows = record.rows()
+    left = [] if exhausted(rows, train.patience) else rounds(world.method, setup, server, transport, participants, world.transforms)
     with ExitStack() as trace:
         if profile:
             trace.enter_context(_trace(out / "trace.json.gz"))
-        for server, tally, diagnostics in played:
+        for server, tally, diagnostics in left:
             row = _row(server.round, tally)
-            if server.round % world.config.train.evaluate_every == 0 or server.round == setup.rounds:
+            if server.round % train.evaluate_every == 0 or server.round == setup.rounds:
                 scored = time.perf_counter()
-                row |= evaluate(world, server, transport)
+                scores, confused = evaluate(world, server, transport)
+                row |= scores
                 row["evaluate_s"] = time.perf_counter() - scored
                 found = {} if world.method.FACTS.personal else energy(world.method.deploy(server.state))
                 diagnostics = {**study(transport.learned), **found, **diagnostics}
+                if server.round in (setup.rounds, best_round([*rows, row])):
+                    diagnostics["confusion"] = confused
             row["wall_s"] = time.perf_counter() - start
             row["other_s"] = row["wall_s"] - sum(row[f"{part}_s"] for part in ("train", "evaluate", "aggregate", "wire"))
             start = time.perf_counter()  # what comes now counts as the next round's other time
             if skipped:
                 row["skipped"] = skipped
-            row = record.add(row, diagnostics)
-            checkpoint.save(out / "checkpoint", server, transport.shelf.places)
+            rows.append(record.add(row, diagnostics))
+            checkpoint.save(out / "checkpoint", server, transport.shelf.places, as_tables(world.config), best_round(rows))
             trace.close()  # one round: a longer trace is too large for its viewers
-            listener.round(row)
+            listener.round(rows[-1])
+            if exhausted(rows, train.patience):
+                listener.note(
+                    f"stopped after round {server.round}: no better on the validation part since round {best_round(rows)}"
+                )
+                break
     return server
 
 
@@ -245,57 +246,29 @@ def _row(round: int, tally: Tally) -> Row:
     return row
 
 
-@record_function("evaluate")
-def evaluate(world: World, server: Server, transport: InProcess) -> Row:
-    """Test metrics: of the one model on the whole test set, or, where clients end with different models, of each client's on
-    its own part, weighted by its size."""
-    personal_head = world.config.model.head is Head.PERSONAL
-    predicted = np.zeros(len(world.test), dtype=np.int64)
-    if not (world.method.FACTS.personal or personal_head):
-        (logits,) = world.trainer.logits([Question(world.method.deploy(server.state), server.head, world.test)])
-        predicted = logits.argmax(axis=1)
-        scores: Row = {"accuracy": accuracy(predicted, world.test.labels), "macro_f1": macro_f1(predicted, world.test.labels)}
-        return scores | _by_task(world, predicted, np.arange(len(predicted)))
-    by_client: dict[str, float] = {}
-    scored = [client for client in world.setup.clients if len(world.parts.test[client.id])]
-
-    def ask(client: Client) -> Question:
-        kept: Kept = transport.kept_by(client)
-        model = world.method.deploy(server.state, client, kept.held)
-        return Question(model, kept.head if personal_head else server.head, world.test.take(world.parts.test[client.id]))
-
-    for client, logits in zip(scored, world.trainer.logits(map(ask, scored)), strict=True):
-        where = world.parts.test[client.id]
-        predicted[where] = logits.argmax(axis=1)
-        by_client[str(client.id)] = accuracy(predicted[where], world.test.labels[where])
-    everyone = np.concatenate(world.parts.test)
-    own, labels = predicted[everyone], world.test.labels[everyone]
-    scores = {"accuracy": accuracy(own, labels), "macro_f1": macro_f1(own, labels), "client_accuracy": by_client}
-    return scores | _by_task(world, predicted, everyone)
-
-
-def _by_task(world: World, predicted: np.ndarray, scored: np.ndarray) -> Row:
-    """The accuracy of each task, in a run of several, over the test examples that were scored."""
-    if not world.dataset.tasks:
-        return {}
-    task, right = world.test.tasks[scored], predicted[scored] == world.test.labels[scored]
-    known = [(i, each.name) for i, each in enumerate(world.dataset.tasks) if (task == i).any()]
-    return {"task_accuracy": {name: float(right[task == i].mean()) for i, name in known}}
-
-
-def _finish(world: World, server: Server, record: Record, out: Path) -> dict[str, Any]:
+def _finish(world: World, last: Server, record: Record, out: Path) -> dict[str, Any]:
     """Write the result and, last, the summary: its presence says that the run is complete."""
     rows = record.rows()
-    where = write_result(world.config, world.roster, world.method.deploy(server.state), server.head, rows, out)
-    summary = summarise(rows) | {
+    summary = summarise(rows)
+    written = summary["written"]["round"]
+    if rows[written - 1].get("undecided") and not rows[written - 1]["accuracy"]:
+        raise RunFailed(f"round {written}: the model gives no finite numbers, so its training diverged; a lower train.lr may help")
+    server = last
+    if written != last.round:
+        saved = checkpoint.load(out / "checkpoint", world.method, written)
+        assert saved is not None
+        server = saved.server
+    where = write_result(world.config, world.roster, world.method.deploy(server.state), server.head, rows[:written], out)
+    summary |= {
         "result": where,
+        "stopped_early": last.round < world.setup.rounds,
         "seed": world.config.seed,
         "device": str(world.trainer.device),
         "precision": str(world.trainer.dtype).removeprefix("torch."),
         "model": world.findings.summary(),
         "versions": versions(),
     }
-    spread = list(rows[-1].get("client_accuracy", {}).values())
+    spread = list(rows[written - 1].get("client_accuracy", {}).values())
     if spread:
         worst = sorted(spread)[: max(1, len(spread) // 10)]
         summary["clients"] = {"mean": float(np.mean(spread)), "worst_tenth": float(np.mean(worst))}
@@ -307,38 +280,25 @@ def _head(world: World) -> dict[str, Any]:
     return world.trainer.head if world.config.model.head is Head.SHARED else {}
 
 
-def _open(config: Config, world: World, out: Path) -> None:
-    """Make the run folder, whole: it is built beside its place and renamed. Also renews config.toml, for more rounds."""
-    if not out.exists():
-        from fedlora.report.split import plot_split
+def _found(world: World, place: Path, out: Path) -> None:
+    """Make the run folder, whole: it is built in `place` and renamed."""
+    from fedlora.report.split import plot_split
 
-        fresh = out.with_name(f".{out.name}.part")
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        (fresh / "federation.json").write_text(world.roster.to_json())
-        (fresh / "config.toml").write_text(to_toml(config))
-        plot_split(world.parts, world.dataset, fresh / "split.png")
-        os.replace(fresh, out)
-    checkpoint.write_whole(out / "config.toml", to_toml(config).encode())
-    if not (out / "federation.json").exists():
-        checkpoint.write_whole(out / "federation.json", world.roster.to_json().encode())
+    (place / "federation.json").write_text(world.roster.to_json())
+    (place / "config.toml").write_text(to_toml(world.config))
+    plot_split(world.parts, world.dataset, place / "split.png")
+    os.rename(place, out)
 
 
 def _same_run(config: Config, out: Path) -> None:
     """BadInput when `out` holds a run of another configuration; a larger number of rounds is the one thing that may change."""
-    import tomllib
-
     file = out / "config.toml"
     if not out.is_dir():
         raise BadInput(f"{out} is no folder")
     if not file.exists():
-        if any(out.iterdir()):
-            raise BadInput(f"{out} is no run folder: it has no config.toml")
-        return
-    try:
-        before = resolve(tomllib.loads(file.read_text()))
-    except ValueError as error:
-        raise BadInput(f"{file}: {error}") from error
+        raise BadInput(f"{out} is no run folder: it has no config.toml")
+    written = read_recipe(str(file))
+    before = resolve(checkpoint.configured(out / "checkpoint") or written)
     if config.train.rounds < before.train.rounds:
         raise BadInput(
             f"{out} was started with train.rounds = {before.train.rounds}; it can be raised, not lowered to {config.train.rounds}"
@@ -346,7 +306,8 @@ def _same_run(config: Config, out: Path) -> None:
     same = before.model_copy(update={"train": before.train.model_copy(update={"rounds": config.train.rounds})})
     changed = _differences(as_tables(same), as_tables(config))
     if changed:
-        raise BadInput(f"{out} was started with another configuration: {'; '.join(changed)}; use another --out")
+        where = f"; {file} was changed" if _differences(as_tables(before), as_tables(resolve(written))) else "; use another --out"
+        raise BadInput(f"{out} was started with another configuration: {'; '.join(changed)}{where}")
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -363,10 +324,12 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
 def _check_roster(roster: Roster, out: Path) -> int:
     """BadInput when the run in `out` was started with other data; returns the tokens that fill a step of it."""
     file = out / "federation.json"
-    before = read_roster(file) if file.exists() else roster
+    before = read_roster(file)
     if before != roster:
         raise BadInput(
             f"{out} was started with other data: the clients of {file} are not those of data.source now; use another --out"
         )
+    if before.data is not None and before.data != roster.data:
+        raise BadInput(f"{out} was started with other data: the texts or labels of data.source have changed; use another --out")
     assert roster.rows is not None
     return before.rows or roster.rows

@@ -6,12 +6,13 @@ elsewhere is named "package.module:Class".
 
 import re
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from importlib import import_module
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from fedlora.errors import BadInput, unknown
+from fedlora.errors import BadInput, first_line, unknown
 from fedlora.settings import build
 from fedlora.types import Method
 
@@ -33,8 +34,10 @@ def find(name: str) -> type[Any]:
         module_name, _, class_name = name.partition(":")
         try:
             found: type[Any] = getattr(import_module(module_name), class_name)
-        except (ImportError, AttributeError) as error:
-            raise BadInput(f"method.name = '{name}': {error}") from error
+        except Exception as error:  # the module is somebody's program, and may fail in any way
+            raise BadInput(f"method.name = '{name}': {first_line(error)}") from error
+        if not (isinstance(found, type) and is_dataclass(found) and hasattr(found, "FACTS")):
+            raise BadInput(f"method.name = '{name}': this is no method, which is a dataclass with FACTS")
         return found
     if name not in names():
         raise unknown("method", name, names())

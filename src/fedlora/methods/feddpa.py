@@ -98,7 +98,7 @@ class FedDPA:
     """
     Attributes:
         variant: t trains the local adapter in each round, f once the global one is learned.
-        mix: a while the local adapter trains.
+        mix: a, the local adapter's weight, while it trains.
         cap: a at inference for an input that is just like the client's own examples.
         anchors: S, how many own examples an input is compared with.
         federated: the share of the rounds that teach the global adapter in variant f.

@@ -66,7 +66,8 @@ def cut(W: Tensors, share: float) -> Factors:
 
 @dataclass(frozen=True)
 class FedHM:
-    """rank_share: of the full rank, for the largest budget. least_share: for any. decay: lambda above."""
+    """rank_share: of the full rank, for the largest budget. least_share: of the full rank, for any
+    budget. decay: lambda, the weight of the decay of B A."""
 
     rank_share: float = 0.5
     least_share: float = 0.25

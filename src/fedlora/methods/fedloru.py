@@ -72,7 +72,8 @@ class Up:
 
 @dataclass(frozen=True)
 class FedLoRU:
-    """period: tau, the rounds from one merge to the next; below 1, a share of the run's rounds."""
+    """period: tau, the rounds from one merge to the next; below 1, a share of the run's rounds.
+    accumulate: what a merge leaves to begin from."""
 
     period: float = 0.125
     accumulate: Accumulate = Accumulate.REINIT

@@ -48,7 +48,7 @@ class Up:
 
 @dataclass(frozen=True)
 class FedSALoRA:
-    """variant: lora or vera."""
+    """variant: LoRA's factors, or VeRA's vectors."""
 
     variant: Variant = Variant.LORA
 

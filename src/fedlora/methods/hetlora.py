@@ -46,7 +46,8 @@ def joint_norm(factors: Factors | Up, first: int = 0) -> float:
 
 @dataclass(frozen=True)
 class HetLoRA:
-    """gamma: the share of the ranks that are kept when a client prunes. penalty: lambda above. min_rank: r_min."""
+    """gamma: the share of the ranks that are kept when a client prunes. penalty: lambda, the weight of the
+    penalty on the last ranks. min_rank: r_min, the least that is left."""
 
     gamma: float = 0.99
     penalty: float = 0.01

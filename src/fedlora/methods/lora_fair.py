@@ -42,7 +42,8 @@ class Up:
 
 @dataclass(frozen=True)
 class LoRAFAIR:
-    """penalty: lambda above. steps: the most iterations of the cosine objective."""
+    """objective: what the residual is fitted by. penalty: lambda, the weight of the
+    correction's size. steps: the most iterations of the cosine objective."""
 
     objective: Objective = Objective.COSINE
     penalty: float = 0.01

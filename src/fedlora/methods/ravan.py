@@ -106,7 +106,7 @@ def best_heads(H: Tensors, rank: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Ravan:
-    """heads: h."""
+    """heads: h, how many pairs of outer factors a module has."""
 
     heads: int = 4
 

