@@ -6,25 +6,42 @@ from pathlib import Path
 import fedlora
 
 SOURCE = Path(fedlora.__file__).parent
-LEAVES = {"errors", "seeds"}
+LEAVES = {"errors", "names", "scores", "seeds"}
 ALLOWED = {
     "errors": set(),
+    "names": set(),
+    "scores": set(),
     "seeds": set(),
     "types": LEAVES,
     "settings": LEAVES,
     "history": {"types", "algebra", "seeds"},
-    "config": LEAVES,
+    "summary": LEAVES,
+    "signals": set(),
+    "config": {"settings", *LEAVES},
     "algebra": set(),
     "methods": {"types", "settings", "history", "algebra", *LEAVES},
     "transforms": {"types", "settings", "algebra", *LEAVES},
     "data": {"config", *LEAVES},
     "models": {"types", "algebra", "config", *LEAVES},
     "training": {"types", "algebra", "config", "models", *LEAVES},
-    "report": {"methods", "data", "config", *LEAVES},
+    "report": {"methods", "data", "config", "summary", *LEAVES},
     "recipes": set(),
-    "engine": {"types", "history", "algebra", "methods", "transforms", "data", "models", "training", "report", "config", *LEAVES},
-    "compare": {"engine", "models", "data", "training", "report", "types", "settings", "config", *LEAVES},
-    "cli": {"compare", "engine", "methods", "data", "report", "config", *LEAVES},
+    "engine": {
+        "types",
+        "history",
+        "algebra",
+        "methods",
+        "transforms",
+        "data",
+        "models",
+        "training",
+        "report",
+        "summary",
+        "config",
+        *LEAVES,
+    },
+    "compare": {"engine", "models", "data", "training", "report", "types", "settings", "summary", "config", *LEAVES},
+    "cli": {"compare", "engine", "methods", "data", "report", "summary", "signals", "config", *LEAVES},
 }
 
 

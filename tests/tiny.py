@@ -131,9 +131,10 @@ def console(monkeypatch: Any, capsys: Any, folder: Path) -> Any:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "200")
 
-    def call(*args: object, stdin: str = "") -> tuple[int, str, str]:
+    def call(*args: object, stdin: str | bytes = "") -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fedlora", *map(str, args)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        given = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
         capsys.readouterr()
         try:
             cli.main()

@@ -1,20 +1,24 @@
 """The command line. Everything heavy is imported inside the commands, so that `fedlora --help` is quick."""
 
+import errno
 import json
+import os
 import shlex
 import sys
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from fedlora import __version__
 from fedlora.errors import BadInput, RunFailed, unknown
+from fedlora.signals import exit_status, terminable
 
 app = typer.Typer(
     name="fedlora",
-    help="Federated LoRA fine-tuning: every published method behind one contract.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
@@ -22,10 +26,35 @@ app = typer.Typer(
 Setting = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key, as in train.batch_size=16.")]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="S")]
 Clients = Annotated[int | None, typer.Option("--clients", metavar="K", help="Number of clients.")]
+Client = Annotated[
+    str | None,
+    typer.Option("--client", metavar="ID", help="Where clients have models of their own: that one's, by number or name."),
+]
 Alpha = Annotated[float | None, typer.Option("--alpha", metavar="A", help="Dirichlet's alpha: smaller is more heterogeneous.")]
 
 
-@app.command()
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fedlora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Federated LoRA fine-tuning: every published method behind one contract."""
+
+
+def _print_keys(wanted: bool) -> None:
+    if wanted:
+        from fedlora.engine.reference import reference
+
+        print(reference(), end="")
+        raise typer.Exit
+
+
+@app.command(no_args_is_help=True)
 def run(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A TOML file, or a packaged recipe: demo.")] = None,
     method: Annotated[str | None, typer.Option("--method", metavar="NAME", help="See `fedlora methods`.")] = None,
@@ -48,12 +77,18 @@ def run(
         bool, typer.Option("--profile", help="Leave trace.json.gz of one round, for chrome://tracing or ui.perfetto.dev.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the last line only.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how large the run would be and how long it would take; write nothing.")
+    ] = False,
+    help_keys: Annotated[
+        bool, typer.Option("--help-keys", callback=_print_keys, is_eager=True, help="Print what --set can set, and leave.")
+    ] = False,
 ) -> None:
     """Fine-tune a model over clients that share only small updates.
 
-    Examples: `fedlora run demo` and
+    Examples: `fedlora run demo` (packaged model and data, no network) and
 
-    `fedlora run --data banking77 --method lora-a2 --rank 1 --alpha 0.01 --clients 30 --out runs/first`
+    `fedlora run --data tickets.csv --method lora-a2 --rank 1 --alpha 0.01 --clients 30 --out runs/first`
     """
     from fedlora.config import read_recipe, resolve, setting
 
@@ -68,6 +103,8 @@ def run(
         "train.epochs": epochs,
         "seed": seed,
     }
+    if out is not None:
+        _check_place("--out", out)
     layers = [_one_run(recipe, read_recipe(recipe))] if recipe else []
     if resume:
         if out is None:
@@ -83,6 +120,9 @@ def run(
     ]
     layers += [setting(each) for each in set_ or []]
     config = resolve(*layers)
+    if dry_run:
+        _rehearse(config, quiet)
+        return
     folder = out if out is not None else _free_folder(recipe or config.method.name, config)
     _execute(config, folder, resume, profile, quiet)
 
@@ -126,14 +166,17 @@ def compare(
         return
     if recipe is None:
         raise BadInput("no recipe: name a TOML file or a packaged recipe; `fedlora compare --list` shows these")
+    if out is not None:
+        _check_place("--out", out)
     scales = {each.value: each for each in Scale}
     if scale is not None and scale not in scales:
         raise unknown("--scale", scale, scales)
     again = f"; go on with: {shlex.join(['fedlora', *sys.argv[1:]])}"
     try:
-        failed = start(recipe, scales.get(scale or ""), out, jobs, [setting(each) for each in set_ or []], quiet)
-    except KeyboardInterrupt:
-        _fail(f"stopped; what is complete is kept{again}", 130)
+        with terminable():
+            failed = start(recipe, scales.get(scale or ""), out, jobs, [setting(each) for each in set_ or []], quiet)
+    except KeyboardInterrupt as stop:
+        _fail(f"stopped; what is complete is kept{again}", exit_status(stop))
     except OSError as error:
         _fail(f"{error.filename or recipe}: {error.strerror or error}{again}", 1)
     if failed:
@@ -151,6 +194,8 @@ def report(
 
     Example: `fedlora report runs/first runs/second --html both.html`
     """
+    if html is not None:
+        _check_place("--html", html, (".html", ".htm"))
     from fedlora.compare.study import write_report
 
     print(f"report: {write_report(runs, html)}")
@@ -162,49 +207,12 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print a list o
 
     Example: `fedlora methods --json`
     """
-    from dataclasses import fields
+    from fedlora.report import methods as listing
 
-    from fedlora import methods as package
-
-    found = {name: package.find(name).FACTS for name in package.names()}
-    plain = ("title", "paper", "year", "exact", "mixed_ranks", "personal", "upload", "download", "server")
     if as_json:
-        print(json.dumps([{"name": name} | {key: getattr(facts, key) for key in plain} for name, facts in found.items()], indent=1))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        "method",
-        "paper",
-        "year",
-        "exact",
-        "mixed ranks",
-        "personal",
-        "upload a module",
-        "download a module",
-        box=None,
-        pad_edge=False,
-    )
-    tick = {True: "yes", False: "-"}
-    for name, facts in found.items():
-        table.add_row(
-            name,
-            facts.paper,
-            str(facts.year),
-            tick[facts.exact],
-            tick[facts.mixed_ranks],
-            tick[facts.personal],
-            facts.upload,
-            facts.download,
-        )
-    console = Console()
-    console.print(table)
-    settings = {name: [f.name for f in fields(package.find(name))] for name in found}
-    console.print("\nSettings (--set method.NAME=VALUE):", highlight=False)
-    for name, keys in settings.items():
-        if keys:
-            console.print(f"  {name}: {', '.join(keys)}", highlight=False)
+        print(listing.as_json())
+    else:
+        listing.print_methods()
 
 
 @app.command()
@@ -220,6 +228,7 @@ def data(
 
     Example: `fedlora data banking77 --clients 30 --alpha 0.01`
     """
+    _check_place("--picture", picture, (".png",))
     from fedlora.config import resolve, setting
 
     flags = {"data.source": source, "clients.count": clients, "data.alpha": alpha, "seed": seed}
@@ -233,6 +242,7 @@ def data(
     dataset = load(config.data, config.seed)
     parts = deal(dataset, config.data, config.clients, config.seed)
     print_split(parts, dataset)
+    picture.parent.mkdir(parents=True, exist_ok=True)
     plot_split(parts, dataset, picture)
     print(f"picture: {picture}")
 
@@ -241,15 +251,14 @@ def data(
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to make.")],
-    client: Annotated[
-        int | None, typer.Option("--client", metavar="ID", help="That client's own model, for personal methods.")
-    ] = None,
+    client: Client = None,
     merged: Annotated[bool, typer.Option("--merged", help="The whole model instead of an adapter.")] = False,
 ) -> None:
     """Write what a run has learned as a PEFT adapter, or as the whole model.
 
     Example: `fedlora export runs/first --to adapter`
     """
+    _check_place("--to", to)
     from fedlora.engine.export import export as write
 
     kind = write(run, to, client, merged)
@@ -262,19 +271,79 @@ def predict(
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; standard input, one a line, when there is none.")
     ] = None,
+    input: Annotated[
+        Path | None,
+        typer.Option("--input", metavar="FILE", help="A .txt with a text a line, or a file like the run's data: its text column."),
+    ] = None,
+    client: Client = None,
+    domain: Annotated[
+        str | None, typer.Option("--domain", metavar="NAME", help="In a run of several data sets: the one that the texts are of.")
+    ] = None,
+    form: Annotated[
+        str,
+        typer.Option("--format", metavar="tsv|csv|json", help="csv and json (an object a line) have every class's probability."),
+    ] = "tsv",
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", metavar="N", min=1, help="Label N texts at a time, as they come; all at once when left out."),
+    ] = None,
 ) -> None:
-    """Label new texts with a trained model: the label, its probability and the text, tab-separated.
+    """Label new texts with the model that the run scored: the label, its probability and the text, tab-separated.
+
+    Tabs, line ends and backslashes in a text are escaped with a backslash in tsv. A blank line is a text, too.
 
     Example: `fedlora predict runs/first "my card has not arrived"`
     """
-    wanted = texts or [line.rstrip("\n") for line in sys.stdin]
-    if not wanted:
-        raise BadInput("no text: give it as an argument or on standard input, one a line")
-    from fedlora.engine.export import predict as label
+    if texts and input is not None:
+        raise BadInput("texts as arguments and --input: give one of them")
+    from rich.console import Console
 
-    found = label(run, wanted, lambda text: print(f"note: {text}", file=sys.stderr))
-    for text, (name, probability) in zip(wanted, found, strict=True):
-        print(f"{name}\t{probability:.3f}\t{text}")
+    errors = Console(stderr=True, highlight=False)
+
+    def note(text: str) -> None:
+        errors.print(f"note: {text}", markup=False, soft_wrap=True)
+
+    with errors.status("starting ..."):  # seen on a terminal only
+        from fedlora.data import texts as reading
+        from fedlora.engine.predict import Format, answers, choose, load
+
+        forms = {each.value: each for each in Format}
+        if form not in forms:
+            raise unknown("--format", form, forms)
+        choice = choose(run, client, domain)
+    if texts:
+        wanted = reading.arguments(texts)
+    elif input is not None:
+        wanted = reading.read(input, choice.source)
+    else:
+        if sys.stdin.isatty():
+            note("reading texts from here, one a line; Ctrl-D ends them")
+        wanted = reading.lines(sys.stdin.buffer, "standard input")
+    batches = _batches(wanted, batch)
+    first = next(batches)  # before the model is loaded, for it may be that there is none
+    with errors.status("loading ...") as waiting:
+        model = load(choice, note, lambda text: waiting.update(f"{text} ..."))
+    for piece in answers(model, chain([first], batches), forms[form]):
+        print(piece, end="", flush=True)
+
+
+def _batches(texts: Iterator[str], size: int | None) -> Iterator[list[str]]:
+    """All texts, or `size` of them at a time. BadInput where there is none."""
+    batch = list(islice(texts, size))
+    if not batch:
+        raise BadInput("no text: give it as an argument, with --input, or on standard input, one a line")
+    while batch:
+        yield batch
+        batch = list(islice(texts, size))
+
+
+def _rehearse(config: Any, quiet: bool) -> None:
+    from fedlora.engine.dry import rehearse
+    from fedlora.report.progress import Progress
+
+    with Progress(quiet) as progress:
+        plan = rehearse(config, progress)
+    print(plan)
 
 
 def _execute(config: Any, folder: Path, resume: bool, profile: bool, quiet: bool) -> None:
@@ -282,15 +351,15 @@ def _execute(config: Any, folder: Path, resume: bool, profile: bool, quiet: bool
     from fedlora.engine.run import execute
     from fedlora.report.progress import Progress
 
-    with Progress(quiet) as progress:
+    with terminable(), Progress(quiet) as progress:
         try:
             summary = execute(config, folder, resume, progress, profile)
             progress.stage("drawing the report")
             write_report([folder], None)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             progress.close()
             again = f"; go on with: fedlora run --resume --out {folder}" if folder.exists() else ""
-            _fail(f"stopped{again}", 130)
+            _fail(f"stopped{again}", exit_status(stop))
         except RunFailed as error:
             progress.close()
             _fail(f"{error}; what is complete is kept in {folder}", 1)
@@ -298,11 +367,14 @@ def _execute(config: Any, folder: Path, resume: bool, profile: bool, quiet: bool
             progress.close()
             kept = f"; what is complete is kept, go on with: fedlora run --resume --out {folder}" if folder.exists() else ""
             _fail(f"{error.filename or folder}: {error.strerror or error}{kept}", 1)
-    final, totals = summary["final"], summary["totals"]
-    score = "-" if final["accuracy"] is None else f"{100 * final['accuracy']:.1f} %"
+    from fedlora.summary import advice, in_words, read_rows, rounds
+
+    for text in () if quiet else advice(read_rows(folder), summary):
+        progress.note(text)
+    totals = summary["totals"]
     failed = f"failed replies {totals['failed']}  " if totals["failed"] else ""
     print(
-        f"accuracy {score}  after {summary['rounds']} rounds  {failed}"
+        f"{in_words(summary)}  after {rounds(summary)}  {failed}"
         f"up {totals['upload_bytes'] / 1e6:.1f} MB  down {totals['download_bytes'] / 1e6:.1f} MB  "
         f"result in {folder / summary['result']}"
     )
@@ -331,13 +403,45 @@ def _free_folder(name: str, config: Any) -> Path:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print(f"error: {message}" if status != 130 else message, file=sys.stderr)
+    print(message if status > 128 else f"error: {message}", file=sys.stderr)
     raise SystemExit(status)
+
+
+def _check_place(option: str, path: Path, suffixes: tuple[str, ...] = ()) -> None:
+    """BadInput where nothing can be written at `path`: a file with one of these suffixes, or a folder where there are none. Asked
+    before the work begins."""
+    try:
+        path.exists()  # a name that is too long raises here
+        if suffixes and path.is_dir():
+            raise BadInput(f"{option} {path} is a folder; name a file ({suffixes[0]})")
+        if suffixes and path.suffix.lower() not in suffixes:
+            raise BadInput(f"{option} {path}: its name must end in {suffixes[0]}")
+        there = next(place for place in path.absolute().parents if place.exists())
+    except OSError as error:
+        raise BadInput(f"{option} {path}: {error.strerror}") from error
+    if not there.is_dir():
+        raise BadInput(f"{option} {path}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK):
+        raise BadInput(f"{option} {path}: {there} cannot be written to")
+
+
+UsageError: Any = typer.BadParameter.__base__  # of click, which newer versions of typer carry inside
 
 
 def main() -> None:
     """The console script: bad input is one line and status 2."""
     try:
-        app()
+        raise SystemExit(app(standalone_mode=False, prog_name="fedlora") or 0)
     except BadInput as error:
-        _fail(str(error), 2)
+        _fail(" ".join(str(error).splitlines()), 2)
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(end=error.format_message())  # the help; with rich it is printed already
+            raise SystemExit(2) from None
+        _fail(f"{error.format_message().rstrip('.')}; see {error.ctx.command_path if error.ctx else 'fedlora'} --help", 2)
+    except typer.Abort:
+        _fail("stopped", 130)
+    except OSError as error:
+        _fail(
+            f"{error.filename}: {error.strerror}" if error.filename else str(error), 2 if error.errno == errno.ENAMETOOLONG else 1
+        )

@@ -1,6 +1,7 @@
 """The command line as a user meets it: what works, and one clear line for what does not."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -148,7 +149,7 @@ BAD = {
     ),
     "export of nothing": (["export", "nowhere", "--to", "x"], "no run folder"),
     "predict of nothing": (["predict", "nowhere", "text"], "no run folder"),
-    "predict no text": (["predict", "nowhere"], "no text"),
+    "predict of nothing, without a text": (["predict", "nowhere"], "no run folder"),
     "cuda": (["run", "{quick}", "--set", "device=cuda"], "no GPU"),
     "head": (["run", "--set", "model.head=frosen"], "model.head"),
     "sample": (["run", "--set", "clients.sample=1.5"], "share lies in"),
@@ -190,18 +191,26 @@ def test_export_never_overwrites(fedlora, quick, tmp_path: Path) -> None:
     assert status == 2 and "one model for all" in err and not (tmp_path / "x").exists()
 
 
-def test_ctrl_c_leaves_a_resumable_run(fedlora, quick, monkeypatch: pytest.MonkeyPatch) -> None:
+def ctrl_c() -> None:
+    """What Python makes of SIGINT, where the process that runs the tests has not told it otherwise."""
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("stop", "expected"), [(ctrl_c, 130), (lambda: signal.raise_signal(signal.SIGTERM), 143)])
+def test_a_signal_leaves_a_resumable_run(stop, expected: int, fedlora, quick, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedlora.report.progress import Progress
 
-    heard = Progress.round
+    heard, before = Progress.round, signal.getsignal(signal.SIGTERM)
 
     def interrupt(self, row):
         heard(self, row)
-        raise KeyboardInterrupt
+        stop()
 
     monkeypatch.setattr(Progress, "round", interrupt)
     status, out, err = fedlora("run", *quick, "--out", "one")
-    assert status == 130 and "round 1/2" in out and err.splitlines()[-1] == "stopped; go on with: fedlora run --resume --out one"
+    assert status == expected and "round 1/2" in out
+    assert err.splitlines()[-1] == "stopped; go on with: fedlora run --resume --out one"
+    assert signal.getsignal(signal.SIGTERM) is before
     monkeypatch.setattr(Progress, "round", heard)
     assert fedlora("run", "--resume", "--out", "one")[0] == 0
 
