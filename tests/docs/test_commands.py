@@ -18,8 +18,8 @@ from fedlora import cli
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 SMALL = {
-    "run": ["--rounds", "2", "--set", "data.limit=100", "--set", "data.max_length=16"],
-    "compare": ["--set", "train.rounds=1", "--set", "data.limit=40", "--set", "data.max_length=16"],
+    "run": ["--rounds", "2", "--set", "data.limit=100", "--set", "data.test_limit=100", "--set", "data.max_length=16"],
+    "compare": ["--set", "train.rounds=1", "--set", "data.limit=40", "--set", "data.test_limit=40", "--set", "data.max_length=16"],
 }
 
 
