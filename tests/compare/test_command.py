@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from fedlora.compare import study
+from fedlora.report import html
 
 Call = Callable[..., tuple[int, str, str]]
 Save = Callable[..., str]
@@ -21,7 +22,7 @@ def fedlora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return tiny.console(monkeypatch, capsys, tmp_path)
 
 
-def test_from_a_recipe_to_a_report(fedlora: Call, save: Save, tmp_path: Path):
+def test_from_a_recipe_to_a_report(fedlora: Call, save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     recipe = save(about="Tiny.", minutes=1, published="tiny.csv")
     (tmp_path / "tiny.csv").write_text("method.name,accuracy,spread,upload_params\nlora-a2,90.5,1.5,1e9\n")
     status, out, err = fedlora("compare", recipe)
@@ -34,6 +35,9 @@ def test_from_a_recipe_to_a_report(fedlora: Call, save: Save, tmp_path: Path):
     }
     assert pq.read_table(folder / "results.parquet")["published_accuracy"].to_pylist() == [0.905, None]
     HTMLParser().feed((folder / "report.html").read_text())
+    # From here on pages without pictures, which take longer than all else.
+    monkeypatch.setattr(html, "save", lambda picture, figures: None)
+    monkeypatch.setattr(html, "inline", lambda picture, index: "")
     # Again: nothing to run. From the folder's own recipe: the same comparison.
     before = (folder / "results.parquet").read_bytes()
     status, out, _ = fedlora("compare", folder / "recipe.toml")

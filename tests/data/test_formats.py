@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -173,7 +174,6 @@ def test_an_unpaired_surrogate_is_one_line(tmp_path: Path) -> None:
 
 
 def test_excel(tmp_path: Path) -> None:
-    openpyxl = pytest.importorskip("openpyxl")
     book = openpyxl.Workbook()
     sheet = book.active
     sheet.title = "tickets"
@@ -216,7 +216,7 @@ def test_labels_are_the_text_that_was_written(tmp_path: Path, suffix: str) -> No
         file = tmp_path / f"{part}{suffix}"
         match suffix:
             case ".xlsx":
-                book = pytest.importorskip("openpyxl").Workbook()
+                book = openpyxl.Workbook()
                 for row in (("text", "label"), *rows):
                     book.active.append(row)
                 book.save(file)
