@@ -60,7 +60,7 @@ def test_advice() -> None:
     summary = summarise(falling)
     assert list(advice(falling, summary)) == ["the training loss still falls, so more rounds may help"]
     poor = summary | {"final": summary["final"] | {"commonest_accuracy": 0.2}}
-    assert "no better than always the commonest class" in list(advice(falling, poor))
+    assert "no better than always answering the commonest class" in list(advice(falling, poor))
     assert not list(advice(rows(*[None] * 8), summary))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import BadInput
-from fedlora.scores import BASELINE, no_better, still_falling
+from fedlora.scores import no_better, still_falling
 
 Row = Mapping[str, Any]
 
@@ -107,7 +107,7 @@ def advice(rows: Sequence[Row], summary: Mapping[str, Any]) -> Iterator[str]:
     """What a user should make of the scores."""
     final = summary["final"]
     if final["accuracy"] is not None and no_better(final["accuracy"], final.get("commonest_accuracy")):
-        yield f"no better than {BASELINE}"
+        yield "no better than always answering the commonest class"
     if summary["written"]["round"] == len(rows) and still_falling([row["loss"] for row in rows]):
         yield "the training loss still falls, so more rounds may help"
 

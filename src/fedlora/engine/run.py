@@ -206,7 +206,7 @@ def play(world: World, saved: checkpoint.Saved, record: Record, out: Path, liste
             checkpoint.save(out / "checkpoint", server, transport.shelf.places, as_tables(world.config), best_round(rows))
             trace.close()  # one round: a longer trace is too large for its viewers
             listener.round(rows[-1])
-            if exhausted(rows, train.patience):
+            if server.round < setup.rounds and exhausted(rows, train.patience):
                 listener.note(
                     f"stopped after round {server.round}: no better on the validation part since round {best_round(rows)}"
                 )
