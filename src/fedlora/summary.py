@@ -86,6 +86,11 @@ def read(folder: Path) -> dict[str, Any] | None:
     raise BadInput(f"{file} is damaged; delete it, and fedlora run --resume --out {folder} writes it anew")
 
 
+def diverged(scores: Row) -> bool:
+    """Whether a round left no training loss that is a number, or a model that gives none."""
+    return scores.get("loss", 0.0) is None or bool(scores.get("undecided") and not scores["accuracy"])
+
+
 def complete(summary: Mapping[str, Any], rounds: int) -> bool:
     """Whether there is nothing left to play of so many rounds."""
     return bool(summary["rounds"] >= rounds or summary.get("stopped_early"))

@@ -8,6 +8,7 @@ from fedlora.compare.folder import Folder, write_whole
 from fedlora.compare.grid import Grid
 from fedlora.compare.recipe import Recipe
 from fedlora.report.runs import published_row
+from fedlora.summary import diverged
 
 Row = dict[str, Any]
 
@@ -39,7 +40,7 @@ def rows(grid: Grid, recipe: Recipe, folder: Folder) -> list[Row]:
     found = []
     for cell in sorted(grid.cells, key=lambda cell: cell.place):
         summary, failure = folder.summary(cell), folder.failure(cell)
-        if summary is not None and diverged(summary):
+        if summary is not None and diverged(summary["final"]):
             summary, failure = None, DIVERGED
         if summary is None and failure is None:
             continue
@@ -54,11 +55,6 @@ def rows(grid: Grid, recipe: Recipe, folder: Folder) -> list[Row]:
         row["difference"] = row["accuracy"] - row["published_accuracy"] if both else None
         found.append(row)
     return found
-
-
-def diverged(summary: Row) -> bool:
-    """Whether a run's last round left no training loss that is a number."""
-    return bool(summary["final"].get("loss", 0.0) is None)
 
 
 def write(found: list[Row], varied: tuple[str, ...], path: Path) -> None:

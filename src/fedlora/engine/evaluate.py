@@ -12,6 +12,7 @@ from torch.profiler import record_function
 
 from fedlora.config import Head
 from fedlora.data.dataset import Integers
+from fedlora.engine.federation import has_own_models
 from fedlora.engine.inprocess import InProcess
 from fedlora.engine.loop import Server
 from fedlora.engine.world import World
@@ -46,7 +47,7 @@ def evaluate(world: World, server: Server, transport: InProcess) -> tuple[dict[s
     }
     if (predicted == UNDECIDED).any():
         scores["undecided"] = int((predicted == UNDECIDED).sum())
-    if is_personal(world):
+    if has_own_models(world.config):
         scores["client_accuracy"] = {str(e.client.id): accuracy(e.predicted, test.labels[e.rows]) for e in found if e.client}
     if tasks:
         own, right = test.tasks[rows], predicted == labels
@@ -58,14 +59,9 @@ def evaluate(world: World, server: Server, transport: InProcess) -> tuple[dict[s
     return scores, torch.from_numpy(confusion(predicted, labels, len(world.dataset.label_names)))
 
 
-def is_personal(world: World) -> bool:
-    """Whether clients end with models of their own."""
-    return world.method.FACTS.personal or world.config.model.head is Head.PERSONAL
-
-
 def _answers(world: World, server: Server, transport: InProcess, part: Encoded, owned: Sequence[Integers]) -> Iterator[Answers]:
     """What the model, or each client's own, answers on a part."""
-    if not is_personal(world):
+    if not has_own_models(world.config):
         (logits,) = world.trainer.logits([Question(world.method.deploy(server.state), server.head, part)])
         yield Answers(None, np.arange(len(part)), decided(logits))
         return

@@ -64,8 +64,7 @@ class Run:
     @property
     def diverged(self) -> bool:
         """Whether the last round left no training loss that is a number, or a model that gives none."""
-        last = self.rows[-1] if self.rows else {}
-        return last.get("loss", 0.0) is None or bool(last.get("undecided") and not last["accuracy"])
+        return bool(self.rows) and summary.diverged(self.rows[-1])
 
     @property
     def unfinished(self) -> bool:
