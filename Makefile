@@ -3,7 +3,7 @@
 setup:            ## build .venv, with the demo's model and data, when it is missing or out of date
 	@scripts/setup
 
-demo: setup       ## fine-tune a real model over ten clients, in a few minutes on two cores
+demo: setup       ## fine-tune a real model over ten clients, in a few minutes
 	@.venv/bin/fedlora run demo
 
 test: setup       ## the fast suite
