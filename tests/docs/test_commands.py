@@ -17,6 +17,7 @@ from fedlora import cli
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+LONG = {ROOT / "docs" / "compare.md"}  # it plays whole grids
 SMALL = {
     "run": ["--rounds", "2", "--set", "data.limit=100", "--set", "data.test_limit=100", "--set", "data.max_length=16"],
     "compare": ["--set", "train.rounds=1", "--set", "data.limit=40", "--set", "data.test_limit=40", "--set", "data.max_length=16"],
@@ -32,7 +33,10 @@ def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "document",
+    [pytest.param(d, id=d.relative_to(ROOT).as_posix(), marks=pytest.mark.slow if d in LONG else ()) for d in DOCUMENTS],
+)
 def test_commands_run(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     tiny.save_data(tmp_path)
