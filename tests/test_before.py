@@ -82,7 +82,7 @@ def test_a_run_answers_and_is_exported(name: str, call: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", sorted(make.RUNS))
 def test_a_run_goes_on(name: str, call: Any, tmp_path: Path) -> None:
     last = make.RUNS[name][1]
-    status, out, err = call("run", "--method", name, "--rounds", last, "--out", name, *make.settings(name), "--resume", "--quiet")
+    status, _, err = call("run", "--method", name, "--rounds", last, "--out", name, *make.settings(name), "--resume", "--quiet")
     assert status == 0, err
     golden = FIXTURES / "golden" / name
     for found, expected in zip(rows(tmp_path / name), rows(golden), strict=True):
@@ -98,7 +98,7 @@ def test_a_comparison_goes_on_with_the_one_cell_that_it_lacks(call: Any, tmp_pat
     cells = tmp_path / "comparison" / "cells"
     before = {file: file.stat().st_mtime_ns for file in cells.rglob("*") if file.is_file()}
     assert len(list(cells.iterdir())) == 3
-    status, out, err = call("compare", "before.toml", "--out", "comparison", "--jobs", "1")
+    status, _, err = call("compare", "before.toml", "--out", "comparison", "--jobs", "1")
     assert status == 0, err
     assert len(list(cells.iterdir())) == 4
     touched = [file for file, when in before.items() if file.stat().st_mtime_ns != when]
