@@ -24,7 +24,7 @@ from benchmarks import harness, ours, training
 from benchmarks.bf16 import Widened
 from benchmarks.harness import Row
 from benchmarks.peers import peft_loop
-from fedlora.engine.world import World
+from fedlora.runs.context import RunContext
 from fedlora.training.precision import pick_device, pick_dtype
 
 PEERS, PRECISION = 0.5, 1.0  # the targets: of the mean difference, in points
@@ -33,25 +33,25 @@ METHODS = ("lora-a2", "fedit", "flexlora")
 Pair = Callable[[int], tuple[float, float]]  # seed -> the accuracies to compare
 
 
-def final_of_peft(world: World) -> float:
+def final_of_peft(context: RunContext) -> float:
     """Test accuracy of PEFT's fp32 loop after as many rounds, from the same start."""
-    loop = training.peft(world)
-    rank = world.config.clients.rank
+    loop = training.peft(context)
+    rank = context.config.clients.rank
     assert isinstance(rank, int)
-    state = peft_loop.as_state(world.setup.fresh(rank))
-    clients = {c.id: world.train[c.id] for c in world.setup.clients if c.num_examples}
-    for number in range(1, world.setup.rounds + 1):
+    state = peft_loop.as_state(context.setup.fresh(rank))
+    clients = {c.id: context.train[c.id] for c in context.setup.clients if c.num_examples}
+    for number in range(1, context.setup.rounds + 1):
         state, _ = loop.round(clients, state, number)
-    return loop.accuracy(state, world.test)
+    return loop.accuracy(state, context.test)
 
 
 def against_peft(tables: Mapping[str, Any], seed: int) -> tuple[float, float]:
-    world = ours.world(tables, {"seed": seed})
-    return ours.accuracy(world), final_of_peft(world)
+    context = ours.context(tables, {"seed": seed})
+    return ours.accuracy(context), final_of_peft(context)
 
 
 def bf16_against_fp32(tables: Mapping[str, Any], seed: int) -> tuple[float, float]:
-    bf16, fp32 = (ours.world(tables, {"seed": seed, "precision": p}) for p in ("bf16", "fp32"))
+    bf16, fp32 = (ours.context(tables, {"seed": seed, "precision": p}) for p in ("bf16", "fp32"))
     with nullcontext() if _native() == torch.bfloat16 else Widened():  # type: ignore[no-untyped-call]
         first = ours.accuracy(bf16)
     return first, ours.accuracy(fp32)

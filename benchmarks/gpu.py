@@ -13,11 +13,12 @@ from benchmarks.harness import Measured, Side
 from benchmarks.peers import peft_loop
 from fedlora import seeds
 from fedlora.config import Config, Head
-from fedlora.engine.federation import make_method, make_setup, make_trainer, try_pretrained
-from fedlora.engine.inprocess import InProcess
-from fedlora.engine.loop import Server, rounds, sampler
 from fedlora.models.load import from_config
+from fedlora.runs.prepare import make_method, make_setup, make_trainer, try_pretrained
+from fedlora.server.loop import Server, rounds
+from fedlora.server.sampling import sampler
 from fedlora.training.encode import Encoded
+from fedlora.transports.inprocess import InProcess
 from fedlora.types import Client, Factors, Setup
 
 PEER = "PEFT bf16"

@@ -6,13 +6,14 @@ from typing import Any
 
 from benchmarks.harness import Sample, Side
 from fedlora.config import Config, as_tables, resolve
-from fedlora.engine.evaluate import evaluate
-from fedlora.engine.inprocess import InProcess
-from fedlora.engine.loop import Server, Tally, rounds, sampler
-from fedlora.engine.run import prepare
-from fedlora.engine.world import World
+from fedlora.runs.context import RunContext
+from fedlora.runs.evaluate import evaluate
+from fedlora.runs.prepare import prepare
+from fedlora.server.loop import RoundCounts, Server, rounds
+from fedlora.server.sampling import sampler
 from fedlora.training.encode import Encoded
 from fedlora.training.trainer import Trainer
+from fedlora.transports.inprocess import InProcess
 
 # The published setting: thirty clients of a strongly heterogeneous split, rank 8 on every linear layer of the blocks. The head is
 # frozen and dropout is off, here and for every peer.
@@ -26,7 +27,7 @@ SETTING: Mapping[str, Any] = {
 
 
 class Quiet:
-    """Follows a run without a word (`fedlora.engine.run.Listener`)."""
+    """Follows a run without a word (`fedlora.listener.Listener`)."""
 
     def note(self, text: str) -> None: ...
 
@@ -39,7 +40,7 @@ class Quiet:
     def round(self, row: dict[str, Any]) -> None: ...
 
 
-def world(*tables: Mapping[str, Any]) -> World:
+def context(*tables: Mapping[str, Any]) -> RunContext:
     """Everything that a run of the published setting works with, the tables laid over it."""
     return prepare(configured(*tables), Quiet())
 
@@ -54,36 +55,36 @@ def configured_tables(config: Config) -> dict[str, Any]:
     return {name: tables[name] for name in ("seed", "method", "model", "data", "clients", "train")}
 
 
-def play(world: World) -> tuple[InProcess, Iterator[tuple[Server, Tally]]]:
+def play(context: RunContext) -> tuple[InProcess, Iterator[tuple[Server, RoundCounts]]]:
     """The transport, and the rounds from the method's first state, one at a `next`."""
-    participants = sampler(world.setup, world.config.clients.sample)
+    participants = sampler(context.setup, context.config.clients.sample)
     transport = InProcess(
-        world.method, world.setup, world.trainer, world.train, world.config.model.head, transforms=world.transforms
+        context.method, context.setup, context.trainer, context.train, context.config.model.head, transforms=context.transforms
     )
-    start = Server(0, world.method.init(world.setup))
-    played = rounds(world.method, world.setup, start, transport, participants, world.transforms)
+    start = Server(0, context.method.init(context.setup))
+    played = rounds(context.method, context.setup, start, transport, participants, context.transforms)
     return transport, (_whole(server, tally) for server, tally, _ in played)
 
 
-def _whole(server: Server, tally: Tally) -> tuple[Server, Tally]:
+def _whole(server: Server, tally: RoundCounts) -> tuple[Server, RoundCounts]:
     if tally.failed:
         raise RuntimeError(f"clients failed: {tally.failed}")
     return server, tally
 
 
-def accuracy(world: World) -> float:
+def accuracy(context: RunContext) -> float:
     """Test accuracy after the last round."""
-    transport, played = play(world)
+    transport, played = play(context)
     *_, (server, _) = played
-    scores, _ = evaluate(world, server, transport)
+    scores, _ = evaluate(context, server, transport)
     return float(scores["accuracy"])
 
 
-def side(world: World, rounds: int = 1, passes: int = 1) -> Side:
+def side(context: RunContext, rounds: int = 1, passes: int = 1) -> Side:
     """So many rounds a repetition, going on where the last one stopped; an example is trained on `passes` times a round. What
     counts is the time in the transport: training and all that a client does around it, without aggregation and evaluation."""
-    _, played = play(world)
-    clients = [world.train[c.id] for c in world.setup.clients]
+    _, played = play(context)
+    clients = [context.train[c.id] for c in context.setup.clients]
 
     def run() -> Sample:
         seconds = sum(next(played)[1].exchange_s for _ in range(rounds))
@@ -98,9 +99,9 @@ def work(seconds: float, clients: Sequence[Encoded], times: int) -> Sample:
     return Sample(seconds, times * sum(map(len, clients)), times * tokens)
 
 
-def weights(world: World) -> int:
+def weights(context: RunContext) -> int:
     """Frozen weights in the adapted layers."""
-    return sum(d_out * d_in for d_out, d_in in world.setup.shapes.values())
+    return sum(d_out * d_in for d_out, d_in in context.setup.shapes.values())
 
 
 class Clocked:

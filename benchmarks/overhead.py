@@ -17,11 +17,11 @@ import numpy as np
 from benchmarks import harness, ours
 from benchmarks.harness import Row
 from benchmarks.peers import flower_sim
-from fedlora.engine import run
-from fedlora.engine.checkpoint import Saved
-from fedlora.engine.loop import Server
-from fedlora.engine.record import Record
-from fedlora.engine.world import World
+from fedlora.runs import play
+from fedlora.runs.context import RunContext
+from fedlora.runs.record import Record
+from fedlora.server.checkpoint import Saved
+from fedlora.server.loop import Server
 from fedlora.training.encode import Encoded
 from fedlora.types import Client
 
@@ -53,32 +53,32 @@ class Stamps(ours.Quiet):
         self.rows.append((time.perf_counter(), self.trainer.seconds, row))
 
 
-def populated(world: World, population: Population, each: int) -> World:
-    """The world with so many clients of `each` examples, which are of the pool's."""
-    rank = world.config.clients.rank
+def populated(context: RunContext, population: Population, each: int) -> RunContext:
+    """The context with so many clients of `each` examples, which are of the pool's."""
+    rank = context.config.clients.rank
     assert isinstance(rank, int)
-    whole = list(world.train.values())
+    whole = list(context.train.values())
     ids = tuple(x for data in whole for x in data.ids)
     labels = np.concatenate([data.labels for data in whole])
     pool = [Encoded(ids[k * each : (k + 1) * each], labels[k * each : (k + 1) * each]) for k in range(POOL)]
     clients = tuple(Client(k, rank, each) for k in range(population.clients))
     config = ours.configured(
-        ours.configured_tables(world.config),
+        ours.configured_tables(context.config),
         {"clients": {"sample": population.sample}, "train": {"rounds": population.rounds + 2, "evaluate_every": 1_000_000}},
     )
-    setup = replace(world.setup, clients=clients, rounds=config.train.rounds)
+    setup = replace(context.setup, clients=clients, rounds=config.train.rounds)
     data = {client.id: pool[client.id % POOL] for client in clients}
-    return replace(world, config=config, setup=setup, train=data)
+    return replace(context, config=config, setup=setup, train=data)
 
 
-def fedlora(world: World, population: Population) -> Row:
+def fedlora(context: RunContext, population: Population) -> Row:
     """Our rounds, as `fedlora run` plays them. The first one warms up, and the last one ends in an evaluation: neither counts."""
-    clock = ours.Clocked(world.trainer)
+    clock = ours.Clocked(context.trainer)
     stamps = Stamps(clock)
     with tempfile.TemporaryDirectory(prefix="bench-") as temp:
-        timed: Any = replace(world, trainer=clock)  # type: ignore[arg-type]
-        saved = Saved(Server(0, world.method.init(world.setup)), {})
-        run.play(timed, saved, Record(Path(temp)), Path(temp), stamps)
+        timed: Any = replace(context, trainer=clock)  # type: ignore[arg-type]
+        saved = Saved(Server(0, context.method.init(context.setup)), {})
+        play.play(timed, saved, Record(Path(temp)), Path(temp), stamps)
     pairs = list(zip(stamps.rows, stamps.rows[1:-1], strict=False))
     whole = [after[0] - before[0] for before, after in pairs]
     training = [after[1] - before[1] for before, after in pairs]
@@ -90,12 +90,12 @@ def fedlora(world: World, population: Population) -> Row:
     return _row("fedlora", population, whole, training) | {"parts": parts}
 
 
-def flower(world: World, population: Population, keep_model: bool, rounds: int) -> Row:
+def flower(context: RunContext, population: Population, keep_model: bool, rounds: int) -> Row:
     """The same rounds in Flower's simulation, with a client that keeps its model between messages or builds it for each."""
-    pool = [world.train[k] for k in range(min(POOL, population.clients))]
+    pool = [context.train[k] for k in range(min(POOL, population.clients))]
     with tempfile.TemporaryDirectory(prefix="bench-") as temp:
         job = flower_sim.describe(
-            world, pool, Path(temp), clients=population.clients, sample=population.sample,
+            context, pool, Path(temp), clients=population.clients, sample=population.sample,
             rounds=rounds, keep_model=keep_model,
         )  # fmt: skip
         played = flower_sim.play(job)
@@ -120,11 +120,11 @@ def main(quick: bool = False) -> None:
     """Engine time outside training, ours against Flower's simulation."""
     each = 4 if quick else 32
     populations = SMALL if quick else FULL
-    world = ours.world({"data": {"limit": POOL * each, "partition": "iid"}, "clients": {"count": POOL}})
+    context = ours.context({"data": {"limit": POOL * each, "partition": "iid"}, "clients": {"count": POOL}})
     rows: list[Row] = []
     parts: dict[str, Row] = {}
     for population in populations:
-        own = populated(world, population, each)
+        own = populated(context, population, each)
         with harness.console.status(str(population)):
             row = fedlora(own, population)
             parts[str(population)] = row.pop("parts")
@@ -137,9 +137,9 @@ def main(quick: bool = False) -> None:
         harness.console.print("Flower is not installed here, so it is not measured: pip install -e '.[bench]'")
     facts = {
         "examples a client, all in one step": each,
-        "model": world.config.model.source,
-        "method": world.config.method.name,
-        "rank": world.config.clients.rank,
+        "model": context.config.model.source,
+        "method": context.config.method.name,
+        "rank": context.config.clients.rank,
         "distinct clients' data": POOL,
         "our parts of a round, s": parts,
     }

@@ -11,31 +11,31 @@ from benchmarks import harness, ours
 from benchmarks.harness import Measured, Sample, Side
 from benchmarks.peers import flower_sim, peft_loop
 from benchmarks.peers.peft_loop import Loop
-from fedlora.engine.world import World
+from fedlora.runs.context import RunContext
 
 OURS, FP32, BF16, FLOWER = "fedlora", "(a) PEFT fp32", "(b) PEFT bf16 autocast", "(c) Flower simulation"
 
 
-def peft(world: World, autocast: torch.dtype | None = None, rank: int | None = None) -> Loop:
-    """A PEFT loop over the model of a world of ours, on the CPU."""
-    config = world.config
+def peft(context: RunContext, autocast: torch.dtype | None = None, rank: int | None = None) -> Loop:
+    """A PEFT loop over the model of a context of ours, on the CPU."""
+    config = context.config
     own = config.clients.rank if rank is None else rank
     assert isinstance(own, int)
-    model = peft_loop.load(config.model.source, len(world.roster.label_names), config.seed)
-    model = peft_loop.adapted(model, own, config.model.lora_alpha, list(world.setup.shapes))
-    return Loop(model, config.train, world.trainer.pad, config.seed, autocast=autocast)
+    model = peft_loop.load(config.model.source, len(context.roster.label_names), config.seed)
+    model = peft_loop.adapted(model, own, config.model.lora_alpha, list(context.setup.shapes))
+    return Loop(model, config.train, context.trainer.pad, config.seed, autocast=autocast)
 
 
-def peft_side(world: World, autocast: torch.dtype | None = None) -> Side:
+def peft_side(context: RunContext, autocast: torch.dtype | None = None) -> Side:
     """A round of the loop a repetition, from the adapter that ours starts with."""
-    loop = peft(world, autocast)
-    assert isinstance(world.config.clients.rank, int)
-    return peft_loop.side(loop, world.train, peft_loop.as_state(world.setup.fresh(world.config.clients.rank)))
+    loop = peft(context, autocast)
+    assert isinstance(context.config.clients.rank, int)
+    return peft_loop.side(loop, context.train, peft_loop.as_state(context.setup.fresh(context.config.clients.rank)))
 
 
-def flower_side(world: World, folder: Path) -> Side:
+def flower_side(context: RunContext, folder: Path) -> Side:
     """A round of a simulation a repetition; Ray starts and stops outside the clock."""
-    job = flower_sim.describe(world, [world.train[c.id] for c in world.setup.clients], folder)
+    job = flower_sim.describe(context, [context.train[c.id] for c in context.setup.clients], folder)
 
     def run() -> Sample:
         (row,) = flower_sim.play(job)
@@ -47,20 +47,20 @@ def flower_side(world: World, folder: Path) -> Side:
     return run
 
 
-def measure(world: World, repetitions: int, flower: bool = True) -> Measured:
+def measure(context: RunContext, repetitions: int, flower: bool = True) -> Measured:
     """Everybody's rounds, one a repetition, taking turns."""
     with tempfile.TemporaryDirectory(prefix="bench-") as temp:
-        sides: dict[str, Side] = {OURS: ours.side(world), FP32: peft_side(world)}
+        sides: dict[str, Side] = {OURS: ours.side(context), FP32: peft_side(context)}
         peak = harness.peak()
         if peak["bf16"] > peak["fp32"]:
-            sides[BF16] = peft_side(world, torch.bfloat16)
+            sides[BF16] = peft_side(context, torch.bfloat16)
         else:
             harness.console.print(
                 f"{BF16} is not measured: this CPU has no bf16 arithmetic of its own ({peak['bf16'] / 1e9:.0f} GFLOP/s against "
                 f"{peak['fp32'] / 1e9:.0f} in fp32), so autocast would only slow PEFT down; fedlora computes in fp32 here, too"
             )
         if flower and flower_sim.installed():
-            sides[FLOWER] = flower_side(world, Path(temp))
+            sides[FLOWER] = flower_side(context, Path(temp))
         elif flower:
             harness.console.print("Flower is not installed here, so it is not measured: pip install -e '.[bench]'")
         return harness.interleave(sides, repetitions)
@@ -69,22 +69,22 @@ def measure(world: World, repetitions: int, flower: bool = True) -> Measured:
 def run(name: str, title: str, tables: Mapping[str, Any], targets: Mapping[str, float], repetitions: int, quick: bool) -> None:
     """Measure, show and keep one comparison."""
     few = {"clients": {"count": 6}} if quick else {}
-    world = ours.world(tables, few, {"train": {"rounds": repetitions}})
-    measured = measure(world, repetitions)
-    rows = harness.speeds(measured, ours.weights(world), targets)
-    harness.finish(name, title, rows, facts(world, measured) | {"repetitions": repetitions}, quick)
+    context = ours.context(tables, few, {"train": {"rounds": repetitions}})
+    measured = measure(context, repetitions)
+    rows = harness.speeds(measured, ours.weights(context), targets)
+    harness.finish(name, title, rows, facts(context, measured) | {"repetitions": repetitions}, quick)
 
 
-def facts(world: World, measured: Measured) -> dict[str, Any]:
+def facts(context: RunContext, measured: Measured) -> dict[str, Any]:
     """What was run, and on which peak the shares stand."""
-    sizes = [len(world.train[c.id]) for c in world.setup.clients]
-    lengths = [len(ids) for data in world.train.values() for ids in data.ids]
+    sizes = [len(context.train[c.id]) for c in context.setup.clients]
+    lengths = [len(ids) for data in context.train.values() for ids in data.ids]
     return {
-        "config": ours.configured_tables(world.config),
+        "config": ours.configured_tables(context.config),
         "examples": sum(sizes),
         "examples of a client, least and most": [min(sizes), max(sizes)],
         "tokens of a text, mean and most": [sum(lengths) / len(lengths), max(lengths)],
-        "frozen weights adapted": ours.weights(world),
-        "our precision": str(world.trainer.dtype).removeprefix("torch."),
+        "frozen weights adapted": ours.weights(context),
+        "our precision": str(context.trainer.dtype).removeprefix("torch."),
         "peak GFLOP/s": {name: round(x / 1e9) for name, x in measured.peak.items()},
     }

@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from fedlora import cli
 from fedlora.training.encode import Encoded
 from fedlora.training.learner import Job, Outcome
-from fedlora.training.trainer import Question, Trainer
+from fedlora.training.trainer import ScoreJob, Trainer
 from fedlora.types import Model, Tensors
 
 WORDS = [f"w{i}" for i in range(60)] + ["apple", "banana", "cherry"]
@@ -101,12 +101,12 @@ def train_one(trainer: Trainer, job: Job) -> Outcome:
 
 def logits(trainer: Trainer, model: Model, head: Tensors, data: Encoded) -> np.ndarray:
     """Logits of one model."""
-    (found,) = trainer.logits([Question(model, head, data)])
+    (found,) = trainer.logits([ScoreJob(model, head, data)])
     return found
 
 
 class Silent:
-    """Follows a run (`fedlora.engine.run.Listener`): keeps the notes it hears, and can stop the run after a round."""
+    """Follows a run (`fedlora.listener.Listener`): keeps the notes it hears, and can stop the run after a round."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.notes: list[str] = []

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedlora import seeds
 from fedlora.algebra.tensors import Flat
-from fedlora.engine.check import refuse, unasked
+from fedlora.check import refuse, unasked
 from fedlora.types import (
     BASE,
     GATE,

@@ -48,7 +48,7 @@ def options(
 
 def _print_keys(wanted: bool) -> None:
     if wanted:
-        from fedlora.engine.reference import reference
+        from fedlora.reference import reference
 
         print(reference(), end="")
         raise typer.Exit
@@ -156,9 +156,9 @@ def compare(
 
     `fedlora compare table1 --scale small`
     """
-    from fedlora.compare.recipe import Scale
-    from fedlora.compare.study import compare as start
-    from fedlora.compare.study import listing
+    from fedlora.comparison.recipe import Scale
+    from fedlora.comparison.run import compare as start
+    from fedlora.comparison.run import listing
     from fedlora.config import setting
 
     if list_:
@@ -196,7 +196,7 @@ def report(
     """
     if html is not None:
         _check_place("--html", html, (".html", ".htm"))
-    from fedlora.compare.study import write_report
+    from fedlora.comparison.run import write_report
 
     print(f"report: {write_report(runs, html)}")
 
@@ -234,8 +234,8 @@ def data(
     flags = {"data.source": source, "clients.count": clients, "data.alpha": alpha, "seed": seed}
     layers = [setting(f"{key}={json.dumps(value)}") for key, value in flags.items() if value is not None]
     config = resolve(*layers, *(setting(each) for each in set_ or []))
+    from fedlora.data.domains import deal
     from fedlora.data.load import load
-    from fedlora.data.tasks import deal
     from fedlora.report.split import plot_split
     from fedlora.report.table import print_split
 
@@ -259,7 +259,7 @@ def export(
     Example: `fedlora export runs/first --to adapter`
     """
     _check_place("--to", to)
-    from fedlora.engine.export import export as write
+    from fedlora.runs.export import export as write
 
     kind = write(run, to, client, merged)
     print(f"{kind} in {to}")
@@ -305,7 +305,7 @@ def predict(
 
     with errors.status("starting ..."):  # seen on a terminal only
         from fedlora.data import texts as reading
-        from fedlora.engine.predict import Format, answers, choose, load
+        from fedlora.runs.predict import Format, answers, choose, load
 
         forms = {each.value: each for each in Format}
         if form not in forms:
@@ -338,8 +338,8 @@ def _batches(texts: Iterator[str], size: int | None) -> Iterator[list[str]]:
 
 
 def _rehearse(config: Any, quiet: bool) -> None:
-    from fedlora.engine.dry import rehearse
     from fedlora.report.progress import Progress
+    from fedlora.runs.dry import rehearse
 
     with Progress(quiet) as progress:
         plan = rehearse(config, progress)
@@ -347,9 +347,9 @@ def _rehearse(config: Any, quiet: bool) -> None:
 
 
 def _execute(config: Any, folder: Path, resume: bool, profile: bool, quiet: bool) -> None:
-    from fedlora.compare.study import write_report
-    from fedlora.engine.run import execute
+    from fedlora.comparison.run import write_report
     from fedlora.report.progress import Progress
+    from fedlora.runs.play import execute
 
     with terminable(), Progress(quiet) as progress:
         try:
@@ -381,7 +381,7 @@ def _execute(config: Any, folder: Path, resume: bool, profile: bool, quiet: bool
 
 
 def _one_run(name: str, tables: dict[str, Any]) -> dict[str, Any]:
-    from fedlora.compare.recipe import is_comparison
+    from fedlora.comparison.recipe import is_comparison
 
     if is_comparison(tables):
         raise BadInput(f"{name} is a recipe for several runs; start it with: fedlora compare {name}")

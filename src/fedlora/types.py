@@ -51,6 +51,13 @@ class Factors:
         changes: dict[str, Any] = {name: tensors}
         return replace(self, **changes)
 
+    def left(self, m: str) -> Tensor:
+        """scale * D B C of one module, in float64, (d_out, r): what stands left of A."""
+        B = self.B[m].to(torch.float64) * self.scale
+        if m in self.C:
+            B = B @ self.C[m].to(B.dtype) if self.C[m].ndim == 2 else B * self.C[m]
+        return B * self.D[m][:, None] if m in self.D else B
+
 
 ROLES = ("A", "B", "C", "D")
 Slots = Mapping[str, Factors]

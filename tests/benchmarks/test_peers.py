@@ -11,13 +11,13 @@ from transformers import RobertaConfig
 
 from benchmarks import gpu, harness, ours, training
 from benchmarks.peers import flower_sim, lora_a2_peft, peft_loop
-from fedlora.engine.world import World
+from fedlora.runs.context import RunContext
 from fedlora.types import SHARED, Factors
 
 
 @pytest.fixture
 def world(bert_folder: Path, csv_folder: Path) -> Any:
-    def make(*tables: Mapping[str, Any]) -> World:
+    def make(*tables: Mapping[str, Any]) -> RunContext:
         tiny = {
             "precision": "fp32",
             "model": {"source": str(bert_folder)},
@@ -39,7 +39,7 @@ def apart(state: Mapping[str, Tensor], factors: Factors, start: Factors) -> floa
     return (gap / moved) ** 0.5
 
 
-def last(world: World) -> Factors:
+def last(world: RunContext) -> Factors:
     *_, (server, _) = ours.play(world)[1]
     return world.method.deploy(server.state).slots[SHARED]
 

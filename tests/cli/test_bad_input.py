@@ -21,9 +21,9 @@ from pydantic import BaseModel
 
 from fedlora import methods, transforms
 from fedlora.config import Config, resolve, setting
-from fedlora.engine import run
-from fedlora.engine.reference import flat_limits
 from fedlora.errors import BadInput
+from fedlora.reference import flat_limits
+from fedlora.runs import play
 
 LONG = "x" * 300
 
@@ -43,7 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train": {"rounds": 1},
         "method": {"name": "fedit"},
     }
-    run.execute(resolve(tables), place / "one", False, tiny.Silent())
+    play.execute(resolve(tables), place / "one", False, tiny.Silent())
     (place / "file").write_text("x\n")
     (place / "broken.toml").write_text("[train\n")
     (place / "binary.toml").write_bytes(b"\xff\xfe\x00")

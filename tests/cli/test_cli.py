@@ -15,9 +15,9 @@ from fedlora import methods
 def fedlora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
     """Call the console script; returns (exit status, standard output, standard error). A run's report is an empty page here, for
     its pictures take longer than all else: tests/compare and tests/docs see whole ones."""
-    from fedlora.compare import study
+    from fedlora.comparison import run
 
-    monkeypatch.setattr(study, "write_report", lambda paths, html: (paths[0] / "report.html").touch())
+    monkeypatch.setattr(run, "write_report", lambda paths, html: (paths[0] / "report.html").touch())
     return tiny.console(monkeypatch, capsys, tmp_path)
 
 
@@ -216,7 +216,7 @@ def test_a_signal_leaves_a_resumable_run(stop, expected: int, fedlora, quick, mo
 
 
 def test_a_full_disk_is_one_line_and_status_1(fedlora, quick, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedlora.engine import checkpoint
+    from fedlora.server import checkpoint
 
     def full(path: Path, data: bytes) -> str:
         raise OSError(28, "No space left on device", str(path))

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 import tiny
 
-from fedlora.engine.dry import over_all
+from fedlora.runs.dry import over_all
 from fedlora.summary import read_rows
 
 
 @pytest.fixture
 def fedlora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    from fedlora.compare import study
+    from fedlora.comparison import run
     from fedlora.report import split
 
     monkeypatch.setattr(split, "plot_split", lambda parts, dataset, path: None)
-    monkeypatch.setattr(study, "write_report", lambda paths, html: None)
+    monkeypatch.setattr(run, "write_report", lambda paths, html: None)
     return tiny.console(monkeypatch, capsys, tmp_path)
 
 

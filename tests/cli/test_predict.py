@@ -11,8 +11,8 @@ import tiny
 from safetensors.numpy import load_file
 
 from fedlora.config import resolve
-from fedlora.engine import run
-from fedlora.engine.predict import predict
+from fedlora.runs import play
+from fedlora.runs.predict import predict
 from fedlora.summary import read_rows
 
 
@@ -32,8 +32,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data = {"source": ".", "text": "words", "partition": "column", "column": "owner"}
         train = {"rounds": 2, "batch_size": 8, "lr": 2e-2}
         base = {"model": {"source": "base"}, "data": data, "clients": {"rank": 2}, "train": train, "method": {"name": "fedit"}}
-        run.execute(resolve(base), Path("runs/common"), False, tiny.Silent())
-        run.execute(resolve(base, {"model": {"head": "personal"}}), Path("runs/own"), False, tiny.Silent())
+        play.execute(resolve(base), Path("runs/common"), False, tiny.Silent())
+        play.execute(resolve(base, {"model": {"head": "personal"}}), Path("runs/own"), False, tiny.Silent())
     finally:
         os.chdir(before)
     return place

@@ -4,7 +4,7 @@ import pytest
 from fedlora.config import resolve
 from fedlora.data.bands import PARTS, STATISTICS, Band, over_seeds
 from fedlora.data.dataset import Dataset, Split
-from fedlora.data.tasks import deal
+from fedlora.data.domains import deal
 
 
 def test_a_band_leaves_one_in_forty_out_at_each_end():

@@ -9,7 +9,7 @@ import tiny
 from annotated_types import Ge, Gt
 from pydantic import Field
 
-from fedlora.engine.reference import described, possible, reference
+from fedlora.reference import described, possible, reference
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -18,7 +18,7 @@ def test_the_page_is_up_to_date_and_says_something_of_every_key() -> None:
     found = reference()
     silent = [line for line in found.splitlines() if line.startswith("- ") and ": *" in line]
     assert not silent, f"no description, which belongs under Attributes of its class: {silent}"
-    assert PAGE.read_text() == found, "out of date; run: python -m fedlora.engine.reference > docs/configuration.md"
+    assert PAGE.read_text() == found, "out of date; run: python -m fedlora.reference > docs/configuration.md"
 
 
 def test_help_keys_prints_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""docs/methods.md is what `python -m fedlora.engine.costs` prints."""
+"""docs/methods.md is what `python -m fedlora.runs.costs` prints."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedlora import methods
-from fedlora.engine import costs
+from fedlora.runs import costs
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 

@@ -7,7 +7,7 @@ import pytest
 from cases import ROWS, Row, takes_part
 from toy import Trainer, dense, federate, make_clients, make_setup
 
-from fedlora.engine import wire
+from fedlora import wire
 from fedlora.types import ByTask, Client, Model
 
 every_row = pytest.mark.parametrize("row", ROWS, ids=str)

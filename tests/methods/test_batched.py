@@ -21,9 +21,9 @@ from cases import ROWS, Row
 from laws import law
 
 from fedlora.config import ModelConfig, TrainConfig
-from fedlora.engine.federation import fresh_adapter
 from fedlora.models.load import load
 from fedlora.models.slots import find_targets
+from fedlora.runs.prepare import fresh_adapter
 from fedlora.training.encode import Encoded, encode
 from fedlora.training.learner import Job, Outcome
 from fedlora.training.trainer import Trainer

@@ -7,8 +7,8 @@ import pytest
 import torch
 from toy import Trainer, dense, distance, federate, make_clients, make_setup, same, tensors
 
-from fedlora.engine import wire
-from fedlora.engine.check import refuse
+from fedlora import wire
+from fedlora.check import refuse
 from fedlora.errors import BadInput
 from fedlora.methods import make
 from fedlora.methods.ce_lora import CELoRA, Combination, Down, Up

@@ -7,7 +7,7 @@ import pytest
 import torch
 from toy import Trainer, dense, distance, federate, make_clients, make_setup, same, tensors
 
-from fedlora.engine.check import refuse
+from fedlora.check import refuse
 from fedlora.errors import BadInput
 from fedlora.methods import make
 from fedlora.types import SHARED, Features, Mix, Nothing, Observe, Reply, Similarity

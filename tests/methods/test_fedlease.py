@@ -10,8 +10,8 @@ from scipy.spatial.distance import squareform
 from sklearn.metrics import silhouette_score
 from toy import SHAPES, Trainer, dense, distance, federate, make_clients, make_setup, play, same
 
-from fedlora.engine import wire
-from fedlora.engine.check import refuse
+from fedlora import wire
+from fedlora.check import refuse
 from fedlora.errors import BadInput
 from fedlora.methods import make
 from fedlora.methods.fedit import FedIT

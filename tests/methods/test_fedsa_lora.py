@@ -5,7 +5,7 @@ import pytest
 import torch
 from toy import Trainer, dense, dense_slot, distance, federate, make_clients, make_setup, same, tensors
 
-from fedlora.engine.check import refuse
+from fedlora.check import refuse
 from fedlora.methods import make
 from fedlora.methods.fedsa_lora import Up, Variant
 from fedlora.types import SHARED

@@ -7,7 +7,7 @@ import pytest
 import torch
 from toy import SHAPES, Trainer, dense, distance, federate, make_clients, make_setup, play, same
 
-from fedlora.engine import wire
+from fedlora import wire
 from fedlora.errors import BadInput
 from fedlora.methods.fedit import FedIT
 from fedlora.methods.fl_tac import FLTAC, Up

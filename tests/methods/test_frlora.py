@@ -7,7 +7,7 @@ import pytest
 import torch
 from toy import Trainer, dense, dense_slot, federate, make_clients, make_setup, same
 
-from fedlora.engine import wire
+from fedlora import wire
 from fedlora.methods.frlora import FRLoRA, Up, starting_factors
 from fedlora.types import SHARED, Reply
 

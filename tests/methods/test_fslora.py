@@ -8,7 +8,7 @@ import pytest
 import torch
 from toy import SHAPES, Trainer, federate, make_clients, make_setup, play, same
 
-from fedlora.engine.check import refuse
+from fedlora.check import refuse
 from fedlora.methods import make
 from fedlora.methods.fslora import FSLoRA, State, Up
 from fedlora.types import SHARED, Client, Factors, Reply

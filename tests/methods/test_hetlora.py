@@ -8,7 +8,7 @@ import pytest
 import torch
 from toy import Trainer, federate, make_clients, make_setup, same
 
-from fedlora.engine import wire
+from fedlora import wire
 from fedlora.methods import make
 from fedlora.methods.hetlora import HetLoRA, State, Up, truncate
 from fedlora.types import SHARED, Client, Factors, Reply, TailNorm, Train, Trained

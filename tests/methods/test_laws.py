@@ -24,8 +24,8 @@ from laws import (
 )
 from toy import SHAPES, Trainer, dense, distance, federate, make_clients, make_setup, play, same, tensors, top_up, weighted
 
-from fedlora.engine import wire
-from fedlora.engine.check import refuse, unasked
+from fedlora import wire
+from fedlora.check import refuse, unasked
 from fedlora.methods import names
 from fedlora.types import GATE, Factors, Model, Reply
 

@@ -11,9 +11,9 @@ from toy import Trainer, dense, distance, federate, play, same, weighted
 
 from fedlora import seeds
 from fedlora.config import resolve
-from fedlora.engine import pipeline
-from fedlora.engine.loop import Server, rounds
 from fedlora.errors import BadInput
+from fedlora.server.loop import Server, rounds
+from fedlora.transforms import pipeline
 from fedlora.types import Client, Reply, Setup
 
 LONG = 60

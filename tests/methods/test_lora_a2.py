@@ -7,7 +7,7 @@ import pytest
 import torch
 from toy import Trainer, federate, make_clients, make_setup, same
 
-from fedlora.engine.check import refuse
+from fedlora.check import refuse
 from fedlora.methods import make
 from fedlora.methods.lora_a2 import Criterion, Down, LoRAA2, State, Up
 from fedlora.types import SHARED, Client, Factors, Reply, Trained

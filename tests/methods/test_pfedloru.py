@@ -5,7 +5,7 @@ import pytest
 import torch
 from toy import SHAPES, Trainer, dense, distance, federate, make_clients, make_setup, same, tensors
 
-from fedlora.engine import wire
+from fedlora import wire
 from fedlora.methods import make
 
 SETUP = make_setup(make_clients((2, 2, 2, 2)))

@@ -13,7 +13,7 @@ from tiny import Silent
 
 from fedlora import methods
 from fedlora.config import resolve
-from fedlora.engine import run
+from fedlora.runs import play
 from fedlora.summary import read_rows
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ def test_three_rounds_on_real_text(name: str, tmp_path: Path) -> None:
         "train": {"rounds": 3, "epochs": 2, "batch_size": 8, "lr": 2e-3, "evaluate_every": 3},
     }
     out = tmp_path / "run"
-    summary = run.execute(resolve(tables), out, False, Silent())
+    summary = play.execute(resolve(tables), out, False, Silent())
     rows = read_rows(out)
     losses = [row["loss"] for row in rows]
     assert losses[-1] < losses[0], losses

@@ -9,7 +9,7 @@ from cases import ROWS
 from toy import SHAPES, federate, make_clients, make_setup
 
 from fedlora.algebra.tensors import flat
-from fedlora.engine.check import refuse
+from fedlora.check import refuse
 from fedlora.types import Factors, Facts, Tensors, change, index, value
 
 SETUP = make_setup(make_clients((3, 2)))

@@ -41,18 +41,19 @@ from architectures import ARCHITECTURES, CLS, ENCODER_DECODERS, LEFT_OUT, PAD, S
 
 from fedlora import methods, seeds
 from fedlora.config import Head, TrainConfig, resolve
-from fedlora.engine.export import read_result
-from fedlora.engine.federation import fresh_adapter, load_pretrained, make_trainer, rehearsed, try_pretrained
-from fedlora.engine.inprocess import InProcess
-from fedlora.engine.loop import Server, rounds, sampler
-from fedlora.engine.run import execute
 from fedlora.errors import BadInput
 from fedlora.models.load import Pretrained, load
 from fedlora.models.slots import transposed
 from fedlora.models.trial import Findings
+from fedlora.runs.export import read_result
+from fedlora.runs.play import execute
+from fedlora.runs.prepare import fresh_adapter, load_pretrained, make_trainer, rehearsed, try_pretrained
+from fedlora.server.loop import Server, rounds
+from fedlora.server.sampling import sampler
 from fedlora.training.encode import Encoded, encode
 from fedlora.training.learner import Job, batches
-from fedlora.training.trainer import Question, Trainer
+from fedlora.training.trainer import ScoreJob, Trainer
+from fedlora.transports.inprocess import InProcess
 from fedlora.types import Client, Factors, Model, Setup, Train
 
 CLASSES = ("apple", "banana", "cherry")
@@ -211,7 +212,7 @@ def federate(trainer: Trainer, method: str, count: int, data: Mapping[int, Encod
 def logits(trainer: Trainer, model: Model, data: Encoded) -> Tensor:
     """Our logits of all texts in one go, in the precision that they are computed in."""
     with torch.no_grad():
-        (found,) = trainer._logits([trainer._part(Question(model, {}, data))], {})
+        (found,) = trainer._logits([trainer._part(ScoreJob(model, {}, data))], {})
     return found
 
 
@@ -346,7 +347,7 @@ def predicted(run: Path, words: Sequence[str], client: int | None = None) -> tup
         findings = try_pretrained(config, pretrained)
         data = encode(pretrained.tokenizer, words, np.zeros(len(words), dtype=np.int64), findings.limit)
         trainer = make_trainer(config, pretrained, findings)
-        learned, untouched = trainer.logits([Question(result, head, data), Question(Model(), head, data)])
+        learned, untouched = trainer.logits([ScoreJob(result, head, data), ScoreJob(Model(), head, data)])
     return torch.from_numpy(learned), torch.from_numpy(untouched)
 
 

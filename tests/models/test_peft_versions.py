@@ -21,14 +21,14 @@ from tiny import Silent
 
 from fedlora import methods
 from fedlora.config import resolve, to_toml
-from fedlora.engine import run
-from fedlora.engine.export import export, read_result
-from fedlora.engine.federation import load_pretrained, make_trainer, try_pretrained
-from fedlora.engine.predict import predict
 from fedlora.errors import BadInput
 from fedlora.models.load import PACKAGED, Packaged
+from fedlora.runs import play
+from fedlora.runs.export import export, read_result
+from fedlora.runs.predict import predict
+from fedlora.runs.prepare import load_pretrained, make_trainer, try_pretrained
 from fedlora.training.encode import encode
-from fedlora.training.trainer import Question
+from fedlora.training.trainer import ScoreJob
 from fedlora.types import Model
 
 VERSIONS = ("0.18.1", "0.20.0", "0.21.2")
@@ -83,7 +83,7 @@ def own_logits(folder: Path, client: int | None = None, texts: Sequence[str] = T
     pretrained = load_pretrained(config, roster)
     findings = try_pretrained(config, pretrained)
     data = encode(pretrained.tokenizer, texts, np.zeros(len(texts), dtype=np.int64), LIMIT)
-    asked = [Question(model, head, data) for model in (result, Model())]
+    asked = [ScoreJob(model, head, data) for model in (result, Model())]
     mine, base = make_trainer(config, pretrained, findings).logits(asked)
     return mine, base
 
@@ -116,7 +116,7 @@ def test_an_adapter_finds_its_base_and_gives_the_same_logits_under_the_oldest_pe
 ) -> None:
     """The base is a folder named by how one gets there, and who reads the adapter is elsewhere."""
     monkeypatch.chdir(bert_folder.parent)
-    run.execute(resolve(tables(Path(bert_folder.name), csv_folder, head="shared")), tmp_path / "run", False, Silent())
+    play.execute(resolve(tables(Path(bert_folder.name), csv_folder, head="shared")), tmp_path / "run", False, Silent())
     mine, base = own_logits(tmp_path / "run")
     found = read(VERSIONS[0], {"fedit": tmp_path / "run" / "adapter"}, tmp_path)
     assert off(mine, found["fedit"]) < 1e-5 < 1e-2 < np.abs(mine - base).max()
@@ -128,7 +128,7 @@ def test_an_adapter_names_a_packaged_base_by_its_hub_id(csv_folder: Path, tmp_pa
     save_base(tmp_path / "package_of_a_model" / "files", "bert")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(PACKAGED, "minilm", Packaged("package_of_a_model", "files", "somebody/something", "it"))
-    run.execute(resolve(tables(Path("minilm"), csv_folder)), tmp_path / "run", False, Silent())
+    play.execute(resolve(tables(Path("minilm"), csv_folder)), tmp_path / "run", False, Silent())
     config, facts = (json.loads((tmp_path / "run/adapter" / name).read_text()) for name in ("adapter_config.json", "fedlora.json"))
     assert config["base_model_name_or_path"] == facts["base_model"] == "somebody/something"
 
@@ -153,7 +153,7 @@ class Results:
     def play(self, name: str, base: Path, /, **settings: Any) -> None:
         config = resolve(tables(base, self.data, **settings))
         out = self.place / name
-        kind = run.execute(config, out, False, Silent())["result"]
+        kind = play.execute(config, out, False, Silent())["result"]
         personal = methods.find(config.method.name).FACTS.personal or settings.get("head") == "personal"
         for client in (None, 0, 1) if personal else (None,):
             mine, before = own_logits(out, client)

@@ -17,10 +17,10 @@ from models.sweep import Elsewhere, Tried, off, off_most
 
 from fedlora import methods
 from fedlora.config import TrainConfig
-from fedlora.engine.export import export
 from fedlora.errors import BadInput
+from fedlora.runs.export import export
 from fedlora.training.encode import Encoded
-from fedlora.training.trainer import Question
+from fedlora.training.trainer import ScoreJob
 from fedlora.types import SHARED, Model
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -102,7 +102,7 @@ def test_texts_that_share_a_pass_give_the_logits_of_each_alone(tried: Tried, poo
 def test_in_float32_too_and_as_many_a_pass_as_a_run_takes(tried: Tried, pool: Encoded) -> None:
     trainer, plain = sweep.make(tried, torch.float32, SGD, rows=2048), sweep.plain(tried, torch.float32)
     with sweep.calm():
-        (got,) = trainer.logits([Question(Model(), {}, pool)])
+        (got,) = trainer.logits([ScoreJob(Model(), {}, pool)])
         assert off_most(torch.from_numpy(got), sweep.alone(plain, pool)) < 1e-5
 
 

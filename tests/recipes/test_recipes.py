@@ -7,11 +7,12 @@ import pytest
 import transformers
 
 from fedlora import methods
-from fedlora.compare import recipe, splits
-from fedlora.compare.grid import Cell, expand
-from fedlora.compare.recipe import Scale
-from fedlora.engine.federation import client_ranks, make_method
+from fedlora.comparison import recipe, splits
+from fedlora.comparison.grid import Cell, expand
+from fedlora.comparison.recipe import Scale
 from fedlora.models.slots import find_targets
+from fedlora.runs.prepare import make_method
+from fedlora.runs.roster import client_ranks
 
 NAMES = ["fig3", "fig4", "fig5", "fig6", "fig7", "methods", "table1", "table2", "table3", "table4", "table5", "table6"]
 GRIDS = [name for name in NAMES if name not in ("fig7", "table4", "table5")]

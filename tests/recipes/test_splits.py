@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fedlora.compare.splits import Line, exception, run
+from fedlora.comparison.splits import Line, exception, run
 from fedlora.config import resolve
 from fedlora.data.bands import Band
 from fedlora.data.load import load

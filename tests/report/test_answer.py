@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fedlora.report.answers import answers
-from fedlora.report.cells import Cell, cells, joined
+from fedlora.report.contenders import Cell, cells, joined
 from fedlora.report.plots import frontier
 from fedlora.report.runs import Run, read, study
 from fedlora.report.summary import answer_table, held, lead, losses, lost_table, notes, results, spans

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from fedlora.report.cells import cells
+from fedlora.report.contenders import cells
 from fedlora.report.picture import Picture
 from fedlora.report.plots import classes
 from fedlora.report.runs import read, study

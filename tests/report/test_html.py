@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedlora.report import html
-from fedlora.report.cells import cells
+from fedlora.report.contenders import cells
 from fedlora.report.runs import Study, read, study
 from fedlora.report.summary import answer_table, lead, results
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from fedlora.report.cells import Cell, cells
+from fedlora.report.contenders import Cell, cells
 from fedlora.report.picture import Panel, Picture
 from fedlora.report.plots import ablation, accuracy, clients, clock, discordance, energy, frontier, published, ranks, similarity
 from fedlora.report.plots.lines import percent_limits

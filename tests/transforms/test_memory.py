@@ -10,10 +10,10 @@ from toy import Trainer, make_clients, make_setup, play, top_up
 
 from fedlora import methods
 from fedlora.config import TransformConfig
-from fedlora.engine import pipeline
-from fedlora.engine.pipeline import Pipeline
 from fedlora.errors import BadInput
 from fedlora.methods.ravan import best_heads
+from fedlora.transforms import pipeline
+from fedlora.transforms.pipeline import Pipeline
 from fedlora.types import Client, Nothing, Order, Reply, Trained
 
 TABLES = [

@@ -10,17 +10,19 @@ from safetensors.torch import load_file
 from tiny import Silent
 from toy import Trainer, federate, make_clients, make_setup, play, same
 
-from fedlora import methods, types
+from fedlora import methods, types, wire
+from fedlora.check import refuse
+from fedlora.clients.state import ClientState, read
 from fedlora.config import Head, TransformConfig, as_tables, resolve, to_toml
-from fedlora.engine import pipeline, run, wire
-from fedlora.engine.check import refuse
-from fedlora.engine.kept import Kept, read
-from fedlora.engine.loop import Server, rounds
 from fedlora.errors import BadInput
 from fedlora.history import History
 from fedlora.methods.fedit import FedIT, Up
 from fedlora.methods.lora_a2 import Up as RankUp
+from fedlora.runs.play import execute
+from fedlora.server import checkpoint
+from fedlora.server.loop import Server, rounds
 from fedlora.summary import read_rows
+from fedlora.transforms import pipeline
 from fedlora.types import Client, Nothing, Reply, Unfit
 
 CLIENT = Client(3, 2, 10)
@@ -123,7 +125,7 @@ def test_the_bytes_shrink_and_the_values_that_travel_are_counted():
 
 def test_no_message_class_has_the_name_of_another():
     """Classes travel by name, so a method's must differ from those that lie beside them in a message or a checkpoint."""
-    beside = [Server, Kept, History, *pipeline.message_classes(), *(c for c in vars(types).values() if isinstance(c, type))]
+    beside = [Server, ClientState, History, *pipeline.message_classes(), *(c for c in vars(types).values() if isinstance(c, type))]
     for name in methods.names():
         own = {c.__name__ for c in wire.message_classes(methods.make(name, {}))}
         assert not own & {c.__name__ for c in beside}, name
@@ -339,7 +341,7 @@ def test_codes_can_only_come_last():
 )
 def test_a_bad_table_is_refused_in_one_line(table, says, base: dict, tmp_path: Path):
     with pytest.raises(BadInput, match=says) as caught:
-        run.execute(resolve({**base, "transform": [table]}), tmp_path / "run", False, Silent())
+        execute(resolve({**base, "transform": [table]}), tmp_path / "run", False, Silent())
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
@@ -373,10 +375,10 @@ def base(bert_folder: Path, csv_folder: Path) -> dict:
 )
 def test_stopped_and_resumed_equals_uninterrupted_with_transforms(name: str, tables: list, base: dict, tmp_path: Path) -> None:
     config = resolve(base, {"method": {"name": name}, "transform": tables})
-    run.execute(config, tmp_path / "whole", False, Silent())
+    execute(config, tmp_path / "whole", False, Silent())
     with pytest.raises(KeyboardInterrupt):
-        run.execute(config, tmp_path / "parts", False, Silent(2))
-    run.execute(config, tmp_path / "parts", True, Silent())
+        execute(config, tmp_path / "parts", False, Silent(2))
+    execute(config, tmp_path / "parts", True, Silent())
     same_runs(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -385,7 +387,7 @@ def test_a_run_with_transforms_sends_less_and_still_learns(base: dict, tmp_path:
     rows = {}
     for name, tables in (("plain", []), ("packed", [{"name": "topk", "density": 0.25}, {"name": "quantise", "to": "int8"}])):
         config = resolve(base, {"method": {"name": "fedit"}, "train": train, "transform": tables})
-        run.execute(config, tmp_path / name, False, Silent())
+        execute(config, tmp_path / name, False, Silent())
         rows[name] = rows_of(tmp_path / name)
     for plain, packed in zip(rows["plain"], rows["packed"], strict=True):
         assert packed["upload_params"] == 3 * int(0.25 * plain["upload_params"] / 3)
@@ -396,19 +398,19 @@ def test_a_run_with_transforms_sends_less_and_still_learns(base: dict, tmp_path:
 
 
 def test_clients_that_are_refused_keep_the_memory_they_had(base: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedlora.engine import checkpoint, loop
+    from fedlora.server import loop
 
     kept = {}
     write = checkpoint.save
 
     def spy(folder, server, places, *more):
-        kept[server.round] = {id: read(folder, place, [Kept]) for id, place in places.items()}
+        kept[server.round] = {id: read(folder, place, [ClientState]) for id, place in places.items()}
         return write(folder, server, places, *more)
 
-    monkeypatch.setattr(run.checkpoint, "save", spy)
+    monkeypatch.setattr(checkpoint, "save", spy)
     real = loop.refuse
     monkeypatch.setattr(loop, "refuse", lambda up, m, s, c: "no" if c.id == 1 and len(kept) == 1 else real(up, m, s, c))
     clients, train = {"count": 4, "rank": 2, "sample": 4}, base["train"] | {"rounds": 3}
     config = resolve(base, {"method": {"name": "fedit"}, "clients": clients, "train": train, "transform": [TOPK]})
-    run.execute(config, tmp_path / "run", False, Silent())
+    execute(config, tmp_path / "run", False, Silent())
     assert same(kept[2][1], kept[1][1]) and not same(kept[3][1], kept[2][1]) and not same(kept[2][0], kept[1][0])

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedlora import transforms
-from fedlora.engine import wire
+from fedlora import transforms, wire
 from fedlora.errors import BadInput
 from fedlora.transforms import make
 from fedlora.transforms.quantise import Format

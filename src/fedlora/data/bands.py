@@ -7,8 +7,8 @@ import numpy as np
 
 from fedlora.config import ClientsConfig, DataConfig
 from fedlora.data.dataset import Dataset, Integers
+from fedlora.data.domains import deal
 from fedlora.data.partition import Spread, statistics
-from fedlora.data.tasks import deal
 
 PARTS = ("train", "test")
 STATISTICS = tuple(f.name for f in fields(Spread))

@@ -11,10 +11,10 @@ import numpy as np
 from fedlora.config import DataConfig, SourceConfig
 from fedlora.data import columns, files, formats, packaged
 from fedlora.data.dataset import Dataset, Integers, Split
+from fedlora.data.domains import union
 from fedlora.data.holdout import hold_out
 from fedlora.data.hub import from_hub
 from fedlora.data.source import Part, Source
-from fedlora.data.tasks import union
 from fedlora.errors import BadInput, some, unknown
 from fedlora.seeds import generator
 

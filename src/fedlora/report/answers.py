@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedlora.report.cells import Cell, Spread, by_place
+from fedlora.report.contenders import Cell, Spread, by_place
 from fedlora.scores import no_better, shown
 
 NEAR = 0.95  # the share of the best accuracy that counts as getting near to it

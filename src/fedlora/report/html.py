@@ -8,7 +8,7 @@ from typing import Any
 
 from fedlora.config import to_toml
 from fedlora.report import summary
-from fedlora.report.cells import Cell, by_place, cells, place_of, title
+from fedlora.report.contenders import Cell, by_place, cells, place_of, title
 from fedlora.report.picture import Picture, Table, inline, label, save
 from fedlora.report.plots import (
     ablation,

@@ -11,7 +11,7 @@ from fedlora.summary import percent
 
 
 class Progress:
-    """Follows a run (see `fedlora.engine.run.Listener`). Notes go to standard error, rounds to standard output."""
+    """Follows a run (see `fedlora.listener.Listener`). Notes go to standard error, rounds to standard output."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet

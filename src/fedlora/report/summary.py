@@ -5,7 +5,7 @@ from typing import Any
 
 from fedlora.names import short
 from fedlora.report.answers import Answer, answers, bytes_to, params, scored, size
-from fedlora.report.cells import ALPHA, COMMON, METHOD, PERSONAL, RANK, SOURCES, Cell, by_place, hardest, joined, title, word
+from fedlora.report.contenders import ALPHA, COMMON, METHOD, PERSONAL, RANK, SOURCES, Cell, by_place, hardest, joined, title, word
 from fedlora.report.picture import Table
 from fedlora.report.runs import Run, Study, as_text, settings
 from fedlora.scores import BASELINE, still_falling

@@ -50,7 +50,7 @@ ROWS = {"cpu": 2048, "cuda": 32768, "meta": 0}
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class ScoreJob:
     """A model to run on examples. `head` may be empty: the seed's."""
 
     model: Model
@@ -303,10 +303,10 @@ class Trainer:
     # ---- evaluation ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def logits(self, questions: Iterable[Question]) -> Iterator[np.ndarray]:
+    def logits(self, questions: Iterable[ScoreJob]) -> Iterator[np.ndarray]:
         """Logits of every example of each question, (n, classes) in fp32; -inf for the classes of other tasks. Questions on one
         base share forward passes."""
-        waiting: list[tuple[Question, Part]] = []
+        waiting: list[tuple[ScoreJob, Part]] = []
         rows = 0
         for question in questions:
             if waiting and not (rows < self.rows and self._shares(waiting[0][0], question)):
@@ -318,12 +318,12 @@ class Trainer:
             yield from self._answer(waiting)
         self.drop(False)
 
-    def _shares(self, one: Question, other: Question) -> bool:
+    def _shares(self, one: ScoreJob, other: ScoreJob) -> bool:
         a, b = one.model, other.model
         plain = not any(model.full or isinstance(model.gate, ByTask) for model in (a, b))
         return plain and a.base.version == b.base.version and a.drop_base == b.drop_base
 
-    def _part(self, question: Question) -> Part:
+    def _part(self, question: ScoreJob) -> Part:
         """A question as a part of a forward pass, with all its examples."""
         model, data = question.model, question.data
         weights: dict[str, Weight] = {}
@@ -333,7 +333,7 @@ class Trainer:
         head = {name: x.to(self.device, self.dtype) for name, x in question.head.items()}
         return Part(data.ids, data.tasks, on_device(model.slots, self.device, self.dtype), model.gate, weights, head)
 
-    def _answer(self, asked: Sequence[tuple[Question, Part]]) -> Iterator[np.ndarray]:
+    def _answer(self, asked: Sequence[tuple[ScoreJob, Part]]) -> Iterator[np.ndarray]:
         first = asked[0][0].model
         if isinstance(first.gate, ByTask):
             yield self._by_task(asked[0][0], first.gate)
@@ -349,14 +349,14 @@ class Trainer:
                 out[i][where] = logits.cpu().numpy()
         yield from out
 
-    def _by_task(self, question: Question, gate: ByTask) -> np.ndarray:
+    def _by_task(self, question: ScoreJob, gate: ByTask) -> np.ndarray:
         """Each example through the slot of its task alone."""
         model, data = question.model, question.data
         out = np.zeros((len(data), self.model.config.num_labels), dtype=np.float32)
         for t, task in enumerate(self.tasks):
             where = np.flatnonzero(data.tasks == t)
             slots = {name: slot for name, slot in model.slots.items() if name == gate.slots.get(task)}
-            alone = Question(replace(model, slots=slots, gate=None), question.head, data.take(where))
+            alone = ScoreJob(replace(model, slots=slots, gate=None), question.head, data.take(where))
             (out[where],) = self._answer([(alone, self._part(alone))])
         return out
 

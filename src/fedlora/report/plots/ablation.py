@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedlora.report.answers import scored
-from fedlora.report.cells import ALPHA, Cell, Spread, modules, word
+from fedlora.report.contenders import ALPHA, Cell, Spread, modules, word
 from fedlora.report.looks import INK, QUIET
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots.lines import Line, draw, fold, panel_size, percent_limits, row_height

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from fedlora.report.answers import answers, params, scored, size
-from fedlora.report.cells import Cell, Curve, by_panel, hardest, joined
+from fedlora.report.contenders import Cell, Curve, by_panel, hardest, joined
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots.lines import Line, columns, draw, panel_size, percent_limits, round_axis, upload_axis
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.report.answers import answers
-from fedlora.report.cells import Cell, hardest
+from fedlora.report.contenders import Cell, hardest
 from fedlora.report.looks import INK
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots import heat

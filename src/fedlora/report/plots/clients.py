@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.report.cells import Cell, by_panel, hardest
+from fedlora.report.contenders import Cell, by_panel, hardest
 from fedlora.report.looks import INK, QUIET
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots.lines import Line, columns, draw, panel_size

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedlora.report.cells import Cell
+from fedlora.report.contenders import Cell
 from fedlora.report.looks import INK
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots.lines import fold, row_height

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedlora.report.cells import Cell, by_panel, hardest, spread
+from fedlora.report.contenders import Cell, by_panel, hardest, spread
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots.lines import Line, columns, draw, panel_size, round_axis
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.report.cells import Cell, hardest
+from fedlora.report.contenders import Cell, hardest
 from fedlora.report.looks import INK, QUIET, mix
 from fedlora.report.picture import Panel, Picture, Table, spread_apart
 

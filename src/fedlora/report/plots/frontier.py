@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from fedlora.report.answers import params, scored
-from fedlora.report.cells import Cell, by_place, hardest, joined
+from fedlora.report.contenders import Cell, by_place, hardest, joined
 from fedlora.report.looks import QUIET
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots.labels import Label, annotate

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.report.cells import Cell, by_panel
+from fedlora.report.contenders import Cell, by_panel
 from fedlora.report.looks import SOLID, Look
 from fedlora.report.picture import spread_apart
 from fedlora.report.plots.labels import Label, annotate

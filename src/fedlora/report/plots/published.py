@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from fedlora.report.answers import params, scored
-from fedlora.report.cells import Cell, Spread, by_place
+from fedlora.report.contenders import Cell, Spread, by_place
 from fedlora.report.looks import INK, QUIET
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots.lines import fold, percent_limits, row_height

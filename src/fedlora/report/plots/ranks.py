@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.report.cells import Cell, hardest
+from fedlora.report.contenders import Cell, hardest
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots import heat
 from fedlora.report.runs import Run

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.report.cells import Cell, by_place
+from fedlora.report.contenders import Cell, by_place
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots import heat
 from fedlora.report.plots.ranks import choices, common

@@ -1,0 +1,1 @@
+"""The clients' side: what they keep, what is watched of their training."""

@@ -1,0 +1,1 @@
+"""Grids of runs set side by side."""

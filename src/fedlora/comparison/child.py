@@ -1,0 +1,43 @@
+"""One cell in a process of its own: `python -m fedlora.comparison.child`.
+
+Standard input gives one line of JSON, {"config": tables, "folder": path, "threads": number}, and then stays open as long as the
+comparison lives: when it ends, so does this process. Standard output has a line of JSON a round, and one for each note. How it
+went stands in the folder.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from threading import Thread
+
+from fedlora.comparison.folder import Folder
+from fedlora.comparison.grid import Cell
+from fedlora.comparison.play import Ear, attempt
+from fedlora.config import resolve
+
+
+def main() -> None:
+    """Run the cell that standard input asks for."""
+    task = json.loads(sys.stdin.readline())
+    Thread(target=_end_with_parent, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(task["threads"])
+    out, sys.stdout = sys.stdout, sys.stderr  # nothing but our own lines goes to the parent
+
+    def say(message: dict[str, object]) -> None:
+        print(json.dumps(message), file=out, flush=True)
+
+    ear = Ear(lambda text: say({"note": text}), lambda number, accuracy: say({"round": number, "accuracy": accuracy}))
+    attempt(Cell(resolve(task["config"]), 0), Folder(Path(task["folder"])), ear)
+
+
+def _end_with_parent() -> None:
+    """Standard input ends when the parent does, however it was killed; two processes must not play one cell."""
+    os.read(0, 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

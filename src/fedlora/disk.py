@@ -1,0 +1,82 @@
+"""Files that are there whole or not at all, and folders that one process at a time writes to, also before they are there."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from shutil import rmtree
+
+from fedlora.errors import BadInput
+
+PATIENCE = 2.0  # seconds, in which a process that was just killed is gone
+LOCK = ".lock"
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes out of `folder`, which must exist; the operating system lets go when this one ends, however it ends.
+
+    Raises:
+        BadInput: another process holds it, or it cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise BadInput(f"{folder} is being written by another process; wait for it, or use another --out") from None
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be written to: {error.strerror or error}; use another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def founding(folder: Path) -> Iterator[Path]:
+    """Build a folder that is not there yet: yields the place beside it, held by this process alone, where it is built. Whoever has
+    built it renames it; the lock goes along. What was not renamed is gone afterwards, with the folders made on the way to it.
+
+    Raises:
+        BadInput: another process builds it, or it cannot be made there.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    missing = [parent for parent in folder.parents if not os.path.lexists(parent)]
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be made: {error.strerror or error}; use another --out") from error
+    try:
+        with alone(part):
+            for stale in part.iterdir():  # of a process that was killed
+                if stale.name != LOCK:
+                    rmtree(stale) if stale.is_dir() else stale.unlink()
+            if folder.exists():
+                raise BadInput(f"{folder} exists already; give --resume to go on with it, or another --out")
+            try:
+                yield part
+            finally:
+                rmtree(part, ignore_errors=True)
+    finally:
+        for parent in missing:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+
+
+def write_whole(path: Path, data: bytes) -> str:
+    """Write a file so that it is either there with all of `data` or not at all; returns the digest of the data."""
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return digest(data)
+
+
+def digest(data: bytes) -> str:
+    """Of a file's bytes, 32 hex digits."""
+    return blake2b(data, digest_size=16).hexdigest()

@@ -1,1 +1,0 @@
-"""The round loop, what carries messages, and what a run leaves on disk."""

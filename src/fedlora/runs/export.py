@@ -1,0 +1,142 @@
+"""The result of a run, in the formats that others read: a PEFT adapter, or the whole model."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedlora import wire
+from fedlora.clients.state import ClientState, StateStore
+from fedlora.config import Config, read_run
+from fedlora.errors import BadInput, some
+from fedlora.models import peft
+from fedlora.models.load import PACKAGED, Pretrained
+from fedlora.runs import card
+from fedlora.runs.prepare import has_own_models, load_pretrained, make_method
+from fedlora.runs.roster import Roster, read_roster
+from fedlora.server import checkpoint
+from fedlora.summary import read_rows, to_written
+from fedlora.types import Model, Tensors
+
+
+def write_result(config: Config, roster: Roster, result: Model, head: Tensors, rows: Sequence[Mapping[str, Any]], out: Path) -> str:
+    """Write `adapter/` under `out`, or `model/` where the result is no fixed low-rank change; returns which. What depends on the
+    input has no such format, and is in the checkpoint only: "checkpoint"."""
+    if not peft.has_fixed_weights(result):
+        return "checkpoint"
+    name = "adapter" if peft.is_adapter(result) else "model"
+    _write_folder(config, roster, result, head, out / name, name == "model", rows, None)
+    return name
+
+
+def export(run: Path, to: Path, client: int | str | None, merged: bool) -> str:
+    """Export what a run has learned so far; with a client, that client's own model. Returns "adapter" or "model".
+
+    Raises:
+        BadInput: `run` is no run folder or has no checkpoint yet, `to` exists, there is no such client, the method has no
+            personal models, or the result depends on the input.
+    """
+    if to.exists():
+        raise BadInput(f"{to} exists already; give another --to")
+    id = None if client is None else which_client(run, client)
+    config, roster, result, head = read_result(run, id)
+    if not peft.has_fixed_weights(result):
+        raise BadInput(
+            f"{run}: this model weighs its adapters anew for each input (or has one for each task), and neither an adapter nor a "
+            "whole model can hold that; `fedlora predict` uses it"
+        )
+    merged = merged or not peft.is_adapter(result)
+    _write_folder(located(config, run), roster, result, head, to, merged, to_written(read_rows(run)), id)
+    return "model" if merged else "adapter"
+
+
+def read_result(run: Path, client_id: int | None = None) -> tuple[Config, Roster, Model, Tensors]:
+    """The configuration, the clients, the learned model and the trained head (or nothing) of a run folder. With a validation
+    part the model is that of the best round by it."""
+    config, roster = read_run(run), read_roster(run / "federation.json")
+    method = make_method(config)
+    saved = checkpoint.load(run / "checkpoint", method)
+    if saved is None:
+        raise BadInput(f"{run} has no checkpoint yet: no round is complete")
+    written = to_written(read_rows(run)[: saved.server.round])
+    if len(written) < saved.server.round:
+        saved = checkpoint.load(run / "checkpoint", method, len(written)) or saved
+    if client_id is None:
+        return config, roster, method.deploy(saved.server.state), saved.server.head
+    if client_id not in range(len(roster.clients)):
+        raise BadInput(f"--client {client_id}: the run has clients 0 to {len(roster.clients) - 1}")
+    if not has_own_models(config):
+        raise BadInput(
+            f"--client {client_id}: {method.FACTS.title} with a {config.model.head.value} head trains one model for all; "
+            "leave --client out"
+        )
+    # Nobody's is there where the server holds all that a method knows of a client.
+    if saved.places and client_id not in saved.places:
+        raise BadInput(f"--client {client_id}: this client has not taken part in any round yet")
+    kept = StateStore(run / "checkpoint", wire.message_classes(method), saved.places).get(client_id) or ClientState()
+    model = method.deploy(saved.server.state, roster.clients[client_id], kept.held)
+    return config, roster, model, kept.head or saved.server.head
+
+
+def which_client(run: Path, client: int | str) -> int:
+    """The number of the client that is called so, or has that number. BadInput says which there are."""
+    roster = read_roster(run / "federation.json")
+    if client in roster.names:
+        return roster.names.index(str(client))
+    if str(client).isdecimal() and int(client) < len(roster.names):
+        return int(client)
+    last = len(roster.names) - 1
+    raise BadInput(f"--client {client}: the run has clients 0 to {last}: {some(roster.names, 10)}")
+
+
+def located(config: Config, run: Path) -> Config:
+    """The configuration with its model where it is: a relative folder is looked for here, then beside each folder that `run` lies
+    in, so that a run can be used from elsewhere."""
+    source = config.model.source
+    if source in PACKAGED or Path(source).exists():
+        return config
+    found = next((place / source for place in run.resolve().parents if (place / source / "config.json").is_file()), None)
+    return config if found is None else config.model_copy(update={"model": config.model.model_copy(update={"source": str(found)})})
+
+
+def _write_folder(
+    config: Config,
+    roster: Roster,
+    result: Model,
+    head: Tensors,
+    to: Path,
+    merged: bool,
+    rows: Sequence[Mapping[str, Any]],
+    client: int | None,
+) -> None:
+    """Built beside its place and renamed, so that it is never half there."""
+    part = to.with_name(f".{to.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    pretrained = _with_head(load_pretrained(config, roster), head)
+    if merged:
+        peft.save_model(pretrained, result, part)
+    else:
+        peft.save_adapter(pretrained, result, part)
+    tokenizer = pretrained.tokenizer
+    limit = roster.max_length or min(config.data.max_length, tokenizer.model_max_length)
+    tokenizer.model_max_length, tokenizer.padding_side = limit, "left" if roster.padding == "left" else "right"
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # what the model was given in training
+    tokenizer.save_pretrained(part)
+    facts = card.Facts(config, roster.label_names, pretrained, limit, roster.padding, merged, rows[-1] if rows else None, client)
+    (part / "fedlora.json").write_text(card.as_json(facts))
+    (part / "README.md").write_text(card.model_card(facts))
+    for file in part.iterdir():
+        file.chmod(0o644)  # safetensors writes for its owner's eyes only
+    shutil.rmtree(to, ignore_errors=True)
+    part.rename(to)
+
+
+def _with_head(pretrained: Pretrained, head: Tensors) -> Pretrained:
+    parameters = dict(pretrained.model.named_parameters())
+    with torch.no_grad():
+        for name, value in head.items():
+            parameters[name].copy_(value)
+    return pretrained

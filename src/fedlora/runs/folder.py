@@ -1,0 +1,106 @@
+"""A run's folder: made whole, checked before a run goes on, and finished with its result and summary."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedlora.config import Config, as_tables, read_recipe, resolve, to_toml
+from fedlora.disk import write_whole
+from fedlora.errors import BadInput, RunFailed
+from fedlora.runs.context import RunContext
+from fedlora.runs.export import write_result
+from fedlora.runs.prepare import versions
+from fedlora.runs.record import Record
+from fedlora.runs.roster import Roster, read_roster
+from fedlora.server import checkpoint
+from fedlora.server.loop import Server
+from fedlora.summary import summarise
+
+
+def finish(context: RunContext, last: Server, record: Record, out: Path) -> dict[str, Any]:
+    """Write the result and, last, the summary: its presence says that the run is complete."""
+    rows = record.rows()
+    summary = summarise(rows)
+    written = summary["written"]["round"]
+    if rows[written - 1].get("undecided") and not rows[written - 1]["accuracy"]:
+        raise RunFailed(f"round {written}: the model gives no finite numbers, so its training diverged; a lower train.lr may help")
+    server = last
+    if written != last.round:
+        saved = checkpoint.load(out / "checkpoint", context.method, written)
+        assert saved is not None
+        server = saved.server
+    where = write_result(context.config, context.roster, context.method.deploy(server.state), server.head, rows[:written], out)
+    summary |= {
+        "result": where,
+        "stopped_early": last.round < context.setup.rounds,
+        "seed": context.config.seed,
+        "device": str(context.trainer.device),
+        "precision": str(context.trainer.dtype).removeprefix("torch."),
+        "model": context.findings.summary(),
+        "versions": versions(),
+    }
+    spread = list(rows[written - 1].get("client_accuracy", {}).values())
+    if spread:
+        worst = sorted(spread)[: max(1, len(spread) // 10)]
+        summary["clients"] = {"mean": float(np.mean(spread)), "worst_tenth": float(np.mean(worst))}
+    write_whole(out / "summary.json", json.dumps(summary, indent=1).encode())
+    return summary
+
+
+def found(context: RunContext, place: Path, out: Path) -> None:
+    """Make the run folder, whole: it is built in `place` and renamed."""
+    from fedlora.report.split import plot_split
+
+    (place / "federation.json").write_text(context.roster.to_json())
+    (place / "config.toml").write_text(to_toml(context.config))
+    plot_split(context.parts, context.dataset, place / "split.png")
+    os.rename(place, out)
+
+
+def require_same_run(config: Config, out: Path) -> None:
+    """BadInput when `out` holds a run of another configuration; a larger number of rounds is the one thing that may change."""
+    file = out / "config.toml"
+    if not out.is_dir():
+        raise BadInput(f"{out} is no folder")
+    if not file.exists():
+        raise BadInput(f"{out} is no run folder: it has no config.toml")
+    written = read_recipe(str(file))
+    before = resolve(checkpoint.configured(out / "checkpoint") or written)
+    if config.train.rounds < before.train.rounds:
+        raise BadInput(
+            f"{out} was started with train.rounds = {before.train.rounds}; it can be raised, not lowered to {config.train.rounds}"
+        )
+    same = before.model_copy(update={"train": before.train.model_copy(update={"rounds": config.train.rounds})})
+    changed = _differences(as_tables(same), as_tables(config))
+    if changed:
+        where = f"; {file} was changed" if _differences(as_tables(before), as_tables(resolve(written))) else "; use another --out"
+        raise BadInput(f"{out} was started with another configuration: {'; '.join(changed)}{where}")
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    out: list[str] = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            out.append(f"{prefix}{key} was {a!r}, now {b!r}")
+    return out
+
+
+def check_roster(roster: Roster, out: Path) -> int:
+    """BadInput when the run in `out` was started with other data; returns the tokens that fill a step of it."""
+    file = out / "federation.json"
+    before = read_roster(file)
+    if before != roster:
+        raise BadInput(
+            f"{out} was started with other data: the clients of {file} are not those of data.source now; use another --out"
+        )
+    if before.data is not None and before.data != roster.data:
+        raise BadInput(f"{out} was started with other data: the texts or labels of data.source have changed; use another --out")
+    assert roster.rows is not None
+    return before.rows or roster.rows

@@ -1,0 +1,53 @@
+"""One process at a time for a folder, also before it is there."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fedlora import disk
+from fedlora.disk import alone, founding
+from fedlora.errors import BadInput
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "PATIENCE", 0.05)
+
+
+def test_a_folder_is_founded_once_and_its_lock_goes_along(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "b" / "run"
+    with founding(out) as place:
+        assert place.parent == out.parent and not out.exists()
+        with pytest.raises(BadInput, match="another process"), founding(out):
+            raise AssertionError("two found one folder")
+        (place / "content").write_text("mine")
+        os.rename(place, out)
+        with pytest.raises(BadInput, match="another process"), alone(out):
+            raise AssertionError("the lock was lost on the way")
+        with pytest.raises(BadInput, match="exists already"), founding(out):
+            raise AssertionError("founded over a folder that is there")
+    assert (out / "content").read_text() == "mine"
+    assert [path.name for path in out.parent.iterdir()] == ["run"]
+
+
+def test_what_was_not_built_to_its_end_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), founding(tmp_path / "a" / "b" / "run") as place:
+        (place / "half").write_text("half")
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
+    (tmp_path / ".run.part" / "folder").mkdir(parents=True)
+    (tmp_path / ".run.part" / "file").write_text("stale")
+    with founding(tmp_path / "run") as place:
+        assert {path.name for path in place.iterdir()} == {".lock"}
+
+
+@pytest.mark.parametrize("name", ["file/run", "x" * 300])
+def test_what_cannot_be_made_is_said_at_once(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match=r"cannot be made: .*; use another --out"), founding(tmp_path / name):
+        raise AssertionError
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
