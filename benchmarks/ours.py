@@ -1,4 +1,4 @@
-"""Our side: the engine's own round loop over one process, with a clock."""
+"""Our side: our own round loop over one process, with a clock."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What the engine costs beside training: 100 clients of one step each, and 10 sampled of a population of 10,000.
+"""What everything costs beside training: 100 clients of one step each, and 10 sampled of a population of 10,000.
 
 A whole round counts: orders, messages, aggregation, the row of metrics, the checkpoint on disk; not evaluation. Flower plays the
 same rounds with a worker a core; its training is the sum over clients divided by the workers, as if they always shared it evenly.

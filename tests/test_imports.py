@@ -41,7 +41,20 @@ ALLOWED: dict[str, set[str]] = {
         *("check", "wire", "summary", "config", "settings", "disk", "listener"),
         *VALUES,
     },
-    "comparison": {"runs", "report", "models", "data", "training", "settings", "summary", "config", "disk", "listener", *VALUES},
+    "comparison": {
+        "runs",
+        "transforms",
+        "report",
+        "models",
+        "data",
+        "training",
+        "settings",
+        "summary",
+        "config",
+        "disk",
+        "listener",
+        *VALUES,
+    },
     "cli": {"comparison", "runs", "report", "methods", "data", "reference", "summary", "signals", "config", *LEAVES},
 }
 

@@ -1,7 +1,7 @@
 """A tiny federation without models: every module is one linear map, fitted to its client's data by least squares.
 
 It trains all that a `Train` can ask for, written plainly, so that a method can be played from end to end in milliseconds. Nothing
-of fedlora's own training or engine is used, but for `refuse`. The oracles at the end are numpy, dense and in float64.
+of fedlora's own training or server is used, but for `refuse`. The oracles at the end are numpy, dense and in float64.
 """
 
 from collections.abc import Callable, Mapping, Sequence

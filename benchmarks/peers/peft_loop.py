@@ -65,7 +65,7 @@ def set_state(model: PeftModel, state: Mapping[str, Tensor]) -> None:
 
 
 def orders(seed: int, round: int, client: int, count: int, settings: TrainConfig, request: int = 0) -> Iterator[np.ndarray]:
-    """The positions of each batch, epoch after epoch. The order is the one that our engine draws, so that accuracies are paired."""
+    """The positions of each batch, epoch after epoch. The order is the one that we draw, so that accuracies are paired."""
     own = seeds.derive(seed, "train", round, client, request)
     for epoch in range(settings.epochs):
         order = seeds.generator(own, "epoch", epoch).permutation(count)

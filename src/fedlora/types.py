@@ -1,4 +1,4 @@
-"""The words that methods and the engine share. Frozen values only: nothing here trains, sends or stores.
+"""The words that methods, server and clients share. Frozen values only: nothing here trains, sends or stores.
 
 Shapes: r is a rank, d_in and d_out a module's sizes. ``Tensors`` maps a module's path in the model to a tensor, and a role that
 is not in a message is an empty mapping. Every adapted module m computes

@@ -34,6 +34,7 @@ LARGEST_TREE = 1 << 26  # bytes of JSON after decompression
 MOST_AXES = 16
 SAME = 16  # outlines whose headers are remembered: most clients of a round send the same one
 Outline = tuple[Any, tuple[tuple[torch.dtype, torch.Size], ...]]  # the tree, and dtype and shape of its tensors
+OLD = {"Kept": "ClientState"}  # class names in files of earlier versions -> what they are called now
 # What reading damaged bytes may raise, beside ValueError.
 DAMAGE = (SafetensorError, zlib.error, LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError)
 
@@ -246,6 +247,7 @@ def _flat_of(entries: Tensor, parts: list[list[Any]]) -> Flat:
 
 
 def _class(name: str, allowed: Mapping[str, type[Any]]) -> Any:
+    name = name if name in allowed else OLD.get(name, name)
     if name not in allowed:
         raise ValueError(f"class '{name}' is not allowed in this message")
     return allowed[name]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedlora.clients.watch import MOST_CLIENTS, LocalUpdate, study
+from fedlora.clients.watch import MOST_CLIENTS, LocalUpdate, similarity
 from fedlora.server.energy import energy
 from fedlora.types import SHARED, BaseUpdate, Factors, Mix, Model
 
@@ -56,7 +56,7 @@ def cosines(U: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("roles", ["AB", "A", "B"])
 def test_similarity_is_the_cosine_of_updates(roles):
     learned = clients(roles)
-    found = study(learned)
+    found = similarity(learned)
     assert found["similarity"].dtype == torch.float32 and found["similarity_clients"].tolist() == [0, 1, 2, 3]
     np.testing.assert_allclose(found["similarity"].numpy(), cosines(updates(learned)), atol=1e-6)
 
@@ -71,12 +71,12 @@ def test_discordance_is_what_averaging_apart_gets_wrong_relative_to_the_update()
     true = np.einsum("k,kd->d", p, np.stack([dense(each.after[SHARED]) for each in learned]))
     start = dense(learned[0].before[SHARED])
     want = np.linalg.norm(apart - true) / np.linalg.norm(true - start)
-    assert study(learned)["discordance"] == pytest.approx(want, rel=1e-6) and want > 1e-3
+    assert similarity(learned)["discordance"] == pytest.approx(want, rel=1e-6) and want > 1e-3
 
 
 @pytest.mark.parametrize("roles", ["A", "B"])
 def test_discordance_is_exactly_zero_where_a_factor_rests(roles):
-    assert study(clients(roles))["discordance"] == 0.0
+    assert similarity(clients(roles))["discordance"] == 0.0
 
 
 def test_a_trained_core_between_resting_factors_has_no_discordance():
@@ -88,10 +88,10 @@ def test_a_trained_core_between_resting_factors_has_no_discordance():
         LocalUpdate(i, n, {SHARED: start}, {SHARED: replace(start, C={m: torch.randn(3, 3, generator=draw) for m in SHAPES})})
         for i, n in enumerate(EXAMPLES)
     ]
-    found = study(learned)
+    found = similarity(learned)
     assert found["discordance"] == 0.0
     np.testing.assert_allclose(found["similarity"].numpy(), cosines(updates(learned)), atol=1e-6)
-    assert "discordance" not in study(clients("AB", start))  # which of the three would be averaged with which?
+    assert "discordance" not in similarity(clients("AB", start))  # which of the three would be averaged with which?
 
 
 def test_clients_of_different_ranks_have_a_similarity_and_no_discordance():
@@ -99,7 +99,7 @@ def test_clients_of_different_ranks_have_a_similarity_and_no_discordance():
     for i, rank in enumerate((1, 2, 4)):
         start = random(rank, seed=i, scale=16 / rank)
         learned.append(LocalUpdate(i, 10, {SHARED: start}, {SHARED: moved(start, "AB", 20 + i)}))
-    found = study(learned)
+    found = similarity(learned)
     assert "discordance" not in found
     np.testing.assert_allclose(found["similarity"].numpy(), cosines(updates(learned)), atol=1e-6)
 
@@ -115,7 +115,7 @@ def test_a_slot_that_only_some_have_is_no_update_of_the_others():
         if i == 3:
             after["own"] = own
         learned.append(LocalUpdate(i, 10, before, after))
-    found = study(learned)
+    found = similarity(learned)
     shared = updates([replace(e, before={SHARED: e.before[SHARED]}, after={SHARED: e.after[SHARED]}) for e in learned])
     private = np.zeros_like(shared)
     private[:2] = updates([replace(e, before={"own": e.before["own"]}, after={"own": e.after["own"]}) for e in learned[:2]])
@@ -126,23 +126,23 @@ def test_a_slot_that_only_some_have_is_no_update_of_the_others():
 def test_who_moved_nothing_is_similar_to_nobody():
     learned = clients("AB")
     learned[1] = replace(learned[1], after=learned[1].before)
-    similarity = study(learned)["similarity"]
-    assert not similarity[1].any() and not similarity[:, 1].any() and similarity[0, 0] == pytest.approx(1.0)
-    still = study([replace(each, after=each.before) for each in learned])
+    found = similarity(learned)["similarity"]
+    assert not found[1].any() and not found[:, 1].any() and found[0, 0] == pytest.approx(1.0)
+    still = similarity([replace(each, after=each.before) for each in learned])
     assert not still["similarity"].any() and "discordance" not in still
 
 
 def test_the_first_clients_by_id_are_studied_whatever_their_order():
     start = random(1, seed=0)
     many = [LocalUpdate(i, 1, {SHARED: start}, {SHARED: moved(start, "AB", i)}) for i in range(MOST_CLIENTS + 3)]
-    found = study(many[::-1])
+    found = similarity(many[::-1])
     assert found["similarity_clients"].tolist() == list(range(MOST_CLIENTS))
-    want = study(many[:MOST_CLIENTS])
+    want = similarity(many[:MOST_CLIENTS])
     assert torch.equal(found["similarity"], want["similarity"]) and found["discordance"] == want["discordance"]
 
 
 def test_without_slots_there_is_nothing_to_say():
-    assert study([]) == study([LocalUpdate(0, 5, {}, {})]) == {}
+    assert similarity([]) == similarity([LocalUpdate(0, 5, {}, {})]) == {}
 
 
 # ---- the energy of the deployed change ---------------------------------------------------------------------------------------

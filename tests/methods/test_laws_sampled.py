@@ -124,7 +124,7 @@ def test_law_12_a_lost_attempt_changes_nothing(row):
 
 
 def _played(method, setup: Setup, row: Row, lost: tuple[int, ...]):
-    """The states after three rounds of the engine's own loop, where the first attempts of these rounds lose every reply."""
+    """The states after three rounds of our own loop, where the first attempts of these rounds lose every reply."""
     transport = _Lossy(method, setup, Trainer(setup, lr=row.lr), set(lost))
     played = rounds(method, setup, Server(0, method.init(setup)), transport, half(setup))
     return [server.state for server, _, _ in played], transport.held

@@ -1,4 +1,4 @@
-"""Run folders written by hand, as the engine writes them: curves that a formula gives, with nothing trained."""
+"""Run folders written by hand, as a run writes them: curves that a formula gives, with nothing trained."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The round loop with replies that nobody would wish for: every row of `cases.py`, aggregated by the engine's own loop.
+"""The round loop with replies that nobody would wish for: every row of `cases.py`, aggregated by our own loop.
 
 A client is hostile, or computes in another dtype, or has diverged; the others are as they should be. Nothing that it sends may end
 the run, make a number infinite, or go unnoticed.

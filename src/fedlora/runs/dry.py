@@ -1,6 +1,6 @@
 """What a run would be, before it is: who takes part, what crosses the wire, how long it takes. Nothing is written.
 
-Bytes are of the method's real messages, in rounds whose training is made up (`engine.costs`); minutes come from a few real steps of
+Bytes are of the method's real messages, in rounds whose training is made up (`runs.costs`); minutes come from a few real steps of
 the first round's clients, and from scoring a few test texts.
 """
 
