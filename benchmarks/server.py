@@ -64,7 +64,7 @@ CASES = {
 }
 
 
-def world(case: Case, d: int, K: int) -> tuple[Method, Any, list[Reply], list[Upload]]:
+def context(case: Case, d: int, K: int) -> tuple[Method, Any, list[Reply], list[Upload]]:
     """A method, its state at the start of a round, the replies of the clients, and the same for the formula."""
     random = torch.Generator().manual_seed(d + K)
     clients = tuple(Client(k, case.ranks[k % len(case.ranks)], 50 + 37 * k % 400) for k in range(K))
@@ -103,9 +103,9 @@ def _enough(times: int, seconds: float) -> bool:
 def measure(name: str, d: int, K: int) -> harness.Row:
     """A row: median seconds of both sides, taking turns, the ratio, and how far the results are apart."""
     case = CASES[name]
-    method, state, replies, uploads = world(case, d, K)
+    method, state, replies, uploads = context(case, d, K)
     W = torch.zeros(d, d)
-    small = world(case, 64, 2)  # so that nobody pays for what is done once
+    small = context(case, 64, 2)  # so that nobody pays for what is done once
     small[0].aggregate(small[1], iter(small[2]))
     case.formula(small[3], torch.zeros(64, 64))
     ours: list[float] = []

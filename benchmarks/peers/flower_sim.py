@@ -78,12 +78,12 @@ def installed() -> bool:
     return find_spec("flwr") is not None and find_spec("ray") is not None
 
 
-def describe(world: Any, pool: Sequence[Encoded], folder: Path, **how: Any) -> Job:
-    """The job of a run like `world`'s; writes the clients' examples, one file each, to `folder`."""
+def describe(context: Any, pool: Sequence[Encoded], folder: Path, **how: Any) -> Job:
+    """The job of a run like `context`'s; writes the clients' examples, one file each, to `folder`."""
     for i, data in enumerate(pool):
         lengths = [len(ids) for ids in data.ids]
         np.savez(folder / f"{i}.npz", ids=np.concatenate(data.ids), lengths=lengths, labels=data.labels)
-    config = world.config
+    config = context.config
     common = {
         "data": str(folder),
         "files": len(pool),
@@ -91,15 +91,15 @@ def describe(world: Any, pool: Sequence[Encoded], folder: Path, **how: Any) -> J
         "sample": len(pool),
         "rounds": 1,
         "source": config.model.source,
-        "modules": list(world.setup.shapes),
-        "num_labels": len(world.roster.label_names),
+        "modules": list(context.setup.shapes),
+        "num_labels": len(context.roster.label_names),
         "rank": config.clients.rank,
         "alpha": config.model.lora_alpha,
         "seed": config.seed,
         "batch_size": config.train.batch_size,
         "lr": config.train.lr,
         "weight_decay": config.train.weight_decay,
-        "pad": world.trainer.pad,
+        "pad": context.trainer.pad,
         "cpus": os.cpu_count() or 1,
     }
     return Job(**(common | how))

@@ -132,9 +132,9 @@ def test_overhead_of_a_tiny_federation(bert_folder: Path, csv_folder: Path, monk
         "clients": {"count": 5},
     }
     population = overhead.Population(clients=12, sample=3, rounds=2)
-    world = overhead.populated(ours.world(tables), population, each=4)
-    assert len(world.setup.clients) == 12 and {len(data) for data in world.train.values()} == {4}
-    row = overhead.fedlora(world, population)
+    context = overhead.populated(ours.context(tables), population, each=4)
+    assert len(context.setup.clients) == 12 and {len(data) for data in context.train.values()} == {4}
+    row = overhead.fedlora(context, population)
     assert len(row["seconds"]) == 2 and 0 < row["share outside training"] < 1
     assert row["training, s"] < row["round, s"]
 

@@ -16,7 +16,7 @@ from fedlora.types import SHARED, Factors
 
 
 @pytest.fixture
-def world(bert_folder: Path, csv_folder: Path) -> Any:
+def context(bert_folder: Path, csv_folder: Path) -> Any:
     def make(*tables: Mapping[str, Any]) -> RunContext:
         tiny = {
             "precision": "fp32",
@@ -25,7 +25,7 @@ def world(bert_folder: Path, csv_folder: Path) -> Any:
             "clients": {"count": 4, "rank": 2},
             "train": {"rounds": 2, "batch_size": 8, "lr": 5e-3, "weight_decay": 1.0},
         }
-        return ours.world(tiny, *tables)
+        return ours.context(tiny, *tables)
 
     return make
 
@@ -39,13 +39,13 @@ def apart(state: Mapping[str, Tensor], factors: Factors, start: Factors) -> floa
     return (gap / moved) ** 0.5
 
 
-def last(world: RunContext) -> Factors:
-    *_, (server, _) = ours.play(world)[1]
-    return world.method.deploy(server.state).slots[SHARED]
+def last(context: RunContext) -> Factors:
+    *_, (server, _) = ours.play(context)[1]
+    return context.method.deploy(server.state).slots[SHARED]
 
 
-def test_the_peft_loop_is_fedit(world: Any) -> None:
-    here = world()
+def test_the_peft_loop_is_fedit(context: Any) -> None:
+    here = context()
     start = here.setup.fresh(2)
     loop, state = training.peft(here), peft_loop.as_state(start)
     for number in (1, 2):
@@ -53,15 +53,15 @@ def test_the_peft_loop_is_fedit(world: Any) -> None:
     assert apart(state, last(here), start) < 1e-3
 
 
-def test_the_accuracy_of_a_peer_is_that_of_ours(world: Any) -> None:
-    here = world()
+def test_the_accuracy_of_a_peer_is_that_of_ours(context: Any) -> None:
+    here = context()
     loop = training.peft(here)
     assert loop.accuracy(peft_loop.as_state(last(here)), here.test) == pytest.approx(ours.accuracy(here))
 
 
 @pytest.mark.parametrize("rounds", [1, 2], ids=["B", "B and A"])
-def test_lora_a2_on_peft_is_lora_a2(world: Any, rounds: int) -> None:
-    here = world({"method": {"name": "lora-a2", "global_rank": 4}, "clients": {"rank": 1}, "train": {"rounds": rounds}})
+def test_lora_a2_on_peft_is_lora_a2(context: Any, rounds: int) -> None:
+    here = context({"method": {"name": "lora-a2", "global_rank": 4}, "clients": {"rank": 1}, "train": {"rounds": rounds}})
     start = here.setup.fresh(4)
     peer, state = lora_a2_peft.LoRAA2Loop(training.peft(here, rank=4), rank=1), peft_loop.as_state(start)
     for number in range(1, rounds + 1):
@@ -69,8 +69,8 @@ def test_lora_a2_on_peft_is_lora_a2(world: Any, rounds: int) -> None:
     assert apart(state, last(here), start) < 1e-3
 
 
-def test_both_sides_count_the_same_work(world: Any) -> None:
-    here = world()
+def test_both_sides_count_the_same_work(context: Any) -> None:
+    here = context()
     own, theirs = ours.side(here, rounds=1)(), training.peft_side(here)()
     assert (
         (own.examples, own.tokens)
@@ -79,8 +79,8 @@ def test_both_sides_count_the_same_work(world: Any) -> None:
     )
 
 
-def test_what_flower_reads_is_what_we_have(world: Any, tmp_path: Path) -> None:
-    here = world()
+def test_what_flower_reads_is_what_we_have(context: Any, tmp_path: Path) -> None:
+    here = context()
     job = flower_sim.describe(here, list(here.train.values()), tmp_path, sample=3)
     assert (job.clients, job.sample, job.files, job.num_labels, job.rank) == (4, 3, 4, 3, 2)
     for k, data in here.train.items():
