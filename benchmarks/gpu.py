@@ -55,7 +55,7 @@ def fedlora(config: Config, model: PretrainedConfig, data: Mapping[int, Encoded]
     setup = make_setup(config, trainer, [Client(k, rank, len(own)) for k, own in data.items()])
     method = make_method(config)
     transport = InProcess(method, setup, trainer, data, Head.FROZEN)
-    played = rounds(method, setup, Server(0, method.init(setup)), transport, sampler(setup, 1.0))
+    played = rounds(method, setup, Server(0, method.init(setup)), transport, sampler(setup.clients, setup.seed, 1.0))
 
     def run() -> harness.Sample:
         _, tally, _ = next(played)

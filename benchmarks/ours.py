@@ -57,7 +57,7 @@ def configured_tables(config: Config) -> dict[str, Any]:
 
 def play(context: RunContext) -> tuple[InProcess, Iterator[tuple[Server, RoundCounts]]]:
     """The transport, and the rounds from the method's first state, one at a `next`."""
-    participants = sampler(context.setup, context.config.clients.sample)
+    participants = sampler(context.setup.clients, context.setup.seed, context.config.clients.sample)
     transport = InProcess(
         context.method, context.setup, context.trainer, context.train, context.config.model.head, transforms=context.transforms
     )

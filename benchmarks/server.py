@@ -106,13 +106,13 @@ def measure(name: str, d: int, K: int) -> harness.Row:
     method, state, replies, uploads = context(case, d, K)
     W = torch.zeros(d, d)
     small = context(case, 64, 2)  # so that nobody pays for what is done once
-    small[0].aggregate(small[1], iter(small[2]))
+    small[0].aggregate(small[1], iter(small[2]), 1)
     case.formula(small[3], torch.zeros(64, 64))
     ours: list[float] = []
     theirs: list[float] = []
     while not _enough(len(ours), sum(ours) + sum(theirs)):
         start = time.perf_counter()
-        after, _ = method.aggregate(state, iter(replies))
+        after, _ = method.aggregate(state, iter(replies), 1)
         ours.append(time.perf_counter() - start)
         start = time.perf_counter()
         found = case.formula(uploads, W)

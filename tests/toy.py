@@ -40,6 +40,7 @@ from fedlora.types import (
     Statistic,
     Train,
     Trained,
+    own_model,
 )
 
 SHAPES = {"q": (12, 8), "up": (20, 12)}  # never square: a transposed update must not pass
@@ -297,15 +298,20 @@ def top_up(trainer: Trainer, method: Any, state: Any, order: Order) -> None:
         trainer.fold(order.client, method.deploy(state).base)
 
 
-def play(method: Any, trainer: Trainer, down: Any, held: Any, client: Client) -> tuple[Any, Any]:
+def play(method: Any, trainer: Trainer, down: Any, held: Any, client: Client, round: int = 1) -> tuple[Any, Any]:
     """What one client's generator returns: (Up, held)."""
-    g = method.local(down, held, client)
+    g = method.local(down, held, client, round)
     try:
         ask = next(g)
         while True:
             ask = g.send(trainer(client, ask))
     except StopIteration as end:
         return end.value
+
+
+def deployed(method: Any, state: Any, client: Client | None = None, held: Any = None, round: int = 1) -> Model:
+    """The common model, or, with a client, the one that it ends with."""
+    return method.deploy(state) if client is None else own_model(method, state, held, client, round)
 
 
 @dataclass
@@ -336,17 +342,17 @@ def federate(
     for t in range(done + 1, rounds + 1):
         exchanged, now, why = [], dict(held), {}
         for client in sorted(sample(t) if sample else setup.clients, key=lambda c: c.id):
-            order = Order(t, client, carry(method.send(state, client)))
+            order = Order(t, client, carry(method.send(state, client, t)))
             top_up(trainer, method, state, order)
-            up, keep = play(method, trainer, order.down, held[client.id], client)
+            up, keep = play(method, trainer, order.down, held[client.id], client, t)
             up, keep = tamper(order, carry(up)), carry(keep)
-            if problem := refuse(up, method, setup, client) or unasked(up, method, state, client):
+            if problem := refuse(up, method, setup, client) or unasked(up, method, state, client, t):
                 why[client.id] = problem
             else:
                 now[client.id] = keep
                 exchanged.append((order, Reply(client, up)))
         if exchanged:
-            state, _ = method.aggregate(state, iter([reply for _, reply in exchanged]))
+            state, _ = method.aggregate(state, iter([reply for _, reply in exchanged]), t)
         held = now
         run.states.append(state)
         run.held.append(held)

@@ -84,13 +84,13 @@ def refuse(up: Any, method: Method, setup: Setup, client: Client) -> str | None:
     return None
 
 
-def unasked(up: Any, method: Method, state: Any, client: Client) -> str | None:
-    """Which fields an Up that `refuse` accepts still lacks for an answer to `state`, or has beyond it, in one line, or None."""
+def unasked(up: Any, method: Method, state: Any, client: Client, round: int) -> str | None:
+    """Which fields an Up that `refuse` accepts still lacks for an answer in this round, or has beyond it, in one line, or None."""
     if type(up) is Nothing:
-        wanted = frozenset() if method.FACTS.sends is None else method.FACTS.sends(method, state, client)
+        wanted = frozenset() if method.FACTS.sends is None else method.FACTS.sends(method, state, client, round)
         return f"it is Nothing, but {', '.join(sorted(wanted))} was asked for" if wanted else None
     kinds = {f.name: f.metadata["kind"] for f in fields(up) if "kind" in f.metadata}
-    wanted = frozenset(kinds) if method.FACTS.sends is None else method.FACTS.sends(method, state, client)
+    wanted = frozenset(kinds) if method.FACTS.sends is None else method.FACTS.sends(method, state, client, round)
     lacking = sorted(name for name in wanted if kinds[name] != "statistic" and not getattr(up, name))
     beyond = sorted(name for name in kinds if name not in wanted and getattr(up, name))
     if lacking:

@@ -51,9 +51,13 @@ def numbers(pair: Factors) -> int:
     return sum(x.numel() for role in (pair.A, pair.B) for x in role.values())
 
 
-def missed(history: History, client: Client) -> BaseUpdate:
-    """What takes this client's base to the newest version: the pairs it misses, or the whole sum where they are no longer kept."""
-    since = history.seen.get(client.id, 0)
+def missed(history: History, client: Client, since: int | None = None) -> BaseUpdate:
+    """What takes this client's base to the newest version: the pairs it misses, or the whole sum where they are no longer kept.
+
+    Args:
+        since: the version that its base is known to be at; None for the one that the history remembers.
+    """
+    since = history.seen.get(client.id, 0) if since is None else since
     if since < history.start:
         return BaseUpdate(0, history.version, dense=history.whole)
     return BaseUpdate(since, history.version, history.pairs[since - history.start :])

@@ -160,7 +160,8 @@ class Setup:
     Attributes:
         shapes: module -> (d_out, d_in).
         params: parameter name -> shape, of everything that full fine-tuning trains (not the head).
-        clients: every client of the run, by id.
+        clients: every client of the run, by id. A client's own setup holds itself alone.
+        all_ranks: the ranks that clients of the run have, each once, in order; of `clients` where it is not given.
         rounds, epochs: the length of the run, and of a client's training in a round.
         seed: the run's seed; derive every draw from it by purpose.
         lora_alpha, rslora: LoRA's own alpha, and whether to scale by alpha/sqrt(r).
@@ -182,6 +183,11 @@ class Setup:
     base: Callable[[str], Tensor]
     transposed: frozenset[str] = frozenset()
     dtype: torch.dtype = torch.float32
+    all_ranks: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.all_ranks:
+            object.__setattr__(self, "all_ranks", tuple(sorted({client.rank for client in self.clients})))
 
     def scaling(self, rank: int) -> float:
         """s in W + s*BA: alpha/r, or alpha/sqrt(r) with rsLoRA (2312.03732). The one scale rule of the package."""
@@ -398,8 +404,8 @@ class Facts:
         server: the cost of one aggregation for one module.
         dims: (method, setup, client) -> axis name -> its size, the range that it may lie in, or its size by module (see `value`).
         budget: (method, setup, client) -> axes -> the most that their sizes may sum to over all modules.
-        sends: (method, state, client) -> the fields of an Up that this client's answer to that state fills, where that is not all
-            of them. It must fill each `value`, `change` and `index` among them, and no other field.
+        sends: (method, state, client, round) -> the fields of an Up that this client's answer in this round fills, where that is
+            not all of them. It must fill each `value`, `change` and `index` among them, and no other field.
         silent: there may be rounds in which clients train but send Nothing.
     """
 
@@ -414,7 +420,7 @@ class Facts:
     server: str
     dims: Callable[[Any, Setup, Client], Mapping[str, int | range | Mapping[str, int]]] = lambda method, setup, client: {}
     budget: Callable[[Any, Setup, Client], Mapping[tuple[str, ...], int]] = lambda method, setup, client: {}
-    sends: Callable[[Any, Any, Client], frozenset[str]] | None = None
+    sends: Callable[[Any, Any, Client, int], frozenset[str]] | None = None
     silent: bool = False
 
 
@@ -422,8 +428,11 @@ Diagnostics = Mapping[str, Any]
 
 
 class Method(Protocol):
-    """A federated LoRA method: a frozen dataclass whose fields are its hyper-parameters, with these six functions of
-    values. State, Down, Up and held are frozen dataclasses (or mappings, or None) of tensors and plain values."""
+    """A federated LoRA method: a frozen dataclass whose fields are its hyper-parameters, with these functions of values. State,
+    Down, Up and held are frozen dataclasses (or mappings, or None) of tensors and plain values.
+
+    `round` is the number of rounds that were aggregated before, plus one, everywhere: an attempt without any reply does not count.
+    """
 
     FACTS: ClassVar[Facts]
 
@@ -431,24 +440,47 @@ class Method(Protocol):
         """What the server knows before round 1. Raises BadInput when the run asks for what the method cannot do."""
 
     def hold(self, setup: Setup, client: Client) -> Any:
-        """What a client keeps from the start: made on the client, never sent."""
+        """What a client keeps from the start: made on the client, never sent. It must not depend on the other clients of the setup:
+        a client in another process knows none of them."""
 
-    def send(self, state: Any, client: Client) -> Any:
-        """What this client receives this round."""
+    def send(self, state: Any, client: Client, round: int, since: int | None = None) -> Any:
+        """What this client receives this round.
 
-    def local(self, down: Any, held: Any, client: Client) -> Local:
+        Args:
+            since: None where the client has what the state says that it was sent. Otherwise its base is at this version, and all
+                else that it was ever sent is gone, so it is sent again; what it holds it may still have. All values of `since` lead
+                to the same Up.
+        """
+
+    def local(self, down: Any, held: Any, client: Client, round: int) -> Local:
         """What the client does: yields Train requests, returns (Up, held)."""
 
-    def aggregate(self, state: Any, replies: Iterator[Reply]) -> tuple[Any, Diagnostics]:
+    def aggregate(self, state: Any, replies: Iterator[Reply], round: int) -> tuple[Any, Diagnostics]:
         """How the server combines. `replies` is one pass over at least one reply, in order of client id."""
 
-    def deploy(self, state: Any, client: Client | None = None, held: Any = None) -> Model:
-        """The model to evaluate and export; with a client and what it holds, that client's own."""
+    def deploy(self, state: Any) -> Model:
+        """The common model, to evaluate and export: also that of a client which has never taken part."""
+
+
+class PersonalMethod(Method, Protocol):
+    """A method with `FACTS.personal`: each client that has taken part has a model of its own."""
+
+    def own(self, down: Any, held: Any, client: Client) -> Model:
+        """The client's model, of what it was sent (with since = 0) and what it holds."""
+
+
+def own_model(method: Any, state: Any, held: Any, client: Client, round: int) -> Model:
+    """The model of a client that has taken part. `round` is the number of rounds that were aggregated, plus one."""
+    if not method.FACTS.personal:
+        common: Model = method.deploy(state)
+        return common
+    own: Model = method.own(method.send(state, client, round, since=0), held, client)
+    return own
 
 
 def one_rank(setup: Setup, method: Method) -> int:
     """The rank that all clients share; BadInput naming the method when they differ."""
-    ranks = sorted(set(setup.ranks.values()))
+    ranks = setup.all_ranks
     if len(ranks) > 1:
         raise BadInput(f"{method.FACTS.title} needs one rank for all clients, but clients.rank gives {', '.join(map(str, ranks))}")
     return ranks[0]

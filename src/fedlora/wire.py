@@ -9,8 +9,8 @@ import json
 import math
 import sys
 import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from functools import lru_cache
 from typing import Any
@@ -35,6 +35,22 @@ MOST_AXES = 16
 SAME = 16  # outlines whose headers are remembered: most clients of a round send the same one
 Outline = tuple[Any, tuple[tuple[torch.dtype, torch.Size], ...]]  # the tree, and dtype and shape of its tensors
 OLD = {"Kept": "ClientState"}  # class names in files of earlier versions -> what they are called now
+# The fields of a class in files of an earlier version, where some are gone since: module.class -> names.
+OLD_FIELDS: Mapping[str, Sequence[str]] = {
+    "methods.fed_sb.State": ("rounds", "shared", "know"),
+    "methods.feddpa.State": ("shared", "rounds", "federated"),
+    "methods.fedlease.State": (
+        *("warmup", "epochs", "fresh", "draw", "wanted", "deadline", "round", "waiting", "experts", "routers", "clusters"),
+    ),
+    "methods.fedsvd.State": ("rounds", "turned", "shared", "seen"),
+    "methods.fl_tac.State": ("seed", "round", "count", "start", "owned", "means", "clusters"),
+    "methods.flora.State": ("rounds", "scale", "merged"),
+    "methods.fslora.State": ("rounds", "seed", "shared"),
+    "methods.lora_a2.State": ("rounds", "epochs", "shared", "seen"),
+    "methods.mfedloru.State": ("rounds", "cycle", "seed", "shared", "merged"),
+    "methods.pfedloru.State": ("rounds", "cycle", "seed", "shared", "merged"),
+    "methods.rolora.State": ("rounds", "shared", "seen"),
+}
 # What reading damaged bytes may raise, beside ValueError.
 DAMAGE = (SafetensorError, zlib.error, LookupError, TypeError, RuntimeError, ArithmeticError, AttributeError)
 
@@ -225,9 +241,8 @@ def _build(node: Any, tensors: list[Tensor], allowed: Mapping[str, type[Any]]) -
             return _class(body[0], allowed)(body[1])
         case "d":
             cls = _class(body[0], allowed)
-            if len(body) - 1 != len(fields(cls)):
-                raise ValueError(f"{body[0]} has {len(fields(cls))} fields, the message gives {len(body) - 1}")
-            return cls(**{f.name: inner(v) for f, v in zip(fields(cls), body[1:], strict=True)})
+            given = {name: inner(v) for name, v in zip(_names(cls, len(body) - 1), body[1:], strict=True)}
+            return cls(**{f.name: given[f.name] for f in fields(cls) if f.name in given})
         case "m":
             return {inner(k): inner(v) for k, v in body}
         case "l":
@@ -251,6 +266,21 @@ def _class(name: str, allowed: Mapping[str, type[Any]]) -> Any:
     if name not in allowed:
         raise ValueError(f"class '{name}' is not allowed in this message")
     return allowed[name]
+
+
+def _names(cls: type[Any], count: int) -> Sequence[str]:
+    """The fields of a class of which a message gives so many: all, those of an earlier version (`OLD_FIELDS`), or the first ones,
+    where the rest was appended later and has defaults."""
+    own = [f.name for f in fields(cls)]
+    if count == len(own):
+        return own
+    before = OLD_FIELDS.get(f"{cls.__module__.removeprefix('fedlora.')}.{cls.__name__}", ())
+    if count == len(before):
+        return before
+    needed = sum(f.default is MISSING and f.default_factory is MISSING for f in fields(cls))
+    if not needed <= count < len(own):
+        raise ValueError(f"{cls.__name__} has {len(own)} fields, the message gives {count}")
+    return own[:count]
 
 
 def _plain_classes() -> list[type[Any]]:

@@ -52,8 +52,8 @@ from fedlora.types import Unfit
 class Mine(FedIT):
     absent: int = 0
 
-    def local(self, down, held, client):
-        up, held = yield from super().local(down, held, client)
+    def local(self, down, held, client, round):
+        up, held = yield from super().local(down, held, client, round)
         return (Unfit("no power") if client.id >= self.absent else up), held
 """
 

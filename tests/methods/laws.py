@@ -5,7 +5,7 @@ from functools import cache, wraps
 import numpy as np
 import pytest
 from cases import ROWS, Row, takes_part
-from toy import Trainer, dense, federate, make_clients, make_setup
+from toy import Trainer, dense, deployed, federate, make_clients, make_setup
 
 from fedlora import wire
 from fedlora.types import ByTask, Client, Model
@@ -106,7 +106,7 @@ def function(row: Row, method, setup, state, held, id: int = 0) -> dict[str, np.
     """What a round is judged by: the function of the deployed model; where that is nothing by itself, of a client's own."""
     client = setup.clients[id]
     own = row.by_role or row.grouped
-    return dense(method.deploy(state, client, held[client.id]) if own else method.deploy(state), setup)
+    return dense(deployed(method, state, client, held[client.id]) if own else method.deploy(state), setup)
 
 
 def truncated(change: dict[str, np.ndarray], rank: int) -> dict[str, np.ndarray]:

@@ -122,7 +122,7 @@ def play(row: Row, folder: Path, dtype: torch.dtype, check: Any, **settings: Any
     state = method.init(setup)
     held = {c.id: method.hold(setup, c) for c in clients}
     for t in (1, 2):
-        runs = {c.id: method.local(method.send(state, c), held[c.id], c) for c in clients}
+        runs = {c.id: method.local(method.send(state, c, t), held[c.id], c, t) for c in clients}
         asks: dict[int, Any] = {i: next(run) for i, run in runs.items()}
         replies: list[Reply] = []
         stage = 0
@@ -144,7 +144,7 @@ def play(row: Row, folder: Path, dtype: torch.dtype, check: Any, **settings: Any
                 except StopIteration as end:
                     up, held[i] = end.value
                     replies.append(Reply(clients[i], up))
-        state, _ = method.aggregate(state, iter(sorted(replies, key=lambda r: r.client.id)))
+        state, _ = method.aggregate(state, iter(sorted(replies, key=lambda r: r.client.id)), t)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)

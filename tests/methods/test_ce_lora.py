@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy import Trainer, dense, distance, federate, make_clients, make_setup, same, tensors
+from toy import Trainer, dense, deployed, distance, federate, make_clients, make_setup, same, tensors
 
 from fedlora import wire
 from fedlora.check import refuse
@@ -59,13 +59,13 @@ def explicit_weights(combination: Combination, replies, shift) -> np.ndarray:
 def test_every_client_gets_the_mean_of_those_like_it(combination):
     shift = (0.0, 0.0, 1.0, 5.0)
     method, state, replies = world_with(1, shift, combination=combination)
-    state, diagnostics = method.aggregate(state, iter(replies))
+    state, diagnostics = method.aggregate(state, iter(replies), 1)
     expected = explicit_weights(combination, replies, shift)
     np.testing.assert_allclose(diagnostics["mixing"], expected, atol=1e-9)
     assert diagnostics["mixing_clients"].tolist() == diagnostics["mixing_known"].tolist() == [0, 1, 2, 3]
     C = C_of(replies)
     for client, row in zip(CLIENTS, expected, strict=True):
-        down = method.send(state, client)
+        down = method.send(state, client, 1)
         for m in SETUP.shapes:
             np.testing.assert_allclose(down.C[m], sum(w * c[m] for w, c in zip(row, C, strict=True)), atol=1e-9)
 
@@ -74,7 +74,7 @@ def test_one_client_among_strangers_trains_alone():
     """S = I: what comes back is what went up."""
     far = 1e3
     method, state, replies = world_with(2, (0.0, 0.0, 0.0, far), combination=Combination.DATA)
-    state, diagnostics = method.aggregate(state, iter(replies))
+    state, diagnostics = method.aggregate(state, iter(replies), 1)
     np.testing.assert_allclose(diagnostics["mixing"][3], [0, 0, 0, 1], atol=1e-12)
     for m, C in C_of(replies)[3].items():
         np.testing.assert_allclose(state.means[3][m], C, atol=1e-12)
@@ -82,7 +82,7 @@ def test_one_client_among_strangers_trains_alone():
 
 def test_equal_similarities_average_C():
     method, state, replies = world_with(2, (0.0, 0.0, 0.0, 0.0), combination=Combination.DATA)
-    state, _ = method.aggregate(state, iter(replies))
+    state, _ = method.aggregate(state, iter(replies), 1)
     for m in SETUP.shapes:
         mean = np.mean([c[m] for c in C_of(replies)], axis=0)
         assert all(np.allclose(state.means[i][m], mean, atol=1e-12) for i in range(4))
@@ -90,14 +90,14 @@ def test_equal_similarities_average_C():
 
 def test_a_stranger_starts_from_the_plain_mean_of_all_known_C():
     method, state, replies = world_with(3)
-    first, _ = method.aggregate(state, iter(replies[:3]))
+    first, _ = method.aggregate(state, iter(replies[:3]), 1)
     C = C_of(replies)
-    for m, mean in method.send(first, CLIENTS[3]).C.items():
+    for m, mean in method.send(first, CLIENTS[3], 1).C.items():
         np.testing.assert_allclose(mean, np.mean([c[m] for c in C[:3]], axis=0), atol=1e-12)
-    assert method.send(first, CLIENTS[3]).wants_mixtures and not method.send(first, CLIENTS[0]).wants_mixtures
-    second, _ = method.aggregate(first, iter([replies[2]]))  # one of three: the others count by what they sent last
+    assert method.send(first, CLIENTS[3], 1).wants_mixtures and not method.send(first, CLIENTS[0], 1).wants_mixtures
+    second, _ = method.aggregate(first, iter([replies[2]]), 1)  # one of three: the others count by what they sent last
     moved = {m: first.means[2][m].numpy() + x.numpy() for m, x in replies[2].up.C.items()}
-    for m, mean in method.send(second, CLIENTS[3]).C.items():
+    for m, mean in method.send(second, CLIENTS[3], 1).C.items():
         np.testing.assert_allclose(mean, np.mean([C[0][m], C[1][m], moved[m]], axis=0), atol=1e-12)
 
 
@@ -106,13 +106,13 @@ def test_who_sat_out_keeps_its_C_and_counts_in_the_others_by_its_last(combinatio
     """Four were here; then only client 2, which does not move: its new C is a mean of all four, and theirs are as they were."""
     shift = (0.0, 0.0, 1.0, 5.0)
     method, state, replies = world_with(3, shift, combination=combination)
-    first, _ = method.aggregate(state, iter(replies))
+    first, _ = method.aggregate(state, iter(replies), 1)
     zero = {m: torch.zeros(2, 2).double() for m in SETUP.shapes}
-    second, diagnostics = method.aggregate(first, iter([Reply(CLIENTS[2], Up(zero))]))
+    second, diagnostics = method.aggregate(first, iter([Reply(CLIENTS[2], Up(zero))]), 1)
     held = {c.id: method.hold(SETUP, c) for c in CLIENTS}
     for c in (CLIENTS[0], CLIENTS[1], CLIENTS[3]):
-        assert same(method.send(second, c), method.send(first, c))
-        assert same(method.deploy(second, c, held[c.id]), method.deploy(first, c, held[c.id]))
+        assert same(method.send(second, c, 1), method.send(first, c, 1))
+        assert same(deployed(method, second, c, held[c.id]), deployed(method, first, c, held[c.id]))
     C = C_of(replies)
     C[2] = {m: x.numpy() for m, x in first.means[2].items()}  # it started there
     again = [replace(r, up=Up({m: torch.from_numpy(c[m] - np.eye(2)) for m in c})) for r, c in zip(replies, C, strict=True)]
@@ -121,18 +121,18 @@ def test_who_sat_out_keeps_its_C_and_counts_in_the_others_by_its_last(combinatio
     assert diagnostics["mixing_clients"].tolist() == [2] and diagnostics["mixing_known"].tolist() == [0, 1, 2, 3]
     for m in SETUP.shapes:
         np.testing.assert_allclose(
-            method.send(second, CLIENTS[2]).C[m], sum(w * c[m] for w, c in zip(row, C, strict=True)), atol=1e-9
+            method.send(second, CLIENTS[2], 1).C[m], sum(w * c[m] for w, c in zip(row, C, strict=True)), atol=1e-9
         )
     assert second.distances == first.distances and len(first.distances) == (0 if combination is Combination.MODEL else 6)
 
 
 def test_what_a_client_must_send():
     method, state, replies = world_with(3)
-    first, _ = method.aggregate(state, iter(replies[:3]))
+    first, _ = method.aggregate(state, iter(replies[:3]), 1)
     sends = method.FACTS.sends
-    assert sends(method, first, CLIENTS[3]) == {"C", "mixtures"} and sends(method, first, CLIENTS[0]) == {"C"}
+    assert sends(method, first, CLIENTS[3], 2) == {"C", "mixtures"} and sends(method, first, CLIENTS[0], 2) == {"C"}
     only_models = CELoRA(combination=Combination.MODEL)
-    assert only_models.FACTS.sends(only_models, only_models.init(SETUP), CLIENTS[0]) == {"C"}
+    assert only_models.FACTS.sends(only_models, only_models.init(SETUP), CLIENTS[0], 1) == {"C"}
 
 
 def test_a_client_without_classes_is_as_far_as_the_farthest():
@@ -140,32 +140,32 @@ def test_a_client_without_classes_is_as_far_as_the_farthest():
     none = {name: x[:0] for name, x in replies[1].up.mixtures.items()}
     replies[1] = replace(replies[1], up=replace(replies[1].up, mixtures=none))
     assert refuse(replies[1].up, method, SETUP, CLIENTS[1]) is None
-    state, diagnostics = method.aggregate(state, iter(replies))
+    state, diagnostics = method.aggregate(state, iter(replies), 1)
     np.testing.assert_allclose(diagnostics["mixing"][1], [0, 1, 0, 0])
-    assert not method.send(state, CLIENTS[1]).wants_mixtures
+    assert not method.send(state, CLIENTS[1], 1).wants_mixtures
 
 
 def test_a_row_without_any_similarity_is_uniform():
     """C = 0 is like nothing, not even itself."""
     method, state, replies = world_with(4, combination=Combination.MODEL)
     replies[1] = replace(replies[1], up=Up({m: -torch.eye(2).double() for m in SETUP.shapes}))
-    _, diagnostics = method.aggregate(state, iter(replies))
+    _, diagnostics = method.aggregate(state, iter(replies), 1)
     np.testing.assert_allclose(diagnostics["mixing"][1], [0.25] * 4)
 
 
 def test_a_reply_without_the_mixtures_that_were_wanted_counts_by_its_model():
     method, state, replies = world_with(5)
     replies[2] = replace(replies[2], up=Up(replies[2].up.C))
-    state, diagnostics = method.aggregate(state, iter(replies))
-    assert torch.isfinite(diagnostics["mixing"]).all() and method.send(state, CLIENTS[2]).wants_mixtures
-    again, _ = method.aggregate(state, iter(world_with(5)[2]))
+    state, diagnostics = method.aggregate(state, iter(replies), 1)
+    assert torch.isfinite(diagnostics["mixing"]).all() and method.send(state, CLIENTS[2], 1).wants_mixtures
+    again, _ = method.aggregate(state, iter(world_with(5)[2]), 1)
     assert set(again.distances) == {(i, j) for j in range(4) for i in range(j)}
 
 
 def test_all_three_factors_train_and_A_and_B_stay():
     """C alone would never learn: its gradient is B' ... A' and B starts at zero."""
     method = CELoRA()
-    g = method.local(Down(method.init(SETUP).shared.C, wants_mixtures=True), method.hold(SETUP, CLIENTS[1]), CLIENTS[1])
+    g = method.local(Down(method.init(SETUP).shared.C, wants_mixtures=True), method.hold(SETUP, CLIENTS[1]), CLIENTS[1], 1)
     trainer = Trainer(SETUP)
     assert next(g) == Observe(ClassMixtures(3), pool="first")
     ask = g.send(trainer(CLIENTS[1], Observe(ClassMixtures(3))))
@@ -187,10 +187,10 @@ def test_personal_models_differ_in_everything_and_the_shared_one_changes_nothing
     state, held = run.states[-1], run.held[-1]
     zero = dense(method.deploy(method.init(SETUP)), SETUP)
     assert distance(dense(method.deploy(state), SETUP), zero) == 0.0
-    slots = [method.deploy(state, c, held[c.id]).slots[SHARED] for c in CLIENTS]
+    slots = [deployed(method, state, c, held[c.id]).slots[SHARED] for c in CLIENTS]
     for role in "ABC":
         assert len({tuple(slot.role(role)["up"].flatten().tolist()) for slot in slots}) == 4
-    assert distance(dense(method.deploy(state, CLIENTS[0], method.hold(SETUP, CLIENTS[0])), SETUP), zero) == 0.0
+    assert distance(dense(deployed(method, state, CLIENTS[0], method.hold(SETUP, CLIENTS[0])), SETUP), zero) == 0.0
 
 
 def test_a_message_is_r_squared_a_module_and_mixtures_come_once():

@@ -13,9 +13,9 @@ def test_by_hand():
     """Changes 4 and 8 with n = 1 and 3 move a parameter by 7; once more from there by 7."""
     setup = make_setup(make_clients((1, 1), (1, 3)), shapes={"m": (1, 1)})
     replies = [Reply(c, Up({"m.weight": torch.tensor([[x]])})) for c, x in zip(setup.clients, (4.0, 8.0), strict=True)]
-    state, _ = METHOD.aggregate(METHOD.init(setup), iter(replies))
+    state, _ = METHOD.aggregate(METHOD.init(setup), iter(replies), 1)
     assert state.full["m.weight"].item() == 7.0
-    state, _ = METHOD.aggregate(state, iter(replies))
+    state, _ = METHOD.aggregate(state, iter(replies), 1)
     assert state.full["m.weight"].item() == 14.0
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy import Trainer, dense, distance, federate, make_clients, make_setup, same, tensors
+from toy import Trainer, dense, deployed, distance, federate, make_clients, make_setup, same, tensors
 
 from fedlora.check import refuse
 from fedlora.errors import BadInput
@@ -19,7 +19,7 @@ SETUP = make_setup(CLIENTS)
 def dialogue(method, run, t: int, client):
     """What a client asks in round t + 1 and gives back: (requests, Up, held)."""
     trainer, asked = Trainer(SETUP), []
-    g = method.local(method.send(run.states[t], client), run.held[t][client.id], client)
+    g = method.local(method.send(run.states[t], client, t + 1), run.held[t][client.id], client, t + 1)
     answer = None
     try:
         while True:
@@ -99,7 +99,7 @@ def test_without_a_share_of_the_local_adapter_it_is_fedit(rounds):
     expected = dense(fedit.deploy(one.states[-1]), SETUP)
     assert distance(dense(method.deploy(two.states[-1]), SETUP), expected) < 1e-12
     for c in CLIENTS:
-        assert distance(dense(method.deploy(two.states[-1], c, two.held[-1][c.id]), SETUP), expected) < 1e-12
+        assert distance(dense(deployed(method, two.states[-1], c, two.held[-1][c.id]), SETUP), expected) < 1e-12
 
 
 def test_neither_the_local_adapter_nor_the_anchors_travel():
@@ -127,14 +127,14 @@ def test_models():
     method = make("feddpa", {"cap": 0.4})
     run = federate(method, SETUP, 3, lambda t: CLIENTS[:3])
     state, held = run.states[-1], run.held[-1]
-    own = method.deploy(state, CLIENTS[1], held[1])
+    own = deployed(method, state, CLIENTS[1], held[1])
     assert own.slots.keys() == {SHARED, "local"} and isinstance(own.gate, Similarity)
     assert (own.gate.slot, own.gate.cap) == ("local", 0.4) and torch.equal(own.gate.anchors, held[1].anchors)
     assert method.deploy(state).slots.keys() == {SHARED} and method.deploy(state).gate is None
-    stranger = method.deploy(state, CLIENTS[3], held[3])
+    stranger = deployed(method, state, CLIENTS[3], held[3])
     assert stranger.gate == Mix({"local": 0.0})
     assert distance(dense(stranger, SETUP), dense(method.deploy(state), SETUP)) == 0.0
-    once = method.deploy(run.states[1], CLIENTS[1], run.held[1][1])  # its local adapter has not trained yet
+    once = deployed(method, run.states[1], CLIENTS[1], run.held[1][1])  # its local adapter has not trained yet
     assert distance(dense(once, SETUP), dense(method.deploy(run.states[1]), SETUP)) == 0.0
 
 
@@ -156,9 +156,9 @@ def test_silence_is_allowed_to_this_method_alone_and_counts_for_nothing():
     run = federate(method, SETUP, 2)
     replies = [reply for _, reply in run.rounds[2]]
     silenced = [replace(replies[0], up=Nothing()), *replies[1:]]
-    assert same(method.aggregate(run.states[1], iter(silenced))[0], method.aggregate(run.states[1], iter(replies[1:]))[0])
-    state, _ = method.aggregate(run.states[1], iter([Reply(c, Nothing()) for c in CLIENTS]))
-    assert same(state.shared, run.states[1].shared) and state.rounds == 2
+    assert same(method.aggregate(run.states[1], iter(silenced), 2)[0], method.aggregate(run.states[1], iter(replies[1:]), 2)[0])
+    state, _ = method.aggregate(run.states[1], iter([Reply(c, Nothing()) for c in CLIENTS]), 2)
+    assert same(state, run.states[1])
 
 
 def test_means_are_uniform_unless_said_otherwise():

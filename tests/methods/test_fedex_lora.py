@@ -39,7 +39,7 @@ def world(K: int, r: int):
 def test_base_and_factors_together_are_the_mean_of_the_products(K, r, uniform):
     """Also the defect of the public code: a transposed residual would not even have the shape of these modules."""
     setup, state, replies, own = world(K, r)
-    after, _ = FedExLoRA(uniform_weights=uniform).aggregate(state, iter(replies))
+    after, _ = FedExLoRA(uniform_weights=uniform).aggregate(state, iter(replies), 1)
     p = np.array([1.0 if uniform else reply.client.num_examples for reply in replies])
     p = p / p.sum()
     got, base = dense(FedExLoRA().deploy(after), setup), dense(replace(FedExLoRA().deploy(after), slots={}), setup)
@@ -54,11 +54,11 @@ def test_base_and_factors_together_are_the_mean_of_the_products(K, r, uniform):
 def test_the_residual_travels_with_K_minus_1_blocks_and_no_more_than_the_smaller_side():
     for K, r, widths in ((3, 1, {"q": 2, "up": 2}), (1, 2, {"q": 0, "up": 0})):
         _, state, replies, _ = world(K, r)
-        after, _ = FedExLoRA().aggregate(state, iter(replies))
+        after, _ = FedExLoRA().aggregate(state, iter(replies), 1)
         (pair,) = after.merged.pairs
         assert {m: len(A) for m, A in pair.A.items()} == widths
     _, state, replies, _ = world(6, 3)  # fifteen ranks: the dense matrices are smaller
-    after, _ = FedExLoRA().aggregate(state, iter(replies))
+    after, _ = FedExLoRA().aggregate(state, iter(replies), 1)
     assert not after.merged.pairs and {m: x.shape for m, x in after.merged.total.items()} == SHAPES
 
 
@@ -66,7 +66,7 @@ def test_the_residual_travels_with_K_minus_1_blocks_and_no_more_than_the_smaller
 def test_a_cut_residual_leaves_the_tail_of_its_singular_values(rank):
     setup, state, replies, own = world(4, 2)
     method = FedExLoRA(residual_rank=rank)
-    after, _ = method.aggregate(state, iter(replies))
+    after, _ = method.aggregate(state, iter(replies), 1)
     got = dense(method.deploy(after), setup)
     for m in SHAPES:
         A, B = np.mean([a[m] for a, _ in own], axis=0), np.mean([b[m] for _, b in own], axis=0)

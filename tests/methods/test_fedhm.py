@@ -18,7 +18,7 @@ SETUP = make_setup(make_clients((1, 2, 4, 3)))
 def test_a_client_gets_the_best_approximation_at_its_share(client, ranks):
     """Shares of 8 and 12: 0.75, in proportion to the ranks 1, 2, 4, 3, at least 0.25."""
     method = FedHM(rank_share=0.75)
-    down = method.send(method.init(SETUP), SETUP.clients[client])
+    down = method.send(method.init(SETUP), SETUP.clients[client], 1)
     for m, q in ranks.items():
         W, B, A = SETUP.base(m).numpy(), down.B[m].numpy(), down.A[m].numpy()
         assert B.shape[1] == A.shape[0] == q
@@ -29,7 +29,7 @@ def test_a_client_gets_the_best_approximation_at_its_share(client, ranks):
 
 def test_at_full_rank_the_clients_get_W_itself():
     method, setup = FedHM(rank_share=1.0), make_setup(make_clients((2, 2)))
-    down = method.send(method.init(setup), setup.clients[0])
+    down = method.send(method.init(setup), setup.clients[0], 1)
     for m in SHAPES:
         np.testing.assert_allclose(down.B[m] @ down.A[m], setup.base(m), atol=1e-12)
 
@@ -89,7 +89,7 @@ def test_impossible_settings_are_refused(settings, word):
 
 def test_the_toy_world_drops_its_base_where_it_is_asked_to():
     trainer, client = Trainer(SETUP), SETUP.clients[1]
-    down = FedHM().send(FedHM().init(SETUP), client)
+    down = FedHM().send(FedHM().init(SETUP), client, 1)
     done = trainer(client, Train({SHARED: down}, frozenset({(SHARED, "A")}), max_steps=1, drop_base=True))
     data = {m: (X.numpy(), Y.numpy()) for m, (X, Y) in trainer.data[client.id].items()}
     loss = sum(((X @ (down.B[m] @ down.A[m]).numpy().T - Y) ** 2).sum() / len(X) for m, (X, Y) in data.items())
@@ -98,7 +98,7 @@ def test_the_toy_world_drops_its_base_where_it_is_asked_to():
 
 def test_a_wide_module_is_cut_as_well_as_a_tall_one():
     setup = make_setup(make_clients((2, 2)), shapes={"m": (5, 9)})
-    down = FedHM(rank_share=0.6).send(FedHM(rank_share=0.6).init(setup), setup.clients[0])
+    down = FedHM(rank_share=0.6).send(FedHM(rank_share=0.6).init(setup), setup.clients[0], 1)
     U, S, Vt = np.linalg.svd(setup.base("m").numpy(), full_matrices=False)
     np.testing.assert_allclose(down.B["m"] @ down.A["m"], (U[:, :3] * S[:3]) @ Vt[:3], atol=1e-12)
     np.testing.assert_allclose(down.B["m"].T @ down.B["m"], np.diag(S[:3]), atol=1e-12)

@@ -51,7 +51,7 @@ def test_every_client_counts():
     replies = [reply for _, reply in run.rounds[2]]
     for i, reply in enumerate(replies):
         moved = Up(A={m: A + 1.0 for m, A in reply.up.A.items()}, B=reply.up.B)
-        state, _ = METHOD.aggregate(run.states[1], iter([*replies[:i], replace(reply, up=moved), *replies[i + 1 :]]))
+        state, _ = METHOD.aggregate(run.states[1], iter([*replies[:i], replace(reply, up=moved), *replies[i + 1 :]]), 2)
         share = reply.client.num_examples / 70
         for m in SHAPES:
             np.testing.assert_allclose((state.A[m] - run.states[2].A[m]).numpy(), share, rtol=0, atol=1e-12)
@@ -62,7 +62,7 @@ def test_by_hand():
     setup = make_setup(make_clients((1, 1), (1, 3)), shapes={"m": (1, 1)})
     state = Factors({"m": torch.tensor([[2.0]])}, {"m": torch.tensor([[1.0]])}, 4.0)
     ups = [Up({"m": torch.tensor([[a]])}, {"m": torch.tensor([[b]])}) for a, b in ((0.0, 4.0), (4.0, 8.0))]
-    after, _ = METHOD.aggregate(state, iter([Reply(c, u) for c, u in zip(setup.clients, ups, strict=True)]))
+    after, _ = METHOD.aggregate(state, iter([Reply(c, u) for c, u in zip(setup.clients, ups, strict=True)]), 1)
     assert (after.A["m"].item(), after.B["m"].item(), after.scale) == (5.0, 8.0, 4.0)
 
 

@@ -8,7 +8,7 @@ import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from sklearn.metrics import silhouette_score
-from toy import SHAPES, Trainer, dense, distance, federate, make_clients, make_setup, play, same
+from toy import SHAPES, Trainer, dense, deployed, distance, federate, make_clients, make_setup, play, same
 
 from fedlora import wire
 from fedlora.check import refuse
@@ -16,7 +16,7 @@ from fedlora.errors import BadInput
 from fedlora.methods import make
 from fedlora.methods.fedit import FedIT
 from fedlora.methods.fedlease import Down, FedLEASE, Up
-from fedlora.types import GATE, SHARED, Client, Mix, Reply, Router
+from fedlora.types import GATE, SHARED, Mix, Reply, Router
 
 THREE = [("x",), ("y",), ("z",)]
 
@@ -42,7 +42,7 @@ def cosine_distance(x: Up, y: Up) -> float:
 
 def founded(method, setup, ups: list[Up]):
     """The state and diagnostics after these warm-ups."""
-    return method.aggregate(method.init(setup), iter([Reply(c, up) for c, up in zip(setup.clients, ups, strict=True)]))
+    return method.aggregate(method.init(setup), iter([Reply(c, up) for c, up in zip(setup.clients, ups, strict=True)]), 1)
 
 
 # ---- warm-up and clusters -----------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_clusters_are_those_of_the_tasks_and_stay() -> None:
     first = run.states[1].clusters
     assert {len({first[c.id] for c in setup.clients if task in c.tasks}) for task in "xyz"} == {1}
     assert all(state.clusters == first for state in run.states[2:])
-    _, diagnostics = method.aggregate(run.states[0], iter([reply for _, reply in run.rounds[1]]))
+    _, diagnostics = method.aggregate(run.states[0], iter([reply for _, reply in run.rounds[1]]), 1)
     assert diagnostics["experts"] == 3 and diagnostics["purity"] == 1.0
 
 
@@ -174,11 +174,13 @@ def test_who_is_drawn_again_goes_on_with_its_own_adapter_for_a_round() -> None:
     assert set(run.states[3].waiting) == {0, 3} and same(run.states[3].waiting[3], run.states[2].waiting[3])
     assert same(wire.decode(wire.encode(run.states[3]), wire.message_classes(method)), run.states[3])
     for c, done in ((setup.clients[0], again[2]), (setup.clients[3], trainer.log[1][2])):
-        model = method.deploy(run.states[3], c)
+        model = deployed(method, run.states[3], c)
         assert model.gate is None
         for m in SHAPES:
             np.testing.assert_allclose(model.slots[SHARED].B[m], done.slots[SHARED].B[m], atol=1e-12)
-    assert same(method.deploy(run.states[3], setup.clients[1]).slots, {SHARED: setup.fresh(2)})
+    assert same(
+        deployed(method, run.states[3], setup.clients[1], method.hold(setup, setup.clients[1])).slots, {SHARED: setup.fresh(2)}
+    )
 
 
 def test_clusters_do_not_depend_on_the_order_in_which_clients_came() -> None:
@@ -189,7 +191,7 @@ def test_clusters_do_not_depend_on_the_order_in_which_clients_came() -> None:
         state = method.init(setup)
         for ids in order:
             assert not state.experts
-            state, diagnostics = method.aggregate(state, iter([Reply(setup.clients[i], ups[i]) for i in sorted(ids)]))
+            state, diagnostics = method.aggregate(state, iter([Reply(setup.clients[i], ups[i]) for i in sorted(ids)]), 1)
         ends.append((state.clusters, state.experts, state.routers))
         assert diagnostics["experts"] == len(state.experts) > 1
     assert same(ends[1], ends[0]) and same(ends[2], ends[0])
@@ -204,7 +206,7 @@ def test_when_clusters_are_made(settings: dict, founded_at: int) -> None:
     state = method.init(setup)
     for t in range(1, 8):
         here = setup.clients[2 * t - 2 : 2 * t]
-        state, _ = method.aggregate(state, iter([Reply(c, random_up(c.id, 0.4, random_up(1000 + c.id % 3))) for c in here]))
+        state, _ = method.aggregate(state, iter([Reply(c, random_up(c.id, 0.4, random_up(1000 + c.id % 3))) for c in here]), t)
         assert bool(state.experts) == (0 < founded_at <= t)
         if t == founded_at:
             assert set(state.clusters) == set(range(2 * t))
@@ -215,7 +217,7 @@ def test_one_client_a_round_is_no_cluster_before_there_are_three() -> None:
     state = method.init(setup)
     for c in setup.clients[:3]:
         assert not state.experts
-        state, _ = method.aggregate(state, iter([Reply(c, random_up(c.id))]))
+        state, _ = method.aggregate(state, iter([Reply(c, random_up(c.id))]), 1)
     assert set(state.clusters) == {0, 1, 2}
 
 
@@ -223,7 +225,7 @@ def test_who_has_no_data_is_not_waited_for() -> None:
     method, setup = world(count=9, rounds=20)
     clients = [replace(c, num_examples=0, tasks={}) if c.id > 5 else c for c in setup.clients]
     setup = replace(setup, clients=tuple(clients))
-    state, _ = method.aggregate(method.init(setup), iter([Reply(c, random_up(c.id)) for c in clients[:6]]))
+    state, _ = method.aggregate(method.init(setup), iter([Reply(c, random_up(c.id)) for c in clients[:6]]), 1)
     assert state.experts
 
 
@@ -231,10 +233,10 @@ def test_what_a_client_must_send() -> None:
     method, setup = world(min_clients=8)
     run = federate(method, setup, 2, lambda t: setup.clients[:8])
     sends, client, late = method.FACTS.sends, setup.clients[0], setup.clients[8]
-    assert sends(method, run.states[0], client) == {"A", "B"}
-    assert sends(method, run.states[1], client) == {"A", "B", "G"} and sends(method, run.states[1], late) == {"A", "B"}
+    assert sends(method, run.states[0], client, 1) == {"A", "B"}
+    assert sends(method, run.states[1], client, 2) == {"A", "B", "G"} and sends(method, run.states[1], late, 2) == {"A", "B"}
     alone = FedLEASE(experts=1)
-    assert alone.FACTS.sends(alone, founded(alone, setup, [random_up(i) for i in range(9)])[0], client) == {"A", "B"}
+    assert alone.FACTS.sends(alone, founded(alone, setup, [random_up(i) for i in range(9)])[0], client, 2) == {"A", "B"}
 
 
 # ---- rounds -------------------------------------------------------------------------------------------------------------
@@ -288,7 +290,7 @@ def test_with_one_expert_it_is_fedit_with_uniform_weights(count: int) -> None:
     method = FedLEASE(warmup=0.0, **settings)
     mine, theirs = (federate(each, setup, 4) for each in (method, FedIT()))
     for t in range(1, 5):
-        model = method.deploy(mine.states[t], setup.clients[0])
+        model = deployed(method, mine.states[t], setup.clients[0])
         assert model.gate is None
         assert distance(dense(model, setup), dense(FedIT().deploy(theirs.states[t]), setup)) < 1e-12
     assert all(not reply.up.G for _, reply in mine.rounds[4])
@@ -309,10 +311,10 @@ def test_who_comes_late_warms_up_and_joins_the_nearest_experts_cluster() -> None
     trainer = Trainer(setup)
     run = federate(method, setup, 3, lambda t: setup.clients[: 9 if t > 1 else 8], trainer)
     assert late.id not in run.states[1].clusters and run.held[1][late.id] is not None
-    assert method.send(run.states[1], late).warmup and not method.send(run.states[1], late).experts
+    assert method.send(run.states[1], late, 2).warmup and not method.send(run.states[1], late, 2).experts
     assert run.states[2].clusters[late.id] == run.states[2].clusters[2] and run.held[2][late.id] is None
-    assert len(method.send(run.states[2], late).experts) == 3
-    without = method.aggregate(run.states[1], iter([r for _, r in run.rounds[2] if r.client != late]))[0]
+    assert len(method.send(run.states[2], late, 3).experts) == 3
+    without = method.aggregate(run.states[1], iter([r for _, r in run.rounds[2] if r.client != late]), 2)[0]
     assert same(without.experts, run.states[2].experts)  # it counts from its next round on
 
 
@@ -346,14 +348,14 @@ def test_a_router_of_another_size_does_not_count_and_a_too_large_one_is_refused(
     method, setup = world()
     run = federate(method, setup, 1)
     state, client = run.states[1], setup.clients[0]
-    good, _ = play(method, Trainer(setup), method.send(state, client), None, client)
+    good, _ = play(method, Trainer(setup), method.send(state, client, 1), None, client)
     mates = [c for c in setup.clients[1:] if state.clusters[c.id] == state.clusters[0]]
-    honest = [Reply(c, play(method, Trainer(setup), method.send(state, c), None, c)[0]) for c in mates]
-    expected, _ = method.aggregate(state, iter(honest))
+    honest = [Reply(c, play(method, Trainer(setup), method.send(state, c, 1), None, c)[0]) for c in mates]
+    expected, _ = method.aggregate(state, iter(honest), 1)
     for G in ({}, {m: torch.cat([x, x[:2]]) for m, x in good.G.items()}):
         bad = replace(good, G=G)
         assert refuse(bad, method, setup, client) is None  # no check knows how many experts there are
-        assert same(method.aggregate(state, iter([Reply(client, bad), *honest]))[0].experts, expected.experts)
+        assert same(method.aggregate(state, iter([Reply(client, bad), *honest]), 1)[0].experts, expected.experts)
     huge = replace(good, G={m: x.repeat(4, 1) for m, x in good.G.items()})
     assert "places" in refuse(huge, method, setup, client)
 
@@ -363,12 +365,11 @@ def test_what_is_deployed() -> None:
     run = federate(method, setup, 2, lambda t: setup.clients[:8])
     state = run.states[2]
     for client in setup.clients[:8]:
-        gate = method.deploy(state, client).gate
+        gate = deployed(method, state, client).gate
         assert isinstance(gate, Router) and gate.own == f"expert{state.clusters[client.id]}" and not gate.renormalise
         assert same(gate.G, state.routers[state.clusters[client.id]])
     sizes = [list(state.clusters.values()).count(j) for j in range(3)]
-    for stranger in (None, setup.clients[8], Client(99, 2, 1)):
-        assert method.deploy(state, stranger).gate.own == f"expert{sizes.index(max(sizes))}"
+    assert method.deploy(state).gate.own == f"expert{sizes.index(max(sizes))}"
     assert not isinstance(method.deploy(state).gate, Mix)
     assert list(method.deploy(run.states[0]).slots) == [SHARED]
 

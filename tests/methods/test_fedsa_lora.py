@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from toy import Trainer, dense, dense_slot, distance, federate, make_clients, make_setup, same, tensors
+from toy import Trainer, dense, dense_slot, deployed, distance, federate, make_clients, make_setup, same, tensors
 
 from fedlora.check import refuse
 from fedlora.methods import make
@@ -32,7 +32,7 @@ def test_what_stays_is_never_in_a_message(variant):
 def test_A_is_the_same_for_all_after_a_round_and_B_each_ones_own():
     method = make("fedsa-lora", {})
     run = federate(method, SETUP, 2)
-    slots = [method.deploy(run.states[-1], c, run.held[-1][c.id]).slots[SHARED] for c in CLIENTS]
+    slots = [deployed(method, run.states[-1], c, run.held[-1][c.id]).slots[SHARED] for c in CLIENTS]
     n = np.array([c.num_examples for c in CLIENTS])
     A = {m: sum(k * r.up.A[m].numpy() for k, (_, r) in zip(n, run.rounds[2], strict=True)) / n.sum() for m in SETUP.shapes}
     for m in SETUP.shapes:
@@ -70,7 +70,7 @@ def test_vera_freezes_both_factors_and_trains_two_vectors():
         for f in (ask.slots[SHARED], done.slots[SHARED]):
             assert same(f.A, start.A) and same(f.B, start.B)
     client = CLIENTS[1]
-    slot = method.deploy(run.states[-1], client, run.held[-1][1]).slots[SHARED]
+    slot = deployed(method, run.states[-1], client, run.held[-1][1]).slots[SHARED]
     for m, (d_out, _) in SETUP.shapes.items():
         b, B, d, A = (getattr(slot, role)[m].numpy() for role in "DBCA")
         assert b.shape == (d_out,)
@@ -84,7 +84,7 @@ def test_the_shared_part_alone_changes_nothing(variant):
     run = federate(method, SETUP, 2)
     zero = {name: np.zeros(shape) for name, shape in SETUP.params.items()}
     assert distance(dense(method.deploy(run.states[-1]), SETUP), zero) == 0.0
-    stranger = method.deploy(run.states[-1], CLIENTS[0], method.hold(SETUP, CLIENTS[0]))
+    stranger = deployed(method, run.states[-1], CLIENTS[0], method.hold(SETUP, CLIENTS[0]))
     assert distance(dense(stranger, SETUP), zero) == 0.0
 
 

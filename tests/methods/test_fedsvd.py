@@ -77,9 +77,9 @@ def test_a_module_that_learned_nothing_keeps_its_A():
     setup = world(2)
     state = FedSVD().init(setup)
     B = {"q": torch.zeros(12, 2, dtype=torch.float64), "up": torch.ones(20, 2, dtype=torch.float64)}
-    after, _ = FedSVD().aggregate(state, iter([Reply(setup.clients[0], Up(B))]))
+    after, _ = FedSVD().aggregate(state, iter([Reply(setup.clients[0], Up(B))]), 1)
     assert torch.equal(after.shared.A["q"], state.shared.A["q"]) and not torch.equal(after.shared.A["up"], state.shared.A["up"])
-    nothing, _ = FedSVD().aggregate(state, iter([Reply(setup.clients[0], Up({m: torch.zeros_like(x) for m, x in B.items()}))]))
+    nothing, _ = FedSVD().aggregate(state, iter([Reply(setup.clients[0], Up({m: torch.zeros_like(x) for m, x in B.items()}))]), 1)
     assert nothing.turned == 0 and same(nothing.shared, state.shared)
 
 
@@ -88,8 +88,8 @@ def test_no_direction_of_A_is_lost_when_B_has_fewer_ranks():
     rng = np.random.default_rng(0)
     A = {m: torch.tensor(rng.normal(size=(3, i))) for m, (_, i) in SHAPES.items()}
     B = {m: torch.tensor(np.outer(rng.normal(size=o), rng.normal(size=3))) for m, (o, _) in SHAPES.items()}
-    state = State(0, 0, Factors(A, B, 1.0))
-    after, _ = FedSVD().aggregate(state, iter([Reply(world().clients[0], Up({m: torch.zeros_like(x) for m, x in B.items()}))]))
+    state = State(0, Factors(A, B, 1.0))
+    after, _ = FedSVD().aggregate(state, iter([Reply(world().clients[0], Up({m: torch.zeros_like(x) for m, x in B.items()}))]), 1)
     for m in SHAPES:
         np.testing.assert_allclose(dense_slot(after.shared, m), dense_slot(state.shared, m), rtol=0, atol=1e-12)
         assert np.linalg.matrix_rank(np.concatenate([A[m].numpy(), after.shared.A[m].numpy()]), tol=1e-9) == 3

@@ -29,7 +29,7 @@ def test_down_go_the_largest_entries_of_both_factors_and_all_modules(density, ke
     for t in (0, 2):
         state = federate(method, setup, t).states[-1]
         trainer, client = Trainer(setup), setup.clients[0]
-        play(method, trainer, method.send(state, client), None, client)
+        play(method, trainer, method.send(state, client, 1), None, client)
         start = trainer.log[0][1].slots[SHARED]
         P = flat(state.shared.A, state.shared.B)
         np.testing.assert_array_equal(flat(start.A, start.B), np.where(largest(P, kept), P, 0.0))
@@ -42,7 +42,7 @@ def test_up_go_the_largest_changes_from_the_masked_start(density, kept):
     setup = make_setup(make_clients((2, 2)))
     method = FLASC(density_down=0.5, density_up=density)
     trainer, client = Trainer(setup), setup.clients[0]
-    up, _ = play(method, trainer, method.send(federate(method, setup, 2).states[-1], client), None, client)
+    up, _ = play(method, trainer, method.send(federate(method, setup, 2).states[-1], client, 1), None, client)
     _, ask, done = trainer.log[0]
     before, after = ask.slots[SHARED], done.slots[SHARED]
     moved = flat(after.A, after.B) - flat(before.A, before.B)
@@ -80,9 +80,9 @@ ONE, TWO = reply(0, 1, [4.0, 0.0], [0.0, 8.0, 0.0]), reply(1, 3, [0.0, 0.0], [2.
 
 @pytest.mark.parametrize("uniform, A, B", [(True, [3.0, 2.0], [4.0, 10.0, 5.0]), (False, [2.0, 2.0], [4.5, 9.0, 5.0])])
 def test_plain_averaging_counts_what_a_client_did_not_send_as_zero(uniform, A, B):
-    state, _ = FLASC(server=Optimizer.SGD, uniform_weights=uniform).aggregate(State(START), iter([ONE, TWO]))
+    state, _ = FLASC(server=Optimizer.SGD, uniform_weights=uniform).aggregate(State(START), iter([ONE, TWO]), 1)
     assert state.shared.A["m"].flatten().tolist() == A and state.shared.B["m"].flatten().tolist() == B
-    half, _ = FLASC(server=Optimizer.SGD, server_lr=0.5).aggregate(State(START), iter([ONE, TWO]))
+    half, _ = FLASC(server=Optimizer.SGD, server_lr=0.5).aggregate(State(START), iter([ONE, TWO]), 1)
     assert half.shared.A["m"].flatten().tolist() == [2.0, 2.0]
 
 
@@ -96,7 +96,7 @@ def test_adam_is_torchs_adam_on_minus_the_mean_change(lr):
         mean = {0: [2.0, 0, 1, 6, 0], 1: [0.05, 0, 1, 1.5, 0]}[0 if t % 2 == 0 else 1]
         if t % 2:
             mean[0] = 0.05 * t
-        state, _ = method.aggregate(state, iter([weak if t % 2 else ONE, TWO]))
+        state, _ = method.aggregate(state, iter([weak if t % 2 else ONE, TWO]), 1)
         P.grad = -torch.tensor(mean, dtype=torch.float64)
         adam.step()
         got = torch.cat([state.shared.A["m"].flatten(), state.shared.B["m"].flatten()])

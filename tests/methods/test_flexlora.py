@@ -24,14 +24,14 @@ def averaged():
         for m in SHAPES:
             W[m] = W[m] + client.num_examples / 100 * 4.0 / client.rank * B[m] @ A[m]
         replies.append(Reply(client, Up({m: torch.tensor(x) for m, x in A.items()}, {m: torch.tensor(x) for m, x in B.items()})))
-    state, _ = METHOD.aggregate(METHOD.init(setup), iter(replies))
+    state, _ = METHOD.aggregate(METHOD.init(setup), iter(replies), 1)
     return setup, state, W
 
 
 def test_every_client_receives_the_best_approximation_at_its_rank(averaged):
     setup, state, W = averaged
     for client in setup.clients:
-        down = METHOD.send(state, client)
+        down = METHOD.send(state, client, 1)
         assert down.scale == 4.0 / client.rank
         for m in SHAPES:
             assert down.A[m].shape == (client.rank, SHAPES[m][1])
@@ -44,7 +44,7 @@ def test_every_client_receives_the_best_approximation_at_its_rank(averaged):
 
 def test_A_is_orthonormal_and_smaller_ranks_are_prefixes_of_larger_ones(averaged):
     setup, state, _ = averaged
-    downs = [METHOD.send(state, c) for c in setup.clients]
+    downs = [METHOD.send(state, c, 1) for c in setup.clients]
     for c, down in zip(setup.clients, downs, strict=True):
         for m in SHAPES:
             torch.testing.assert_close(down.A[m] @ down.A[m].T, torch.eye(c.rank, dtype=torch.float64), rtol=0, atol=1e-12)
@@ -56,8 +56,8 @@ def test_the_scale_counts_once():
     """By hand: s = 4 at rank 1, so B A = (1, 0)' (2, 0, 0) is W_g = 8 E_11, and comes back as A = (1, 0, 0), B = (2, 0)'."""
     setup = make_setup(make_clients((1,)), shapes={"m": (2, 3)})
     up = Up({"m": torch.tensor([[2.0, 0.0, 0.0]])}, {"m": torch.tensor([[1.0], [0.0]])})
-    state, _ = METHOD.aggregate(METHOD.init(setup), iter([Reply(setup.clients[0], up)]))
-    down = METHOD.send(state, setup.clients[0])
+    state, _ = METHOD.aggregate(METHOD.init(setup), iter([Reply(setup.clients[0], up)]), 1)
+    down = METHOD.send(state, setup.clients[0], 1)
     torch.testing.assert_close(down.A["m"], torch.tensor([[1.0, 0.0, 0.0]]))
     torch.testing.assert_close(down.B["m"], torch.tensor([[2.0], [0.0]]))
     model = METHOD.deploy(state)
@@ -73,7 +73,7 @@ def test_nothing_is_lost_while_the_ranks_of_all_clients_together_fit():
         for m in SHAPES:
             factors = Factors(reply.up.A, reply.up.B, 4.0 / c.rank)
             want[m] += c.num_examples / 40 * dense_slot(factors, m)
-    got = METHOD.send(run.states[1], setup.clients[2])
+    got = METHOD.send(run.states[1], setup.clients[2], 2)
     for m in SHAPES:
         np.testing.assert_allclose(dense_slot(got, m), want[m], rtol=0, atol=1e-12)
 
@@ -92,7 +92,7 @@ def test_ranks_that_the_mean_does_not_fill_are_zero_in_B_orthonormal_in_A_and_le
 def test_round_one_starts_from_the_common_adapter():
     setup = make_setup(make_clients((1, 4)))
     for client in setup.clients:
-        down, fresh = METHOD.send(METHOD.init(setup), client), setup.fresh(client.rank)
+        down, fresh = METHOD.send(METHOD.init(setup), client, 1), setup.fresh(client.rank)
         for m in SHAPES:
             assert torch.equal(down.A[m], fresh.A[m]) and not down.B[m].any()
         assert down.scale == fresh.scale

@@ -25,7 +25,7 @@ def test_the_base_takes_up_the_weighted_sum_of_all_products(ranks):
     """s_k = 4 / r_k and w_k = n_k / n, each exactly once; also where the stack is wider than a module."""
     setup = make_setup(make_clients(ranks, (10, 30, 60)))
     replies = list(uploads(setup))
-    state, _ = METHOD.aggregate(METHOD.init(setup), iter(replies))
+    state, _ = METHOD.aggregate(METHOD.init(setup), iter(replies), 1)
     got, n = dense(METHOD.deploy(state), setup), sum(r.client.num_examples for r in replies)
     for m in SHAPES:
         want = sum(r.client.num_examples / n * 4.0 / r.client.rank * r.up.B[m].numpy() @ r.up.A[m].numpy() for r in replies)
@@ -36,8 +36,8 @@ def test_the_base_takes_up_the_weighted_sum_of_all_products(ranks):
 def test_the_stack_is_as_it_was_sent_while_it_is_narrow_and_no_wider_than_the_module_after():
     setup = make_setup(make_clients((2, 3), (10, 30)))
     one, two = uploads(setup)
-    state, _ = METHOD.aggregate(METHOD.init(setup), iter([one, two]))
-    (pair,) = METHOD.send(state, setup.clients[0]).base.pairs
+    state, _ = METHOD.aggregate(METHOD.init(setup), iter([one, two]), 1)
+    (pair,) = METHOD.send(state, setup.clients[0], 1).base.pairs
     for m in SHAPES:
         assert torch.equal(pair.A[m], torch.cat([one.up.A[m], two.up.A[m]]))
         torch.testing.assert_close(pair.B[m][:, :2], 0.25 * 4 / 2 * one.up.B[m])
@@ -47,8 +47,8 @@ def test_the_stack_is_as_it_was_sent_while_it_is_narrow_and_no_wider_than_the_mo
         Reply(r.client, Up(r.up.A | {"wide": torch.ones(r.client.rank, 40)}, r.up.B | {"wide": torch.ones(60, r.client.rank)}))
         for r in uploads(setup)
     ]
-    state, _ = METHOD.aggregate(METHOD.init(setup), iter(replies))
-    (pair,) = METHOD.send(state, setup.clients[0]).base.pairs
+    state, _ = METHOD.aggregate(METHOD.init(setup), iter(replies), 1)
+    (pair,) = METHOD.send(state, setup.clients[0], 1).base.pairs
     assert {m: len(A) for m, A in pair.A.items()} == {"q": 8, "up": 11, "wide": 11}
 
 
@@ -82,7 +82,7 @@ def test_every_client_receives_the_whole_stack_also_of_others():
     """The client of rank 1 gets all seven ranks, and one that was never there gets the stacks of all rounds."""
     setup = make_setup(make_clients((1, 2, 4)), shapes=SHAPES | {"wide": (60, 40)})
     run = federate(METHOD, setup, 3, lambda t: setup.clients if t == 3 else setup.clients[:2])
-    downs = {c.id: METHOD.send(run.states[2], c).base for c in setup.clients}
+    downs = {c.id: METHOD.send(run.states[2], c, 3).base for c in setup.clients}
     assert [len(downs[k].pairs) for k in (0, 1, 2)] == [1, 1, 2] and [downs[k].since for k in (0, 1, 2)] == [1, 1, 0]
     assert {len(p.A["wide"]) for p in downs[2].pairs} == {3}
-    assert len(METHOD.send(run.states[3], setup.clients[0]).base.pairs[-1].A["wide"]) == 7
+    assert len(METHOD.send(run.states[3], setup.clients[0], 4).base.pairs[-1].A["wide"]) == 7

@@ -24,7 +24,7 @@ def averaged(tau: float, ranks=(1, 2, 4)):
             W[m] = W[m] + client.num_examples / n * 4.0 / client.rank * B[m] @ A[m]
         replies.append(Reply(client, Up({m: torch.tensor(x) for m, x in A.items()}, {m: torch.tensor(x) for m, x in B.items()})))
     method = FLoRIST(tau)
-    return setup, *method.aggregate(method.init(setup), iter(replies)), W
+    return setup, *method.aggregate(method.init(setup), iter(replies), 1), W
 
 
 @pytest.mark.parametrize("tau", [0.3, 0.7, 0.95, 0.999])
@@ -54,8 +54,8 @@ def test_every_client_trains_its_first_ranks_and_fills_up(tau, fresh_rows):
     setup, state, diagnostics, W = averaged(tau, (1, 2, 6))
     method, filled = make("florist", {"tau": tau, "fresh_rows": True} if fresh_rows else {"tau": tau}), 0
     for client in setup.clients:
-        down = method.send(state, client)
-        start = next(method.local(down, method.hold(setup, client), client)).slots[SHARED]
+        down = method.send(state, client, 1)
+        start = next(method.local(down, method.hold(setup, client), client, 1)).slots[SHARED]
         assert start.scale == 4.0 / client.rank
         for m in SHAPES:
             p = min(diagnostics["ranks"][m], client.rank)
@@ -94,7 +94,7 @@ def test_all_of_the_energy_is_the_numerical_rank(dtype):
             Reply(client, Up(A, {m: torch.tensor(rng.normal(size=(o, 2)), dtype=dtype) for m, (o, _) in SHAPES.items()}))
         )
     method = FLoRIST(1.0)
-    _, diagnostics = method.aggregate(method.init(setup), iter(replies))
+    _, diagnostics = method.aggregate(method.init(setup), iter(replies), 1)
     assert diagnostics["ranks"] == {"q": 2, "up": 2}
 
 
@@ -116,7 +116,7 @@ def test_a_module_that_learned_nothing_keeps_one_rank_of_zero():
         {m: torch.ones(2, i).double() for m, (_, i) in SHAPES.items()},
         {m: torch.zeros(o, 2).double() for m, (o, _) in SHAPES.items()},
     )
-    state, diagnostics = FLoRIST().aggregate(FLoRIST().init(setup), iter([Reply(setup.clients[0], up)]))
+    state, diagnostics = FLoRIST().aggregate(FLoRIST().init(setup), iter([Reply(setup.clients[0], up)]), 1)
     assert diagnostics["ranks"] == {"q": 1, "up": 1} and not any(B.any() for B in state.shared.B.values())
 
 

@@ -76,7 +76,7 @@ def test_what_is_merged_is_the_product_of_the_means(uniform):
         for c in setup.clients
     ]
     w = np.array([1.0 if uniform else c.num_examples for c in setup.clients])
-    got = dense(method.deploy(method.aggregate(state, iter(replies))[0]), setup)
+    got = dense(method.deploy(method.aggregate(state, iter(replies), 1)[0]), setup)
     for m in SHAPES:
         A = state.start.A[m].numpy() + np.tensordot(w / w.sum(), [r.up.A[m].numpy() for r in replies], 1)
         B = state.start.B[m].numpy() + np.tensordot(w / w.sum(), [r.up.B[m].numpy() for r in replies], 1)
@@ -93,9 +93,9 @@ def test_the_sum_over_rounds_outgrows_the_rank_of_a_client():
 def test_what_clients_compute_themselves_is_not_sent():
     setup = world(1)
     run = federate(METHOD, setup, 2)
-    first = METHOD.send(run.states[0], setup.clients[0])
+    first = METHOD.send(run.states[0], setup.clients[0], 1)
     assert wire.measure(first).numbers == 0 and (first.base.since, first.base.version) == (0, 1)
-    late = METHOD.send(run.states[2], setup.clients[0])  # was in round 2: knows versions 1 and 2
+    late = METHOD.send(run.states[2], setup.clients[0], 3)  # was in round 2: knows versions 1 and 2
     assert (late.base.since, late.base.version) == (2, 3)
     start = run.states[0].start
     for m in SHAPES:

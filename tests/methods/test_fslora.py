@@ -29,7 +29,7 @@ def test_the_mean_of_the_sketches_is_the_identity():
     setup = make_setup(make_clients((1, 2, 3)))
     state = METHOD.init(setup)
     for client in setup.clients:
-        sets = Counter(chosen(METHOD.send(replace(state, rounds=t), client)) for t in range(4000))
+        sets = Counter(chosen(METHOD.send(state, client, t + 1)) for t in range(4000))
         S = np.zeros(4)
         for ranks, count in sets.items():
             assert len(ranks) == client.rank
@@ -44,17 +44,17 @@ def test_sets_differ_by_round_client_and_seed_and_repeat():
     setup = make_setup(make_clients((8,) * 40), lora_alpha=16.0)
     method = FSLoRA(global_rank=16)
     state = method.init(setup)
-    draws = {(t, c.id): chosen(method.send(replace(state, rounds=t), c)) for t in range(10) for c in setup.clients}
+    draws = {(t, c.id): chosen(method.send(state, c, t + 1)) for t in range(10) for c in setup.clients}
     assert len(set(draws.values())) > 390  # of 12870
-    assert draws[3, 5] == chosen(method.send(replace(state, rounds=3), setup.clients[5]))
-    assert draws[3, 5] != chosen(method.send(replace(state, rounds=3, seed=1), setup.clients[5]))
+    assert draws[3, 5] == chosen(method.send(state, setup.clients[5], 4))
+    assert draws[3, 5] != chosen(method.send(replace(state, seed=1), setup.clients[5], 4))
 
 
 def test_A_and_B_and_all_modules_share_one_set():
     setup = make_setup(make_clients((1, 2, 4, 2)))
     state = later_state(setup)
     for client in setup.clients:
-        down = METHOD.send(state, client)
+        down = METHOD.send(state, client, 1)
         for m in SHAPES:
             for row, i in enumerate(chosen(down)):
                 assert torch.equal(down.sketch.A[m][row], state.shared.A[m][i])
@@ -66,7 +66,7 @@ def test_the_chosen_ranks_alone_train_as_the_whole_adapter_does_under_the_papers
     setup = make_setup(make_clients((2, 3)))
     state = later_state(setup)
     for client in setup.clients:
-        trainer, down = Trainer(setup, optimizer=optimizer), METHOD.send(state, client)
+        trainer, down = Trainer(setup, optimizer=optimizer), METHOD.send(state, client, 1)
         up, _ = play(METHOD, trainer, down, None, client)
         ask = trainer.log[0][1]
         S = down.ranks.double() * (4 / client.rank)
@@ -85,7 +85,7 @@ def test_the_published_scaled_B_is_the_same_under_sgd():
     """B' = B S trained without a sketch, its gradient times S^2, gives B = B' / S: one step, by hand."""
     setup = make_setup(make_clients((2, 2)))
     state, client = later_state(setup), setup.clients[0]
-    trainer, down = Trainer(setup, steps_per_epoch=1), METHOD.send(state, client)
+    trainer, down = Trainer(setup, steps_per_epoch=1), METHOD.send(state, client, 1)
     one_step = replace(setup, epochs=1)
     trainer.setup = one_step
     up, _ = play(METHOD, trainer, down, None, client)
@@ -104,11 +104,11 @@ def test_the_server_adds_the_mean_where_an_untrained_rank_counts_as_zero(uniform
     one = Up({"m": torch.ones(1, 3)}, {"m": torch.tensor([[6.0], [2.0]])}, {"m": torch.tensor([True, False])})
     two = Up({"m": torch.zeros(1, 3)}, {"m": torch.tensor([[0.0], [8.0]])}, {"m": torch.tensor([False, True])})
     method = FSLoRA(2, uniform_weights=uniform)
-    state, _ = method.aggregate(State(4, 0, start), iter([Reply(Client(0, 1, 1), one), Reply(Client(1, 1, 3), two)]))
+    state, _ = method.aggregate(State(0, start), iter([Reply(Client(0, 1, 1), one), Reply(Client(1, 1, 3), two)]), 1)
     assert state.shared.B["m"].tolist() == first
     share = 0.5 if uniform else 0.25
     assert state.shared.A["m"].tolist() == [[1.0 + share, share, share], [0.0, 1.0, 0.0]]
-    assert (state.rounds, state.shared.scale) == (5, 8.0)
+    assert state.shared.scale == 8.0
 
 
 def test_ranks_that_nobody_drew_do_not_move_by_a_bit():

@@ -28,7 +28,7 @@ def tail_scaled(factors: Factors, first: int, by: float) -> Factors:
 
 def answer(method: HetLoRA, down: Factors, done: Factors) -> Up:
     """The Up of a client that received `down` and trained to `done`."""
-    g = method.local(down, None, Client(0, 99, 10))
+    g = method.local(down, None, Client(0, 99, 10), 1)
     next(g)
     with pytest.raises(StopIteration) as end:
         g.send(Trained({SHARED: done}, 0.0, 1))
@@ -46,7 +46,7 @@ def down_of(rank: int, seed: int = 0) -> Factors:
 @pytest.mark.parametrize("rank", [2, 7, 50, 51, 99, 100])
 def test_gamma_099_makes_the_last_rank_the_tail(rank):
     """Rounding to nearest, as public code does, makes the tail empty up to rank 50, and nothing is ever pruned."""
-    ask = next(HetLoRA(gamma=0.99, penalty=0.3).local(down_of(rank), None, Client(0, rank, 10)))
+    ask = next(HetLoRA(gamma=0.99, penalty=0.3).local(down_of(rank), None, Client(0, rank, 10), 1))
     assert ask.penalty == TailNorm(SHARED, rank - 1, 0.3)
     assert ask.roles == {(SHARED, "A"), (SHARED, "B")}
 
@@ -55,7 +55,7 @@ def test_gamma_099_makes_the_last_rank_the_tail(rank):
 def test_without_a_tail_there_is_no_penalty_and_no_pruning(gamma, rank):
     """floor(gamma r) is 0, where the tail would be all that the client has, or r, where there is none."""
     method, down = HetLoRA(gamma=gamma, penalty=0.3), down_of(rank)
-    assert next(method.local(down, None, Client(0, rank, 10))).penalty is None
+    assert next(method.local(down, None, Client(0, rank, 10), 1)).penalty is None
     smaller = replace(down, B={m: 0.1 * B for m, B in down.B.items()})
     assert answer(method, down, smaller).A["q"].shape[0] == rank
 
@@ -122,7 +122,7 @@ def test_factors_are_padded_and_weighted_by_the_norms_of_the_dense_products():
     ups = [random_up(1, 1), random_up(2, 4, size=3.0), random_up(3, 2, size=0.2)]
     norms = [np.sqrt(sum(np.linalg.norm(u.B[m].numpy() @ u.A[m].numpy()) ** 2 for m in SHAPES)) for u in ups]
     replies = [Reply(Client(i, 4, n), u) for i, (u, n) in enumerate(zip(ups, (1, 1000, 7), strict=True))]  # n_k plays no part
-    state, diagnostics = HetLoRA().aggregate(server({0: 1, 1: 4, 2: 4, 3: 3}), iter(replies))
+    state, diagnostics = HetLoRA().aggregate(server({0: 1, 1: 4, 2: 4, 3: 3}), iter(replies), 1)
     assert_factors(state.shared, *padded_means(ups, norms))
     assert state.ranks == {0: 1, 1: 4, 2: 2, 3: 3}  # client 2 has pruned; client 3 was not there
     assert diagnostics["ranks"] == {"0": 1, "1": 4, "2": 2, "3": 3}
@@ -132,14 +132,14 @@ def test_equal_norms_and_ranks_give_the_uniform_mean():
     one = random_up(1, 4)
     flipped = Up({m: -A for m, A in one.A.items()}, {m: B.flip(0) for m, B in one.B.items()})
     replies = [Reply(Client(0, 4, 1), one), Reply(Client(1, 4, 99), flipped)]
-    state, _ = HetLoRA().aggregate(server({0: 4, 1: 4}), iter(replies))
+    state, _ = HetLoRA().aggregate(server({0: 4, 1: 4}), iter(replies), 1)
     assert_factors(state.shared, *padded_means([one, flipped], [0.5, 0.5]))
 
 
 def test_where_nothing_was_learned_the_weights_are_the_numbers_of_examples():
     ups = [Up(random_up(s, 2).A, {m: torch.zeros(o, 2, dtype=torch.float64) for m, (o, _) in SHAPES.items()}) for s in (1, 2)]
     replies = [Reply(Client(i, 2, n), u) for i, (u, n) in enumerate(zip(ups, (1, 3), strict=True))]
-    state, _ = HetLoRA().aggregate(server({0: 2, 1: 2}), iter(replies))
+    state, _ = HetLoRA().aggregate(server({0: 2, 1: 2}), iter(replies), 1)
     assert_factors(state.shared, *padded_means(ups, [0.25, 0.75]))
 
 
@@ -148,10 +148,10 @@ def test_one_scale_for_all_ranks_and_truncating_undoes_padding():
     method = HetLoRA()
     state = method.init(setup)
     for client in setup.clients:
-        down = method.send(state, client)
+        down = method.send(state, client, 1)
         assert down.scale == setup.lora_alpha / 4 and down.A["q"].shape == (client.rank, 8)
     up = random_up(1, 2)
-    state, _ = method.aggregate(state, iter([Reply(setup.clients[1], up)]))
+    state, _ = method.aggregate(state, iter([Reply(setup.clients[1], up)]), 1)
     assert_factors(truncate(state.shared, 2), {m: A.numpy() for m, A in up.A.items()}, {m: B.numpy() for m, B in up.B.items()})
     assert not any(torch.count_nonzero(A[2:]) for A in state.shared.A.values())
 

@@ -22,7 +22,21 @@ from laws import (
     without_own,
     world,
 )
-from toy import SHAPES, Trainer, dense, distance, federate, make_clients, make_setup, play, same, tensors, top_up, weighted
+from toy import (
+    SHAPES,
+    Trainer,
+    dense,
+    deployed,
+    distance,
+    federate,
+    make_clients,
+    make_setup,
+    play,
+    same,
+    tensors,
+    top_up,
+    weighted,
+)
 
 from fedlora import wire
 from fedlora.check import refuse, unasked
@@ -49,7 +63,7 @@ def test_facts_say_what_the_row_says(row):
 def test_personal_methods_deploy_different_models_and_others_one(row):
     method, setup, run = standard(row)
     common = method.deploy(run.states[-1])
-    same_for_all = all(same(method.deploy(run.states[-1], c, run.held[-1][c.id]), common) for c in setup.clients)
+    same_for_all = all(same(deployed(method, run.states[-1], c, run.held[-1][c.id]), common) for c in setup.clients)
     assert same_for_all != row.personal
 
 
@@ -93,7 +107,8 @@ def test_law_1_the_update_is_the_mean_of_the_clients_updates_where_exact(row):
 
 
 def after(row: Row, method, setup, state, replies, client=None) -> dict[str, np.ndarray]:
-    return outcome(row, method.deploy(method.aggregate(state, iter(replies))[0], client), setup)
+    held = None if client is None else method.hold(setup, client)
+    return outcome(row, deployed(method, method.aggregate(state, iter(replies), row.at)[0], client, held, row.at + 1), setup)
 
 
 @every_row
@@ -137,8 +152,8 @@ def test_law_2_identical_ups_give_that_up(row):
     for reply in replies:
         client, ids = None, [0, 1, 2]
         if row.grouped:  # of the same group: others start elsewhere
-            client, down = reply.client, method.send(state, reply.client)
-            ids = [c.id for c in setup.clients if same(method.send(state, c), down)]
+            client, down = reply.client, method.send(state, reply.client, row.at)
+            ids = [c.id for c in setup.clients if same(method.send(state, c, row.at), down)]
             largest = max(largest, len(ids))
         copies = [Reply(replace(reply.client, id=i, num_examples=5 + i), reply.up) for i in ids]
         assert distance(after(row, method, setup, state, copies, client), after(row, method, setup, state, [reply], client)) < 1e-12
@@ -168,12 +183,12 @@ def test_law_3_no_function_changes_its_inputs(row):
         inputs = state, held, exchanged
         before = copy.deepcopy(inputs)
         for order, reply in exchanged:
-            method.send(state, order.client)
+            method.send(state, order.client, t)
             trainer = Trainer(setup)
             top_up(trainer, method, state, order)
-            play(method, trainer, order.down, held[order.client.id], order.client)
-            method.deploy(state, reply.client, held[reply.client.id])
-        method.aggregate(state, iter([reply for _, reply in exchanged]))
+            play(method, trainer, order.down, held[order.client.id], order.client, t)
+            deployed(method, state, reply.client, held[reply.client.id], t)
+        method.aggregate(state, iter([reply for _, reply in exchanged]), t)
         assert same(inputs, before)
 
 
@@ -319,7 +334,7 @@ def test_law_6_mixed_ranks_work_or_are_refused_by_the_methods_name(row):
 def test_law_6_the_dtype_is_kept(row, dtype):
     method, setup = world(row, dtype=dtype)
     run = federate(method, setup, 4, some(setup))
-    model = method.deploy(run.states[-1], setup.clients[0], run.held[-1][0])
+    model = deployed(method, run.states[-1], setup.clients[0], run.held[-1][0])
     floats = [t.dtype for t in tensors([run.states, run.held, run.rounds, model]) if t.is_floating_point()]
     assert set(floats) == {dtype}
 
@@ -412,13 +427,13 @@ def test_law_6_a_reply_that_lacks_a_field_is_refused_and_the_others_count(row):
     everything = {t: [reply for _, reply in played] for t, played in enumerate(run.rounds) if t}
     for t, replies in everything.items():
         state = run.states[t - 1]
-        assert unasked(replies[0].up, method, state, replies[0].client) is None
+        assert unasked(replies[0].up, method, state, replies[0].client, t) is None
         others = [r for u in everything if u != t for r in everything[u] if r.client.id == replies[0].client.id]
         emptied = [replace(replies[0], up=replace(replies[0].up, **{f.name: {}})) for f in fields(replies[0].up) if f.metadata]
         for bad in (*others, *emptied):
-            if refuse(bad.up, method, setup, bad.client) or unasked(bad.up, method, state, bad.client):
+            if refuse(bad.up, method, setup, bad.client) or unasked(bad.up, method, state, bad.client, t):
                 continue
-            method.aggregate(state, iter([bad, *replies[1:]]))
+            method.aggregate(state, iter([bad, *replies[1:]]), t)
 
 
 # ---- 7. clients that skip rounds ------------------------------------------------------------------------------------------------
@@ -456,7 +471,7 @@ def test_law_7_a_client_that_skips_rounds_starts_where_one_that_did_not_starts(r
             for client in present:
                 asks = [ask for c, ask, _ in trainer.log[asked:] if c.id == client.id]
                 starts = [slot for ask in asks for slot in ask.slots.values()]
-                group = list(method.deploy(run.states[0], client).slots.values())
+                group = list(deployed(method, run.states[0], client, run.held[0][client.id], t).slots.values())
                 new = [[*x.values()] * len(asks) for x in (initial, common)]
                 assert same(starts, group) or (client.id not in been and any(same(starts, x) for x in new))
                 compared += 1
@@ -467,10 +482,10 @@ def test_law_7_a_client_that_skips_rounds_starts_where_one_that_did_not_starts(r
             if row.starts is Start.OWN:  # each draws its own, and none of it counts yet
                 assert distance(dense(Model(slots), setup), dense(Model(), setup)) == 0.0
             elif row.starts is Start.PERSONAL:
-                assert same(slots, method.deploy(run.states[0], setup.clients[id], run.held[0][id]).slots)
+                assert same(slots, deployed(method, run.states[0], setup.clients[id], run.held[0][id], t).slots)
             elif row.starts is Start.PART:
-                deployed = ranks_of(method.deploy(run.states[0]).slots)
-                assert all(chosen <= deployed[key] for key, chosen in ranks_of(slots).items())
+                there = ranks_of(method.deploy(run.states[0]).slots)
+                assert all(chosen <= there[key] for key, chosen in ranks_of(slots).items())
             else:
                 assert same(slots, first[0][0])
             compared += 1

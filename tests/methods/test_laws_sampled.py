@@ -1,20 +1,21 @@
 """Laws of runs in which half of the clients take part, drawn anew each round: averaging rules, who came first, sixty rounds."""
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import ideals
 import numpy as np
+import torch
 from cases import Row
-from laws import every_row, law, outcome, some, trained_change, truncated, world
-from toy import Trainer, dense, distance, federate, play, same, weighted
+from laws import every_row, law, outcome, some, standard, through_the_wire, trained_change, truncated, world
+from toy import Trainer, dense, deployed, distance, federate, play, same, tensors, weighted
 
 from fedlora import seeds
 from fedlora.config import resolve
 from fedlora.errors import BadInput
 from fedlora.server.loop import Server, rounds
 from fedlora.transforms import pipeline
-from fedlora.types import Client, Reply, Setup
+from fedlora.types import Client, Reply, Setup, own_model
 
 LONG = 60
 
@@ -40,7 +41,7 @@ def judged(row: Row, count: int, sample, slower: float = 1.0) -> Iterator[tuple[
         replies = [reply for _, reply in run.rounds[-1]]
         got = outcome(row, method.deploy(run.states[-1]), setup)
         if row.grouped and not row.by_role:
-            models = {c.id: method.deploy(run.states[-1], c, run.held[-1][c.id]) for c in setup.clients}
+            models = {c.id: deployed(method, run.states[-1], c, run.held[-1][c.id]) for c in setup.clients}
             got = {f"client {id}: {name}": x for id, model in models.items() for name, x in dense(model, setup).items()}
         if row.ideal is not None:
             played.append(ideals.of(setup, t, before, trainer.log[asked:], trainer.merged, replies))
@@ -72,7 +73,7 @@ ALL = (0, 1, 2, 3)
 
 def shape_of(row: Row, setup: Setup, method, run) -> list:
     """What clients end with, but for the numbers: slots, roles, shapes, gates."""
-    models = [method.deploy(run.states[-1], c, run.held[-1][c.id]) for c in setup.clients]
+    models = [deployed(method, run.states[-1], c, run.held[-1][c.id]) for c in setup.clients]
     slots = [
         {s: [(r, m, tuple(x.shape)) for r in "ABCD" for m, x in f.role(r).items()] for s, f in x.slots.items()} for x in models
     ]
@@ -89,7 +90,7 @@ def test_law_12_nothing_depends_on_who_came_first(row):
         present = [*order, ALL, ALL]
         run = federate(method, setup, 4, lambda t, p=present: [setup.clients[i] for i in p[t - 1]], Trainer(setup, lr=row.lr))
         assert not any(run.refused)
-        models = [method.deploy(run.states[-1], c, run.held[-1][c.id]) for c in setup.clients]
+        models = [deployed(method, run.states[-1], c, run.held[-1][c.id]) for c in setup.clients]
         together = [[same(x.slots, y.slots) and same(x.gate, y.gate) for y in models] for x in models] if row.grouped else None
         ended.append((shape_of(row, setup, method, run), together))
     assert all(each == ended[0] for each in ended)
@@ -106,7 +107,7 @@ def test_law_12_who_sits_out_keeps_what_is_its_own(row):
         been |= here
         for c in [c for c in setup.clients if c.id in been - here]:
             assert same(run.held[t][c.id], run.held[t - 1][c.id])
-            before, after = (method.deploy(run.states[i], c, run.held[i][c.id]) for i in (t - 1, t))
+            before, after = (deployed(method, run.states[i], c, run.held[i][c.id]) for i in (t - 1, t))
             for slot in row.own:
                 assert same(after.slots[slot], before.slots[slot])
             if row.keeps:
@@ -123,6 +124,55 @@ def test_law_12_a_lost_attempt_changes_nothing(row):
     assert same(one, two)
 
 
+@every_row
+@law(12)
+def test_law_12_whatever_a_client_lost_of_what_it_was_sent_it_trains_to_the_same(row):
+    """Every client, in each of four rounds: with what the state says that it has, and with a base at each version it ever had
+    and nothing else, but for what it holds."""
+    method, setup = world(row)
+    trainer, run = Trainer(setup, lr=row.lr), federate(method, setup, 0)
+    start = trainer.pretrained, {m: torch.zeros_like(x) for m, x in trainer.pretrained.items()}
+    bases = {c.id: {0: start} for c in setup.clients}
+    compared = 0
+    for t in range(1, 5):
+        state, held = run.states[-1], run.held[-1]
+        for c in setup.clients:
+            ups = []
+            for since in (None, *bases[c.id]):
+                version = trainer.base.get(c.id, (0,))[0] if since is None else since
+                again = Trainer(setup, lr=row.lr)
+                again.base[c.id], again.merged[c.id] = (version, bases[c.id][version][0]), bases[c.id][version][1]
+                ups.append(play(method, again, method.send(state, c, t, since), held[c.id], c, t)[0])
+            for up in ups[1:]:
+                assert type(up) is type(ups[0])
+                for one, other in zip(tensors(up), tensors(ups[0]), strict=True):
+                    np.testing.assert_allclose(one.double().numpy(), other.double().numpy(), rtol=0, atol=1e-11)
+                compared += 1
+        run = federate(method, setup, t, half(setup), trainer, resume=(t - 1, state, held))
+        for id, (version, W) in trainer.base.items():
+            bases[id][version] = W, trainer.merged[id]
+    assert compared >= 16
+
+
+# ---- 10. a client alone ---------------------------------------------------------------------------------------------------------
+
+
+@every_row
+@law(10)
+def test_law_10_a_client_knows_none_of_the_others(row):
+    """What it holds from the start is the same where the setup has nobody else; its own model the same to the bit where what it is
+    made of came as bytes."""
+    method, setup, run = standard(row)
+    for c in setup.clients:
+        alone = replace(setup, clients=(c,), all_ranks=setup.all_ranks)
+        assert same(method.hold(alone, c), method.hold(setup, c))
+        if row.personal:
+            here = own_model(method, run.states[-1], run.held[-1][c.id], c, 6)
+            down = method.send(run.states[-1], c, 6, since=0)
+            there = method.own(through_the_wire(down, method), through_the_wire(run.held[-1][c.id], method), c)
+            assert same(there, here)
+
+
 def _played(method, setup: Setup, row: Row, lost: tuple[int, ...]):
     """The states after three rounds of our own loop, where the first attempts of these rounds lose every reply."""
     transport = _Lossy(method, setup, Trainer(setup, lr=row.lr), set(lost))
@@ -137,7 +187,9 @@ class _Lossy:
 
     def exchange(self, orders):
         for order in orders:
-            up, self.fresh[order.client.id] = play(self.method, self.trainer, order.down, self.held[order.client.id], order.client)
+            up, self.fresh[order.client.id] = play(
+                self.method, self.trainer, order.down, self.held[order.client.id], order.client, order.round
+            )
             if order.round not in self.lost:
                 yield Reply(order.client, up)
         self.lost.discard(orders[0].round)

@@ -41,7 +41,7 @@ def world():
 
 def aggregate(world, method, kind=Up):
     state, clients, _ = world
-    return method.aggregate(state, iter([Reply(c, kind(dA, dB)) for c, (dA, dB) in clients]))[0]
+    return method.aggregate(state, iter([Reply(c, kind(dA, dB)) for c, (dA, dB) in clients]), 1)[0]
 
 
 @pytest.mark.parametrize("penalty", [1e-4, 0.01, 1.0])
@@ -133,7 +133,7 @@ def test_vast_replies_in_float32_give_what_float64_gives(objective, clients):
         replies.append(Reply(client, Up(A, B)))
         for m in SHAPES:
             own[m].append(((state.A[m].double() + A[m].double()).numpy(), (state.B[m].double() + B[m].double()).numpy()))
-    after, _ = method.aggregate(state, iter(replies))
+    after, _ = method.aggregate(state, iter(replies), 1)
     p = np.array([c.num_examples for c in setup.clients]) / sum(c.num_examples for c in setup.clients)
     for m in SHAPES:
         A, B = (sum(w * pair[i] for w, pair in zip(p, own[m], strict=True)) for i in (0, 1))
@@ -149,7 +149,7 @@ def test_clients_that_learned_nothing_leave_everything_as_it_was(objective):
     setup = make_setup(make_clients((3, 3)))
     state = LoRAFAIR(objective).init(setup)
     nothing = Up({m: torch.zeros_like(A) for m, A in state.A.items()}, {m: torch.zeros_like(B) for m, B in state.B.items()})
-    after, _ = LoRAFAIR(objective).aggregate(state, iter([Reply(c, nothing) for c in setup.clients]))
+    after, _ = LoRAFAIR(objective).aggregate(state, iter([Reply(c, nothing) for c in setup.clients]), 1)
     assert same(after, state)  # B is zero here, so there is no angle either
 
 

@@ -110,9 +110,9 @@ def test_a_shared_pair_that_lacks_ranks_takes_up_what_it_can(dtype, of_B, of_A):
     state = method.init(setup)
     state = replace(state, shared=replace(state.shared, A=A, B=B))
     client, error = setup.clients[0], 100 * torch.finfo(dtype).eps
-    sent = method.send(state, client).inner
+    sent = method.send(state, client, 1).inner
     up = Up({m: draw(3, x.shape[1]).to(dtype) for m, x in A.items()}, {m: draw(len(x), 3).to(dtype) for m, x in B.items()})
-    now = method.aggregate(state, iter([Reply(client, up)]))[0].shared
+    now = method.aggregate(state, iter([Reply(client, up)]), 1)[0].shared
     for m in SHAPES:
         P, back = outer(A[m], sent.A[m], 3)
         assert np.linalg.matrix_rank(back) == of_A
@@ -131,5 +131,5 @@ def test_the_scale_is_that_of_the_largest_rank_for_everybody():
     setup = make_setup(make_clients((1, 2, 4, 2)), lora_alpha=16.0)
     method = make("mfedloru", {})
     state = method.init(setup)
-    assert {method.send(state, client).inner.scale for client in setup.clients} == {4.0}
-    assert same(method.send(state, setup.clients[2]).inner, state.shared)
+    assert {method.send(state, client, 1).inner.scale for client in setup.clients} == {4.0}
+    assert same(method.send(state, setup.clients[2], 1).inner, state.shared)

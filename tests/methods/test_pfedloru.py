@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from toy import SHAPES, Trainer, dense, distance, federate, make_clients, make_setup, same, tensors
+from toy import SHAPES, Trainer, dense, deployed, distance, federate, make_clients, make_setup, same, tensors
 
 from fedlora import wire
 from fedlora.methods import make
@@ -49,7 +49,7 @@ def test_a_clients_model_has_its_own_adapter_on_top_of_what_all_share():
     run = federate(METHOD, SETUP, 3)
     everybody = dense(METHOD.deploy(run.states[3]), SETUP)
     for client in SETUP.clients:
-        own, model = run.held[3][client.id], dense(METHOD.deploy(run.states[3], client, run.held[3][client.id]), SETUP)
+        own, model = run.held[3][client.id], dense(deployed(METHOD, run.states[3], client, run.held[3][client.id]), SETUP)
         for m in SHAPES:
             extra = SETUP.lora_alpha / 2 * own.B[m].numpy() @ own.A[m].numpy()
             np.testing.assert_allclose(model[f"{m}.weight"], everybody[f"{m}.weight"] + extra, atol=1e-12)

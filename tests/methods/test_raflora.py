@@ -47,12 +47,12 @@ def best(W: np.ndarray, rank: int) -> np.ndarray:
 def test_every_slice_is_a_mean_over_those_that_have_it_and_every_client_gets_the_best_approximation(method, s):
     setup = make_setup(make_clients(RANKS, EXAMPLES))  # alpha = 4, and 4 is the largest rank
     replies = replies_of(setup.clients)
-    state, _ = method.aggregate(method.init(setup), iter(replies))
+    state, _ = method.aggregate(method.init(setup), iter(replies), 1)
     for m in SHAPES:
         W = rank_by_rank(replies, s, m, 4, kept=np.zeros(4))
         np.testing.assert_allclose(dense(method.deploy(state), setup)[f"{m}.weight"], best(W, 4), rtol=0, atol=1e-12)
         for client in setup.clients:
-            down = method.send(state, client)
+            down = method.send(state, client, 1)
             assert down.scale == s(client.rank) and down.A[m].shape == (client.rank, SHAPES[m][1])
             np.testing.assert_allclose(dense_slot(down, m), best(W, client.rank), rtol=0, atol=1e-12)
             gram = down.A[m] @ down.A[m].T
@@ -63,9 +63,9 @@ def test_every_slice_is_a_mean_over_those_that_have_it_and_every_client_gets_the
 def test_a_slice_that_no_participant_has_stays_as_the_server_has_it(present):
     """The levels are 1, 2 and 4: without client 2 the last slice is kept, with client 0 alone the last two."""
     setup = make_setup(make_clients(RANKS, EXAMPLES))
-    before, _ = METHOD.aggregate(METHOD.init(setup), iter(replies_of(setup.clients, seed=1)))
+    before, _ = METHOD.aggregate(METHOD.init(setup), iter(replies_of(setup.clients, seed=1)), 1)
     replies = replies_of([setup.clients[k] for k in present], seed=2)
-    after, _ = METHOD.aggregate(before, iter(replies))
+    after, _ = METHOD.aggregate(before, iter(replies), 1)
     for m in SHAPES:
         U, S, Vt = np.linalg.svd(dense(METHOD.deploy(before), setup)[f"{m}.weight"])
         kept = [S[j] * np.outer(U[:, j], Vt[j]) for j in range(4)]
@@ -84,7 +84,7 @@ def test_a_small_client_never_moves_the_slices_above_its_rank():
         return Reply(client, Up({"m": torch.eye(6, dtype=torch.float64)[: client.rank]}, {"m": B}))
 
     def server(small: Client, size: float) -> np.ndarray:
-        state, _ = METHOD.aggregate(METHOD.init(setup), iter([reply(small, size), reply(setup.clients[1], 1.0)]))
+        state, _ = METHOD.aggregate(METHOD.init(setup), iter([reply(small, size), reply(setup.clients[1], 1.0)]), 1)
         return dense(METHOD.deploy(state), setup)["m.weight"]
 
     one, other = server(setup.clients[0], 1.0), server(Client(0, 1, 990), 9.0)

@@ -63,7 +63,7 @@ def test_a_client_asks_for_its_heads_alone():
 def test_scales_go_up_inside_their_heads():
     method, client = Ravan(heads=2), SETUP.clients[2]
     H = {m: torch.full((2, 4, 4), 2.0, dtype=torch.float64) for m in SHAPES}
-    g = method.local(H, method.hold(SETUP, client), client)
+    g = method.local(H, method.hold(SETUP, client), client, 1)
     ask = next(g)
     assert all(torch.equal(D, torch.ones(1, dtype=torch.float64)) for f in ask.slots.values() for D in f.D.values())
     done = {
@@ -85,7 +85,7 @@ def test_a_head_that_a_client_did_not_train_counts_as_it_was_sent():
     state = replace(method.init(setup), H={"m": H})
     one = Up({"m": torch.full((1, 2, 2), 4.0)}, {"m": torch.tensor([False, True])})
     two = Up({"m": torch.full((2, 2, 2), 8.0)}, {"m": torch.tensor([True, True])})
-    now, _ = method.aggregate(state, iter([Reply(setup.clients[0], one), Reply(setup.clients[1], two)]))
+    now, _ = method.aggregate(state, iter([Reply(setup.clients[0], one), Reply(setup.clients[1], two)]), 1)
     assert now.H["m"][0].unique().tolist() == [7.0] and now.H["m"][1].unique().tolist() == [12.0]
     assert all(torch.equal(f.D["m"], torch.ones(1)) for f in method.deploy(now).slots.values())
 

@@ -25,14 +25,14 @@ def test_means_by_hand(uniform, B, A):
     """n = 1 and 3; changes 4 and 8 of B from 10: +6 uniform, +7 by examples. Changes 0 and 4 of A from 3: +2 and +3."""
     method = RoLoRA(uniform_weights=uniform)
     one = {"m": torch.tensor([[1.0]])}
-    state = State(0, Factors({"m": torch.tensor([[3.0]])}, {"m": torch.tensor([[10.0]])}, 2.0))
+    state = State(Factors({"m": torch.tensor([[3.0]])}, {"m": torch.tensor([[10.0]])}, 2.0))
     clients = [Client(0, 1, 1), Client(4, 1, 3)]
     ups = [Up(B={"m": 4 * one["m"]}), Up(B={"m": 8 * one["m"]})]
-    odd, _ = method.aggregate(state, iter([Reply(c, u) for c, u in zip(clients, ups, strict=True)]))
-    assert (odd.shared.B["m"].item(), odd.shared.A["m"].item(), odd.rounds, odd.seen) == (B, 3.0, 1, {0: 0, 4: 0})
+    odd, _ = method.aggregate(state, iter([Reply(c, u) for c, u in zip(clients, ups, strict=True)]), 1)
+    assert (odd.shared.B["m"].item(), odd.shared.A["m"].item(), odd.seen) == (B, 3.0, {0: 0, 4: 0})
     ups = [Up(A={"m": 0 * one["m"]}), Up(A={"m": 4 * one["m"]})]
-    even, _ = method.aggregate(odd, iter([Reply(c, u) for c, u in zip(clients, ups, strict=True)]))
-    assert (even.shared.B["m"].item(), even.shared.A["m"].item(), even.rounds, even.seen) == (B, A, 2, {0: 1, 4: 1})
+    even, _ = method.aggregate(odd, iter([Reply(c, u) for c, u in zip(clients, ups, strict=True)]), 2)
+    assert (even.shared.B["m"].item(), even.shared.A["m"].item(), even.seen) == (B, A, {0: 1, 4: 1})
 
 
 def test_the_papers_mean_is_the_default():

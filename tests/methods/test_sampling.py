@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy import Trainer, federate, make_clients, make_setup, same
+from toy import Trainer, deployed, federate, make_clients, make_setup, same
 
 from fedlora.methods import make
 from fedlora.types import Client, Mix
@@ -28,7 +28,7 @@ def play(name: str, draw: int):
 
 def own_part(name: str, method, state, client: Client, held) -> Any:
     """What is a client's own: its model, or, where it has a part in what many share, which, and what only it has."""
-    model = method.deploy(state, client, held)
+    model = deployed(method, state, client, held)
     if name == "fedlease":
         return (model.gate.own, list(model.slots)) if state.experts else model
     return model.slots["local"] if name == "feddpa" else model
@@ -54,13 +54,13 @@ def test_whoever_came_first_the_groups_are_the_tasks(draw: int) -> None:
     groups = [{i for i, j in state.clusters.items() if j == expert} for expert in range(len(state.experts))]
     assert sorted(map(sorted, groups)) == [[0, 2, 4, 6], [1, 3, 5, 7]]
     method, _, run, _ = play("fl-tac", draw)
-    _, diagnostics = method.aggregate(run.states[-2], iter([reply for _, reply in run.rounds[-1]]))
+    _, diagnostics = method.aggregate(run.states[-2], iter([reply for _, reply in run.rounds[-1]]), 1)
     assert (diagnostics["purity"], diagnostics["mixed"]) == (1.0, 0.0)
 
 
 def test_every_client_that_ever_came_is_in_ce_loras_means() -> None:
     method, _, run, _ = play("ce-lora", 0)
-    _, diagnostics = method.aggregate(run.states[-2], iter([reply for _, reply in run.rounds[-1]]))
+    _, diagnostics = method.aggregate(run.states[-2], iter([reply for _, reply in run.rounds[-1]]), 1)
     assert diagnostics["mixing"].shape == (4, 8) and bool((diagnostics["mixing"] > 0).all())
 
 
@@ -68,4 +68,4 @@ def test_feddpas_local_adapter_trains_whenever_a_client_comes_and_takes_no_share
     method, setup, run, here = play("feddpa", 0)
     assert all(run.held[-1][c.id].local.B["q"].any() for c in setup.clients)
     once = next(i for i in here[1] if i not in here[2])  # it took part in round 1, where no local adapter trains
-    assert method.deploy(run.states[2], setup.clients[once], run.held[2][once]).gate == Mix({"local": 0.0})
+    assert deployed(method, run.states[2], setup.clients[once], run.held[2][once]).gate == Mix({"local": 0.0})

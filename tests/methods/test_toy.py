@@ -154,15 +154,15 @@ class Stack:
     def hold(self, setup: Setup, client: Client) -> Factors:
         return setup.fresh(client.rank)
 
-    def send(self, state: State, client: Client) -> Down:
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Down:
         since = state.seen.get(client.id, 0)
         return Down(BaseUpdate(since, len(state.log), state.log[since:]))
 
-    def local(self, down: Down, held: Factors, client: Client) -> Any:
+    def local(self, down: Down, held: Factors, client: Client, round: int) -> Any:
         done = (yield Train({SHARED: held}, frozenset({(SHARED, "A"), (SHARED, "B")}), base=down.base)).slots[SHARED]
         return Up(done.A, done.B), held
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, dict[str, Any]]:
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, dict[str, Any]]:
         got = list(replies)
         n = sum(r.client.num_examples for r in got)
         A = {m: torch.cat([r.client.num_examples / n * 4.0 / r.client.rank * r.up.A[m] for r in got]) for m in SHAPES}
@@ -170,7 +170,7 @@ class Stack:
         seen = {**state.seen, **{r.client.id: len(state.log) for r in got}}
         return State((*state.log, Factors(A, B, 1.0)), seen), {}
 
-    def deploy(self, state: State, client: Client | None = None, held: Any = None) -> Model:
+    def deploy(self, state: State) -> Model:
         return Model(base=BaseUpdate(0, len(state.log), state.log))
 
 

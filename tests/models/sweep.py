@@ -54,7 +54,7 @@ from fedlora.training.encode import Encoded, encode
 from fedlora.training.learner import Job, batches
 from fedlora.training.trainer import ScoreJob, Trainer
 from fedlora.transports.inprocess import InProcess
-from fedlora.types import Client, Factors, Model, Setup, Train
+from fedlora.types import Client, Factors, Model, Setup, Train, own_model
 
 CLASSES = ("apple", "banana", "cherry")
 SPECIAL = {"[PAD]": PAD, "[UNK]": UNK, "[CLS]": CLS, "[SEP]": SEP}
@@ -201,12 +201,12 @@ def federate(trainer: Trainer, method: str, count: int, data: Mapping[int, Encod
     )
     made = methods.make(method, {})
     transport = InProcess(made, setup, trainer, data, Head.FROZEN)
-    played = list(rounds(made, setup, Server(0, made.init(setup)), transport, sampler(setup, 1.0)))
+    played = list(rounds(made, setup, Server(0, made.init(setup)), transport, sampler(setup.clients, setup.seed, 1.0)))
     assert not any(tally.failed for _, tally, _ in played)
     state = played[-1][0].state
     if not made.FACTS.personal:
         return [made.deploy(state)]
-    return [made.deploy(state, client, transport.kept_by(client).held) for client in clients]
+    return [own_model(made, state, transport.kept_by(client).held, client, 2) for client in clients]
 
 
 def logits(trainer: Trainer, model: Model, data: Encoded) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from cases import ROWS, Row
-from toy import Trainer, dense, distance, federate, make_clients, make_setup, play, same, tensors
+from toy import Trainer, dense, deployed, distance, federate, make_clients, make_setup, play, same, tensors
 
 from fedlora import methods, wire
 from fedlora.errors import RunFailed
@@ -82,7 +82,8 @@ def function(row: Row, state: Any, client: Client | None = None) -> dict:
     method, setup, _, _ = ready(row)
     if row.by_role:
         return {str(i): t.double().numpy() for i, t in enumerate(tensors(state))}
-    return dense(method.deploy(state, client), setup)
+    held = None if client is None else method.hold(setup, client)
+    return dense(deployed(method, state, client, held, row.at + 1), setup)
 
 
 @every_row
@@ -109,7 +110,9 @@ def test_numbers_too_large_are_refused_by_name_or_stay_finite(row, size):
     if tally.failed:
         assert tally.failed[CULPRIT] == OVERFLOW or "finite" in tally.failed[CULPRIT]
         assert same(state, answered(row, [r for r in replies if r.client.id != CULPRIT])[0])
-    assert all(t.isfinite().all() for c in setup.clients if c.id != CULPRIT for t in tensors(method.send(state, c)) if row.grouped)
+    assert all(
+        t.isfinite().all() for c in setup.clients if c.id != CULPRIT for t in tensors(method.send(state, c, row.at)) if row.grouped
+    )
 
 
 @every_row
@@ -222,11 +225,11 @@ def test_of_several_all_who_did_it_are_refused_and_nobody_else():
 class Choosy(FedIT):
     """Fails over client 2 alone, whose reply is the smallest."""
 
-    def aggregate(self, state, replies):
+    def aggregate(self, state, replies, round):
         came = list(replies)
         if any(r.client.id == 2 for r in came):
             raise ArithmeticError("no")
-        return super().aggregate(state, iter(came))
+        return super().aggregate(state, iter(came), round)
 
 
 def fedit_replies(setup: Setup, method: Any) -> list[Reply]:
@@ -243,7 +246,7 @@ def test_an_innocent_whose_reply_is_larger_is_put_back():
 
 @dataclass(frozen=True)
 class Broken(FedIT):
-    def aggregate(self, state, replies):
+    def aggregate(self, state, replies, round):
         raise KeyError("a bug")
 
 
@@ -323,18 +326,18 @@ class Borrowing:
     def hold(self, setup, client):
         return None
 
-    def send(self, state, client):
+    def send(self, state, client, round, since=None):
         return state
 
-    def local(self, down, held, client):
+    def local(self, down, held, client, round):
         done = (yield Train({SHARED: down}, frozenset({(SHARED, "A"), (SHARED, "B")}))).slots[SHARED]
         return FedITUp({m: done.A[m] - x for m, x in down.A.items()}, {m: done.B[m] - x for m, x in down.B.items()}), held
 
-    def aggregate(self, state, replies):
+    def aggregate(self, state, replies, round):
         (first, *_) = replies
         return Factors({m: x + first.up.A[m] for m, x in state.A.items()}, state.B, state.scale), {}
 
-    def deploy(self, state, client=None, held=None):
+    def deploy(self, state):
         return methods.make("fedit", {}).deploy(state)
 
 
@@ -342,7 +345,7 @@ class Borrowing:
 def test_a_subclass_and_an_up_from_a_shared_module_train(method):
     setup = make_setup(make_clients((2,) * 4), rounds=1)
     state, trainer = method.init(setup), Trainer(setup)
-    replies = [Reply(c, play(method, trainer, method.send(state, c), None, c)[0]) for c in setup.clients]
+    replies = [Reply(c, play(method, trainer, method.send(state, c, 1), None, c)[0]) for c in setup.clients]
     ((server, tally, _),) = rounds(method, setup, Server(0, state), Answers([replies]), lambda t: setup.clients)
     assert not tally.failed and not same(server.state, state)
 

@@ -56,7 +56,7 @@ def uploads(name: str, model: Any, rank: int) -> list[int]:
     from fedlora.types import Reply
 
     for round in (1, 2):
-        local = method.local(method.send(state, client), held, client)
+        local = method.local(method.send(state, client, round), held, client, round)
         ask = next(local)
         try:
             while True:
@@ -66,7 +66,7 @@ def uploads(name: str, model: Any, rank: int) -> list[int]:
         assert name == "fedavg" or refuse(up, method, setup, client) is None
         counts.append(wire.measure(up).numbers)
         if name != "fedavg":
-            state, _ = method.aggregate(state, iter([Reply(client, up)]))
+            state, _ = method.aggregate(state, iter([Reply(client, up)]), round)
     return counts
 
 

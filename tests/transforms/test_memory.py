@@ -65,9 +65,9 @@ def test_what_was_learned_is_what_arrived_and_what_is_remembered(row: Row, table
     for t in range(1, 6):
         replies = []
         for client in (c for c in setup.clients if takes_part(c.id, t)):
-            down = method.send(state, client)
+            down = method.send(state, client, t)
             top_up(trainer, method, state, Order(t, client, down))
-            up, held[client.id] = play(method, trainer, down, held[client.id], client)
+            up, held[client.id] = play(method, trainer, down, held[client.id], client, t)
             if type(up) is Nothing:
                 replies.append(Reply(client, up))
                 continue
@@ -78,7 +78,7 @@ def test_what_was_learned_is_what_arrived_and_what_is_remembered(row: Row, table
                     total[client.id][name] = total[client.id].get(name, 0.0) + x
             lost[client.id] |= {name: True for name, x in memory[client.id].items() if x.any()}
             replies.append(Reply(client, got))
-        state, _ = method.aggregate(state, iter(replies))
+        state, _ = method.aggregate(state, iter(replies), t)
     for id, total in learned.items():
         assert lost[id] and memory[id].keys() == total.keys()
         for name, x in total.items():
@@ -96,7 +96,7 @@ def test_memory_stays_with_the_head_that_a_client_trained():
     ):
         H = torch.ones(2, 2, 2, dtype=torch.float64)
         H[best] = 2.0
-        g = method.local({"m": H}, method.hold(setup, client), client)
+        g = method.local({"m": H}, method.hold(setup, client), client, 1)
         slots = dict(next(g).slots)
         f = slots[f"head{best}"]
         slots[f"head{best}"] = f.with_role("C", {"m": f.C["m"] + torch.tensor(change, dtype=torch.float64)})

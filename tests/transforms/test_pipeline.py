@@ -95,7 +95,7 @@ def test_every_up_of_changes_comes_back_in_its_shapes_after_a_real_journey(name,
     transforms, trainer = make(*tables, method=method), Trainer(setup)
     for client in setup.clients:
         held, memory = method.hold(setup, client), {}
-        up, _ = play(method, trainer, method.send(method.init(setup), client), held, client)
+        up, _ = play(method, trainer, method.send(method.init(setup), client, 1), held, client)
         sent, memory = transforms.pack(up, memory, 1, client)
         got = transforms.unpack(carried(sent, method))
         assert refuse(got, method, setup, client) is None

@@ -113,7 +113,7 @@ class CELoRA:
         upload="r²; once also the mixtures, c k (2 d_feature + 1) + c in all",
         download="r²",
         server="O(K r³ + K² r²), and once O(K²) transports",
-        sends=lambda method, state, client: frozenset({"C"} | ({"mixtures"} if method._wants_mixtures(state, client) else set())),
+        sends=lambda method, state, client, round: frozenset({"C", "mixtures"} if method._wants_mixtures(state, client) else "C"),
         dims=lambda method, setup, client: {"part": method.components},
     )
 
@@ -132,13 +132,13 @@ class CELoRA:
     def _wants_mixtures(self, state: State, client: Client) -> bool:
         return self.combination is not Combination.MODEL and client.id not in state.mixtures
 
-    def send(self, state: State, client: Client) -> Down:
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Down:
         return Down(self._sent(state, client.id), self._wants_mixtures(state, client))
 
     def _sent(self, state: State, id: int) -> Tensors:
         return state.means.get(id, state.shared.C)
 
-    def local(self, down: Down, held: Factors, client: Client) -> Local:
+    def local(self, down: Down, held: Factors, client: Client, round: int) -> Local:
         mixtures: Tensors = {}
         if down.wants_mixtures:
             seen = (yield Observe(ClassMixtures(self.components), pool="first")).tensors
@@ -148,7 +148,7 @@ class CELoRA:
         done = (yield Train({SHARED: start}, frozenset((SHARED, role) for role in "ABC"))).slots[SHARED]
         return Up(minus(done.C, down.C), mixtures), done.with_role("C", {})
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
         own, mixtures, here = dict(state.own), dict(state.mixtures), []
         for reply in replies:
             id = reply.client.id
@@ -190,7 +190,8 @@ class CELoRA:
         S = np.where(S.sum(axis=1, keepdims=True) > 0, S, 1.0)
         return torch.from_numpy(S / S.sum(axis=1, keepdims=True))
 
-    def deploy(self, state: State, client: Client | None = None, held: Factors | None = None) -> Model:
-        if client is None:
-            return Model({SHARED: state.shared})
-        return Model({SHARED: (held or state.shared).with_role("C", self._sent(state, client.id))})
+    def deploy(self, state: State) -> Model:
+        return Model({SHARED: state.shared})
+
+    def own(self, down: Down, held: Factors, client: Client) -> Model:
+        return Model({SHARED: held.with_role("C", down.C)})

@@ -28,7 +28,6 @@ from fedlora.types import SHARED, Client, Diagnostics, Factors, Facts, Local, Mo
 
 @dataclass(frozen=True)
 class State:
-    rounds: int  # how many rounds are behind us
     shared: Factors  # C is R; absent before round 1, when A and B are an ordinary start
     know: tuple[int, ...] = ()  # the clients that hold the fixed B and A
 
@@ -56,7 +55,7 @@ class FedSB:
         upload="r^2; r (d_out + d_in) in round 1",
         download="r^2; r (d_out + d_in) once",
         server="O(K r^2); O(d R^2 + R^3) in round 1, R = K r",
-        sends=lambda method, state, client: frozenset("C" if state.rounds else "AB"),
+        sends=lambda method, state, client, round: frozenset("C" if round > 1 else "AB"),
     )
 
     def __post_init__(self) -> None:
@@ -64,17 +63,17 @@ class FedSB:
             raise BadInput("first_steps must be at least 1")
 
     def init(self, setup: Setup) -> State:
-        return State(0, setup.fresh(one_rank(setup, self)))
+        return State(setup.fresh(one_rank(setup, self)))
 
     def hold(self, setup: Setup, client: Client) -> Factors:
         return setup.fresh(client.rank)
 
-    def send(self, state: State, client: Client) -> Factors:
-        if state.rounds and client.id not in state.know:
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Factors:
+        if round > 1 and (since is not None or client.id not in state.know):
             return state.shared
         return replace(state.shared, A={}, B={})
 
-    def local(self, down: Factors, held: Factors, client: Client) -> Local:
+    def local(self, down: Factors, held: Factors, client: Client, round: int) -> Local:
         start = replace(down, A=down.A or held.A, B=down.B or held.B)
         if not start.C:
             ask = Train({SHARED: start}, frozenset({(SHARED, "A"), (SHARED, "B")}), max_steps=self.first_steps)
@@ -83,9 +82,9 @@ class FedSB:
         done = (yield Train({SHARED: start}, frozenset({(SHARED, "C")}))).slots[SHARED]
         return Up(C=minus(done.C, start.C)), replace(start, C={})
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
-        if not state.rounds:
-            return State(1, fixed(state.shared, replies)), {}
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
+        if round == 1:
+            return State(fixed(state.shared, replies)), {}
         know = set(state.know)
 
         def term(reply: Reply) -> tuple[float, tuple[Tensors]]:
@@ -94,9 +93,9 @@ class FedSB:
 
         (dC,) = weighted_mean(map(term, replies))
         shared = replace(state.shared, C=plus(state.shared.C, dC))
-        return State(state.rounds + 1, shared, tuple(sorted(know))), {}
+        return State(shared, tuple(sorted(know))), {}
 
-    def deploy(self, state: State, client: Client | None = None, held: Factors | None = None) -> Model:
+    def deploy(self, state: State) -> Model:
         return Model({SHARED: state.shared})
 
 

@@ -46,16 +46,16 @@ class FedAvg:
     def hold(self, setup: Setup, client: Client) -> None:
         return None
 
-    def send(self, state: State, client: Client) -> State:
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> State:
         return state
 
-    def local(self, down: State, held: None, client: Client) -> Local:
+    def local(self, down: State, held: None, client: Client, round: int) -> Local:
         done = yield Train({}, FULL, full=down.full)
         return Up(minus(done.full, down.full) if down.full else done.full), held
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
         (mean,) = weighted_mean((r.client.num_examples, (r.up.full,)) for r in replies)
         return State(plus(state.full, mean) if state.full else mean), {}
 
-    def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
+    def deploy(self, state: State) -> Model:
         return Model(full=state.full)

@@ -70,7 +70,6 @@ class Variant(Enum):
 @dataclass(frozen=True)
 class State:
     shared: Factors  # the global adapter
-    rounds: int = 0  # that are behind us
     federated: int = 0  # how many rounds teach the global adapter
 
 
@@ -122,7 +121,7 @@ class FedDPA:
         upload="r (d_out + d_in)",
         download="r (d_out + d_in)",
         server="O(K r d)",
-        sends=lambda method, state, client: frozenset("AB" if method._learns(state) else ""),
+        sends=lambda method, state, client, round: frozenset("AB" if method._learns(state, round) else ""),
         silent=True,
     )
 
@@ -138,17 +137,17 @@ class FedDPA:
         start = setup.fresh(client.rank)
         return Held(start, next(iter(start.A.values())).new_zeros(0, 0))
 
-    def _learns(self, state: State) -> bool:
-        """Whether the next round teaches the global adapter."""
-        return self.variant is Variant.TOGETHER or state.rounds < state.federated
+    def _learns(self, state: State, round: int) -> bool:
+        """Whether this round teaches the global adapter."""
+        return self.variant is Variant.TOGETHER or round <= state.federated
 
-    def send(self, state: State, client: Client) -> Down:
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Down:
         if self.variant is Variant.TOGETHER:
-            return Down(state.shared, global_trains=True, local_trains=state.rounds > 0)
-        learning = self._learns(state)
+            return Down(state.shared, global_trains=True, local_trains=round > 1)
+        learning = self._learns(state, round)
         return Down(state.shared, global_trains=learning, local_trains=not learning)
 
-    def local(self, down: Down, held: Held, client: Client) -> Local:
+    def local(self, down: Down, held: Held, client: Client, round: int) -> Local:
         if not held.anchors.numel():
             seen = yield Observe(Features(self.anchors))
             held = replace(held, anchors=seen.tensors["features"])
@@ -161,23 +160,22 @@ class FedDPA:
             held = replace(held, local=(yield Train(beside, LOCAL_ROLES, gate=gate)).slots[LOCAL])
         return up, held
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
-        learning = self.variant is Variant.TOGETHER or state.rounds < state.federated
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
+        learning = self._learns(state, round)
         heard = (r for r in replies if learning and isinstance(r.up, Up))  # each is forgotten when the next one comes
         first = next(heard, None)
-        after = replace(state, rounds=state.rounds + 1)
         if first is None:
-            return after, {}
+            return state, {}
         told = chain([first], heard)
         A, B = weighted_mean((1 if self.uniform_weights else r.client.num_examples, (r.up.A, r.up.B)) for r in told)
-        return replace(after, shared=replace(state.shared, A=plus(state.shared.A, A), B=plus(state.shared.B, B))), {}
+        return replace(state, shared=replace(state.shared, A=plus(state.shared.A, A), B=plus(state.shared.B, B))), {}
 
-    def deploy(self, state: State, client: Client | None = None, held: Held | None = None) -> Model:
-        if held is None:
-            return Model({SHARED: state.shared})
-        slots = {SHARED: state.shared, LOCAL: held.local}
-        if not any(
-            bool(B.any()) for B in held.local.B.values()
-        ):  # it changes nothing yet, and must not take the global one's share
+    def deploy(self, state: State) -> Model:
+        return Model({SHARED: state.shared})
+
+    def own(self, down: Down, held: Held, client: Client) -> Model:
+        slots = {SHARED: down.shared, LOCAL: held.local}
+        if not any(bool(B.any()) for B in held.local.B.values()):
+            # It changes nothing yet, and must not take the global one's share.
             return Model(slots, gate=Mix({LOCAL: 0.0}))
         return Model(slots, gate=Similarity(LOCAL, held.anchors, self.cap))

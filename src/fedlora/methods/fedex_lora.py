@@ -89,15 +89,15 @@ class FedExLoRA:
     def hold(self, setup: Setup, client: Client) -> None:
         return None
 
-    def send(self, state: State, client: Client) -> Down:
-        return Down(state.shared, missed(state.merged, client))
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Down:
+        return Down(state.shared, missed(state.merged, client, since))
 
-    def local(self, down: Down, held: None, client: Client) -> Local:
+    def local(self, down: Down, held: None, client: Client, round: int) -> Local:
         start = down.shared
         done = (yield Train({SHARED: start}, frozenset({(SHARED, "A"), (SHARED, "B")}), base=down.base)).slots[SHARED]
         return Up(A=minus(done.A, start.A), B=minus(done.B, start.B)), held
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
         shared = state.shared
         merged, replies = noting(state.merged, replies)
         terms = ((1.0 if self.uniform_weights else r.client.num_examples, (r.up.A, r.up.B)) for r in replies)
@@ -107,5 +107,5 @@ class FedExLoRA:
         moved = replace(shared, A=plus(shared.A, dA), B=plus(shared.B, dB))
         return State(moved, append_matrices(merged, lacking, shared.scale)), {}
 
-    def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
+    def deploy(self, state: State) -> Model:
         return Model({SHARED: state.shared}, everything(state.merged))

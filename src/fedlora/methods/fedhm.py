@@ -97,32 +97,32 @@ class FedHM:
 
     def _inner_ranks(self, setup: Setup, client: Client) -> range:
         """The inner ranks that a client's modules may have."""
-        share = self._share(client, max(setup.ranks.values()))
+        share = self._share(client, setup.all_ranks[-1])
         ranks = [inner_rank(share, *shape) for shape in setup.shapes.values()]
         return range(min(ranks), max(ranks) + 1)
 
     def init(self, setup: Setup) -> State:
         W = {m: setup.base(m).clone() for m in setup.shapes}
-        return State(0, max(setup.ranks.values()), W, cut(W, self.rank_share))
+        return State(0, setup.all_ranks[-1], W, cut(W, self.rank_share))
 
     def hold(self, setup: Setup, client: Client) -> None:
         return None
 
-    def send(self, state: State, client: Client) -> Factors:
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Factors:
         q = {m: inner_rank(self._share(client, state.largest), *W.shape) for m, W in state.W.items()}
         return Factors({m: A[: q[m]] for m, A in state.cut.A.items()}, {m: B[:, : q[m]] for m, B in state.cut.B.items()}, 1.0)
 
-    def local(self, down: Factors, held: None, client: Client) -> Local:
+    def local(self, down: Factors, held: None, client: Client, round: int) -> Local:
         roles = frozenset({(SHARED, "A"), (SHARED, "B")})
         done = (yield Train({SHARED: down}, roles, penalty=ProductDecay(SHARED, self.decay), drop_base=True)).slots[SHARED]
         return Up(done.A, done.B), held
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
         means = mean_of_products((r.client.num_examples, 1.0, r.up.B, r.up.A) for r in replies)
         W = {m: whole(mean) for m, mean in means.items()}
-        return State(state.rounds + 1, state.largest, W, cut(W, self.rank_share)), {}
+        return State(round, state.largest, W, cut(W, self.rank_share)), {}
 
-    def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
+    def deploy(self, state: State) -> Model:
         if not state.rounds:
             return Model()
         return Model(base=BaseUpdate(0, state.rounds, dense=state.W), drop_base=True)

@@ -40,16 +40,16 @@ class FedIT:
     def hold(self, setup: Setup, client: Client) -> None:
         return None
 
-    def send(self, state: Factors, client: Client) -> Factors:
+    def send(self, state: Factors, client: Client, round: int, since: int | None = None) -> Factors:
         return state
 
-    def local(self, down: Factors, held: None, client: Client) -> Local:
+    def local(self, down: Factors, held: None, client: Client, round: int) -> Local:
         done = (yield Train({SHARED: down}, frozenset({(SHARED, "A"), (SHARED, "B")}))).slots[SHARED]
         return Up(A=minus(done.A, down.A), B=minus(done.B, down.B)), held
 
-    def aggregate(self, state: Factors, replies: Iterator[Reply]) -> tuple[Factors, Diagnostics]:
+    def aggregate(self, state: Factors, replies: Iterator[Reply], round: int) -> tuple[Factors, Diagnostics]:
         A, B = weighted_mean((r.client.num_examples, (r.up.A, r.up.B)) for r in replies)
         return replace(state, A=plus(state.A, A), B=plus(state.B, B)), {}
 
-    def deploy(self, state: Factors, client: Client | None = None, held: None = None) -> Model:
+    def deploy(self, state: Factors) -> Model:
         return Model({SHARED: state})

@@ -82,7 +82,6 @@ class State:
     draw: Tensors  # a router for the most experts there can be: its first rows are one for fewer
     wanted: int  # how many clients must have warmed up
     deadline: int | None  # the round after which three will do
-    round: int = 0  # how many are behind us
     waiting: Mapping[int, WarmedUp] = field(default_factory=dict)  # client -> its adapter
     experts: tuple[Factors, ...] = ()
     routers: tuple[Tensors, ...] = ()
@@ -144,7 +143,7 @@ class FedLEASE:
         upload="r (d_out + d_in) + (2M - 1) d_in, M experts",
         download="M r (d_out + d_in) + (2M - 1) d_in",
         server="O(K r d), and once O(K^2 r d_out)",
-        sends=lambda method, state, client: frozenset("ABG" if state.routers and client.id in state.clusters else "AB"),
+        sends=lambda method, state, client, round: frozenset("ABG" if state.routers and client.id in state.clusters else "AB"),
         dims=lambda method, setup, client: {"places": range(3, 2 * method.most)},
     )
 
@@ -174,7 +173,7 @@ class FedLEASE:
     def hold(self, setup: Setup, client: Client) -> Factors:
         return setup.fresh(one_rank(setup, self))
 
-    def send(self, state: State, client: Client) -> Down:
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Down:
         if client.id in state.waiting:
             return Down(state.epochs, adapter=state.waiting[client.id].adapter)
         if client.id not in state.clusters:
@@ -182,7 +181,7 @@ class FedLEASE:
         own = state.clusters[client.id]
         return Down(0, own, state.experts, state.routers[own] if state.routers else {})
 
-    def local(self, down: Down, held: Factors | None, client: Client) -> Local:
+    def local(self, down: Down, held: Factors | None, client: Client, round: int) -> Local:
         if down.warmup:
             start = down.adapter or held
             assert start is not None, "a client that the server does not know has not been here"
@@ -199,7 +198,7 @@ class FedLEASE:
         done = answer.slots[name]
         return Up(minus(done.A, slots[name].A), minus(done.B, slots[name].B), minus(answer.gate.G, router.G)), None
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
         came = list(replies)
         old = [r for r in came if r.client.id in state.clusters]
         new = [r for r in came if r.client.id not in state.clusters]
@@ -215,12 +214,12 @@ class FedLEASE:
             experts[j] = replace(experts[j], A=plus(experts[j].A, A), B=plus(experts[j].B, B))
             if routers:
                 routers[j] = plus(routers[j], G)
-        state = replace(state, experts=tuple(experts), routers=tuple(routers), round=state.round + 1)
+        state = replace(state, experts=tuple(experts), routers=tuple(routers))
         if state.experts:
             state = replace(state, clusters={**state.clusters, **{r.client.id: nearest(state, r.up.B) for r in new}})
         else:
             state = replace(state, waiting={**state.waiting, **{r.client.id: warmed_up(state, r) for r in new}})
-            late = state.deadline is not None and state.round >= state.deadline
+            late = state.deadline is not None and round >= state.deadline
             if len(state.waiting) >= (min(FEWEST, state.wanted) if late else state.wanted):
                 state, diagnostics = self._found(state)
         clusters = {str(client): j for client, j in sorted(state.clusters.items())}
@@ -254,15 +253,23 @@ class FedLEASE:
     def _weight(self, num_examples: int) -> float:
         return 1.0 if self.uniform_weights else num_examples
 
-    def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
+    def deploy(self, state: State) -> Model:
         if not state.experts:
-            own = None if client is None else state.waiting.get(client.id)
-            return Model({SHARED: state.fresh if own is None else own.adapter})
+            return Model({SHARED: state.fresh})
         everyone = list(state.clusters.values())
         largest = max(range(len(state.experts)), key=everyone.count)
-        mine = largest if client is None else state.clusters.get(client.id, largest)
-        slots = {slot(j): expert for j, expert in enumerate(state.experts)}
-        return Model(slots, gate=gate(mine, len(slots), state.routers[mine], self.renormalise) if state.routers else None)
+        return self._mixture(state.experts, largest, state.routers[largest] if state.routers else {})
+
+    def own(self, down: Down, held: Factors | None, client: Client) -> Model:
+        if not down.experts:
+            start = down.adapter or held
+            assert start is not None, "a client that the server does not know has not been here"
+            return Model({SHARED: start})
+        return self._mixture(down.experts, down.own, down.router)
+
+    def _mixture(self, experts: tuple[Factors, ...], own: int, router: Tensors) -> Model:
+        slots = {slot(j): expert for j, expert in enumerate(experts)}
+        return Model(slots, gate=gate(own, len(slots), router, self.renormalise) if router else None)
 
 
 def warmed_up(state: State, reply: Reply) -> WarmedUp:

@@ -100,26 +100,25 @@ class FedLoRU:
     def hold(self, setup: Setup, client: Client) -> None:
         return None
 
-    def send(self, state: State, client: Client) -> Down:
-        return Down(missed(state.merged, client), state.shared)
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Down:
+        return Down(missed(state.merged, client, since), state.shared)
 
-    def local(self, down: Down, held: None, client: Client) -> Local:
+    def local(self, down: Down, held: None, client: Client, round: int) -> Local:
         ask = Train({SHARED: down.shared}, frozenset({(SHARED, "A"), (SHARED, "B")}), base=down.base)
         done = (yield ask).slots[SHARED]
         return Up(A=minus(done.A, down.shared.A), B=minus(done.B, down.shared.B)), held
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
         merged, replies = noting(state.merged, replies)
         dA, dB = weighted_mean((r.client.num_examples, (r.up.A, r.up.B)) for r in replies)
         shared = replace(state.shared, A=plus(state.shared.A, dA), B=plus(state.shared.B, dB))
-        rounds = state.rounds + 1
-        if rounds % state.cycle == 0:
+        if round % state.cycle == 0:
             merged = append(merged, shared)
             if self.accumulate is Accumulate.REINIT:
                 shared = restart(shared, state.seed, merged.version)
-        return replace(state, rounds=rounds, shared=shared, merged=merged), {"merges": merged.version}
+        return replace(state, rounds=round, shared=shared, merged=merged), {"merges": merged.version}
 
-    def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
+    def deploy(self, state: State) -> Model:
         shared = state.shared
         if self.accumulate is Accumulate.LITERAL and state.rounds and state.rounds % state.cycle == 0:
             shared = replace(shared, scale=0.0)  # it is all in the base

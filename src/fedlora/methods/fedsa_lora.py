@@ -62,7 +62,7 @@ class FedSALoRA:
         upload="r d_in; with VeRA r",
         download="r d_in; with VeRA r",
         server="O(K r d)",
-        sends=lambda method, state, client: frozenset(SHARES[method.variant]),
+        sends=lambda method, state, client, round: frozenset(SHARES[method.variant]),
         dims=lambda method, setup, client: {v.value: client.rank if v is method.variant else range(0) for v in Variant},
     )
 
@@ -87,21 +87,23 @@ class FedSALoRA:
             D={m: torch.zeros(len(x), dtype=x.dtype) for m, x in start.B.items()},
         )
 
-    def send(self, state: Factors, client: Client) -> Tensors:
+    def send(self, state: Factors, client: Client, round: int, since: int | None = None) -> Tensors:
         return state.role(SHARES[self.variant])
 
-    def local(self, down: Tensors, held: Factors, client: Client) -> Local:
+    def local(self, down: Tensors, held: Factors, client: Client, round: int) -> Local:
         shares, keeps = SHARES[self.variant], KEEPS[self.variant]
         start = held.with_role(shares, down)
         done = (yield Train({SHARED: start}, frozenset({(SHARED, shares), (SHARED, keeps)}))).slots[SHARED]
         moved = minus(done.role(shares), down)
         return Up(A=moved) if shares == "A" else Up(C=moved), held.with_role(keeps, done.role(keeps))
 
-    def aggregate(self, state: Factors, replies: Iterator[Reply]) -> tuple[Factors, Diagnostics]:
+    def aggregate(self, state: Factors, replies: Iterator[Reply], round: int) -> tuple[Factors, Diagnostics]:
         shares = SHARES[self.variant]
         (moved,) = weighted_mean((r.client.num_examples, (r.up.A if shares == "A" else r.up.C,)) for r in replies)
         return state.with_role(shares, plus(state.role(shares), moved)), {}
 
-    def deploy(self, state: Factors, client: Client | None = None, held: Factors | None = None) -> Model:
-        shares = SHARES[self.variant]
-        return Model({SHARED: state if held is None else held.with_role(shares, state.role(shares))})
+    def deploy(self, state: Factors) -> Model:
+        return Model({SHARED: state})
+
+    def own(self, down: Tensors, held: Factors, client: Client) -> Model:
+        return Model({SHARED: held.with_role(SHARES[self.variant], down)})

@@ -24,7 +24,6 @@ from fedlora.types import SHARED, Client, Diagnostics, Factors, Facts, Local, Mo
 
 @dataclass(frozen=True)
 class State:
-    rounds: int  # how many rounds are behind us
     turned: int  # the last of them after which A turned; 0 is the start
     shared: Factors
     seen: Mapping[int, int] = field(default_factory=dict)  # client -> rounds behind the A that it holds; absent is 0
@@ -59,35 +58,36 @@ class FedSVD:
             raise BadInput("period and warmup must not be negative")
 
     def init(self, setup: Setup) -> State:
-        return State(0, 0, setup.fresh(one_rank(setup, self)))
+        return State(0, setup.fresh(one_rank(setup, self)))
 
     def hold(self, setup: Setup, client: Client) -> Tensors:
         return setup.fresh(client.rank).A
 
-    def send(self, state: State, client: Client) -> Factors:
-        return state.shared if state.turned > state.seen.get(client.id, 0) else replace(state.shared, A={})
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Factors:
+        has = state.seen.get(client.id, 0) if since is None else 0
+        return state.shared if state.turned > has else replace(state.shared, A={})
 
-    def local(self, down: Factors, held: Tensors, client: Client) -> Local:
+    def local(self, down: Factors, held: Tensors, client: Client, round: int) -> Local:
         A = down.A or held
         done = (yield Train({SHARED: replace(down, A=A)}, frozenset({(SHARED, "B")}))).slots[SHARED]
         return Up(B=minus(done.B, down.B)), A
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
-        seen, rounds = dict(state.seen), state.rounds + 1
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
+        seen = dict(state.seen)
 
         def term(reply: Reply) -> tuple[float, tuple[Tensors]]:
-            seen[reply.client.id] = state.rounds
+            seen[reply.client.id] = round - 1
             return reply.client.num_examples, (reply.up.B,)
 
         (dB,) = weighted_mean(map(term, replies))
         A, B, turned = dict(state.shared.A), dict(plus(state.shared.B, dB)), state.turned
-        if self.period and rounds > self.warmup and rounds % self.period == 0:
+        if self.period and round > self.warmup and round % self.period == 0:
             for m in [m for m in B if bool(B[m].any())]:
                 rank = len(A[m])
                 U, S, Vt = factored_svd(B[m], A[m])
                 B[m], A[m] = pad_rank(U * S, Vt, rank)[0], complete_rows(Vt, rank)
-                turned = rounds
-        return State(rounds, turned, replace(state.shared, A=A, B=B), seen), {}
+                turned = round
+        return State(turned, replace(state.shared, A=A, B=B), seen), {}
 
-    def deploy(self, state: State, client: Client | None = None, held: Tensors | None = None) -> Model:
+    def deploy(self, state: State) -> Model:
         return Model({SHARED: state.shared})

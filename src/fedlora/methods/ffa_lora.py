@@ -38,16 +38,16 @@ class FFALoRA:
     def hold(self, setup: Setup, client: Client) -> Tensors:
         return setup.fresh(client.rank).A
 
-    def send(self, state: Factors, client: Client) -> Factors:
+    def send(self, state: Factors, client: Client, round: int, since: int | None = None) -> Factors:
         return replace(state, A={})
 
-    def local(self, down: Factors, held: Tensors, client: Client) -> Local:
+    def local(self, down: Factors, held: Tensors, client: Client, round: int) -> Local:
         done = (yield Train({SHARED: replace(down, A=held)}, frozenset({(SHARED, "B")}))).slots[SHARED]
         return Up(B=minus(done.B, down.B)), held
 
-    def aggregate(self, state: Factors, replies: Iterator[Reply]) -> tuple[Factors, Diagnostics]:
+    def aggregate(self, state: Factors, replies: Iterator[Reply], round: int) -> tuple[Factors, Diagnostics]:
         (B,) = weighted_mean((r.client.num_examples, (r.up.B,)) for r in replies)
         return replace(state, B=plus(state.B, B)), {}
 
-    def deploy(self, state: Factors, client: Client | None = None, held: Tensors | None = None) -> Model:
+    def deploy(self, state: Factors) -> Model:
         return Model({SHARED: state})

@@ -68,7 +68,6 @@ class State:
     """`clusters` says which of the means was last returned to each adapter of a client."""
 
     seed: int
-    round: int  # how many are behind us
     count: int  # T, the number of tasks and of a round's clusters
     start: Factors  # of who is new; with one task everybody's
     owned: Mapping[int, tuple[str, ...]]  # client -> its tasks, for diagnostics only
@@ -142,17 +141,17 @@ class FLTAC:
     def init(self, setup: Setup) -> State:
         tasks = {task for client in setup.clients for task in client.tasks}
         owned = {client.id: tuple(tasks_of(client)) for client in setup.clients}
-        return State(setup.seed, 0, max(1, len(tasks)), setup.fresh(one_rank(setup, self)), owned)
+        return State(setup.seed, max(1, len(tasks)), setup.fresh(one_rank(setup, self)), owned)
 
     def hold(self, setup: Setup, client: Client) -> None:
         return None
 
-    def send(self, state: State, client: Client) -> Down:
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Down:
         if client.id in state.clusters:
             return Down(tuple(state.means[j].adapter for j in state.clusters[client.id]))
         return Down((state.start,) * len(tasks_of(client)))
 
-    def local(self, down: Down, held: None, client: Client) -> Local:
+    def local(self, down: Down, held: None, client: Client, round: int) -> Local:
         done = []
         for task, start in zip(tasks_of(client), down.adapters, strict=True):
             trained = yield Train({SHARED: start}, frozenset({(SHARED, "A"), (SHARED, "B")}), data=task)
@@ -162,12 +161,11 @@ class FLTAC:
         B = {m: torch.stack([f.B[m] - start.B[m] for f, start in pairs]) for m in down.adapters[0].B}
         return Up(A, B), held
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
-        adapters = sorted((a for reply in replies for a in self._adapters(state, reply)), key=content)
-        after = replace(state, round=state.round + 1)
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
+        adapters = sorted((a for reply in replies for a in self._adapters(state, reply, round)), key=content)
         if state.count == 1:
-            return replace(after, start=_mean(state.start, adapters).adapter), {}
-        labels = self._labels(state, adapters)
+            return replace(state, start=_mean(state.start, adapters).adapter), {}
+        labels = self._labels(state, adapters, round)
         made = [_mean(state.start, [a for a, x in zip(adapters, labels, strict=True) if x == j]) for j in range(max(labels) + 1)]
         found: dict[int, dict[int, int]] = {}
         for a, label in zip(adapters, labels, strict=True):
@@ -175,33 +173,31 @@ class FLTAC:
         clusters = {**state.clusters, **{owner: tuple(own[i] for i in range(len(own))) for owner, own in found.items()}}
         kept = list(dict.fromkeys(j for _, own in sorted(clusters.items()) for j in own))
         after = replace(
-            after,
+            state,
             means=tuple([*state.means, *made][j] for j in kept),
             clusters={owner: tuple(kept.index(j) for j in own) for owner, own in sorted(clusters.items())},
         )
         return after, _diagnostics(after)
 
-    def _labels(self, state: State, adapters: Sequence[Adapter]) -> list[int]:
+    def _labels(self, state: State, adapters: Sequence[Adapter], round: int) -> list[int]:
         """The cluster of each adapter."""
         places = coordinates([*(_flat(a.A, a.B) for a in adapters), _flat(state.start.A, state.start.B)])
         points = directions(places[:-1], places[-1]) if self.by_direction else places[:-1]
-        return list(map(int, kmeans(points, state.count, derive(state.seed, "k-means", state.round + 1), self.tries)))
+        return list(map(int, kmeans(points, state.count, derive(state.seed, "k-means", round), self.tries)))
 
-    def _adapters(self, state: State, reply: Reply) -> Iterator[Adapter]:
-        starts = self.send(state, reply.client).adapters
+    def _adapters(self, state: State, reply: Reply, round: int) -> Iterator[Adapter]:
+        starts = self.send(state, reply.client, round).adapters
         for i, ((task, count), start) in enumerate(zip(tasks_of(reply.client).items(), starts, strict=True)):
             A, B = (plus(f, each(lambda x, i=i: x[i], up)) for f, up in ((start.A, reply.up.A), (start.B, reply.up.B)))
             yield Adapter(A, B, 1.0 if self.uniform_weights else count, reply.client.id, i, task)
 
-    def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
-        if client is None and state.means:
-            return Model({SHARED: _average(state)})
-        if client is None or client.id not in state.clusters:
-            return Model({SHARED: state.start})
-        own = self.send(state, client).adapters
-        if len(own) == 1:
-            return Model({SHARED: own[0]})
-        slots = {f"task{i}": mean for i, mean in enumerate(own)}
+    def deploy(self, state: State) -> Model:
+        return Model({SHARED: _average(state) if state.means else state.start})
+
+    def own(self, down: Down, held: None, client: Client) -> Model:
+        if len(down.adapters) == 1:
+            return Model({SHARED: down.adapters[0]})
+        slots = {f"task{i}": mean for i, mean in enumerate(down.adapters)}
         return Model(slots, gate=ByTask(dict(zip(client.tasks, slots, strict=True))))
 
 

@@ -129,12 +129,12 @@ class FLASC:
     def hold(self, setup: Setup, client: Client) -> None:
         return None
 
-    def send(self, state: State, client: Client) -> Down:
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Down:
         A, B = state.shared.A, state.shared.B
         where_A, where_B = _largest(A, B, self.density_down)
         return Down(each(_pick, A, where_A), each(_pick, B, where_B), where_A, where_B, state.shared.scale)
 
-    def local(self, down: Down, held: None, client: Client) -> Local:
+    def local(self, down: Down, held: None, client: Client, round: int) -> Local:
         start = Factors(each(spread, down.A, down.where_A), each(spread, down.B, down.where_B), down.scale)
         done = (yield Train({SHARED: start}, frozenset({(SHARED, "A"), (SHARED, "B")}))).slots[SHARED]
         A, B = minus(done.A, start.A), minus(done.B, start.B)
@@ -142,7 +142,7 @@ class FLASC:
         flat_A, flat_B = each(torch.flatten, where_A), each(torch.flatten, where_B)
         return Up(each(_pick, A, where_A), each(_pick, B, where_B), flat_A, flat_B), held
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
         shared = state.shared
 
         def dense(up: Up) -> tuple[Tensors, Tensors]:
@@ -166,7 +166,7 @@ class FLASC:
             return self.server_lr
         return 1.0 if self.server is Optimizer.SGD else 1e-3
 
-    def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
+    def deploy(self, state: State) -> Model:
         return Model({SHARED: state.shared})
 
 

@@ -47,26 +47,26 @@ class FlexLoRA:
     )
 
     def init(self, setup: Setup) -> State:
-        fresh = setup.fresh(max(setup.ranks.values()))
-        return State(Factors(fresh.A, fresh.B, 1.0), {r: setup.scaling(r) for r in setup.ranks.values()})
+        fresh = setup.fresh(setup.all_ranks[-1])
+        return State(Factors(fresh.A, fresh.B, 1.0), {r: setup.scaling(r) for r in setup.all_ranks})
 
     def hold(self, setup: Setup, client: Client) -> None:
         return None
 
-    def send(self, state: State, client: Client) -> Factors:
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Factors:
         r, s = client.rank, state.scale[client.rank]
         return Factors(each(lambda A: A[:r], state.shared.A), each(lambda B: B[:, :r] / s, state.shared.B), s)
 
-    def local(self, down: Factors, held: None, client: Client) -> Local:
+    def local(self, down: Factors, held: None, client: Client, round: int) -> Local:
         done = (yield Train({SHARED: down}, frozenset({(SHARED, "A"), (SHARED, "B")}))).slots[SHARED]
         return Up(done.A, done.B), held
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
         terms = ((r.client.num_examples, state.scale[r.client.rank], r.up.B, r.up.A) for r in replies)
         mean, A, B = mean_of_products(terms), {}, {}
         for m, before in state.shared.A.items():
             B[m], A[m] = at_rank(mean[m], len(before))
         return State(Factors(A, B, 1.0), state.scale), {}
 
-    def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
+    def deploy(self, state: State) -> Model:
         return Model({SHARED: state.shared})

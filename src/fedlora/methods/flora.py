@@ -42,14 +42,12 @@ from fedlora.types import (
 
 @dataclass(frozen=True)
 class State:
-    rounds: int  # how many rounds are behind us
     scale: Mapping[int, float]  # rank -> s
     merged: History = History()
 
 
 @dataclass(frozen=True)
 class Down:
-    round: int
     base: BaseUpdate
 
 
@@ -92,7 +90,7 @@ class FLoRA:
     )
 
     def init(self, setup: Setup) -> State:
-        return State(0, {r: setup.scaling(r) for r in setup.ranks.values()})
+        return State({r: setup.scaling(r) for r in setup.all_ranks})
 
     def hold(self, setup: Setup, client: Client) -> Held:
         fresh = setup.fresh(client.rank)
@@ -101,19 +99,19 @@ class FLoRA:
             replace(fresh, A=each(lambda A: A[:0].clone(), fresh.A), B=each(lambda B: B[:, :0].clone(), fresh.B)),
         )
 
-    def send(self, state: State, client: Client) -> Down:
-        return Down(state.rounds + 1, missed(state.merged, client))
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Down:
+        return Down(missed(state.merged, client, since))
 
-    def local(self, down: Down, held: Held, client: Client) -> Local:
-        start = draw(held, client.rank, down.round)
+    def local(self, down: Down, held: Held, client: Client, round: int) -> Local:
+        start = draw(held, client.rank, round)
         ask = Train({SHARED: start}, frozenset({(SHARED, "A"), (SHARED, "B")}), base=down.base)
         done = (yield ask).slots[SHARED]
         return Up(done.A, done.B), held
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
         merged, replies = noting(state.merged, replies)
         means = mean_of_products((r.client.num_examples, state.scale[r.client.rank], r.up.B, r.up.A) for r in replies)
-        return State(state.rounds + 1, state.scale, append_matrices(merged, means)), {}
+        return State(state.scale, append_matrices(merged, means)), {}
 
-    def deploy(self, state: State, client: Client | None = None, held: Held | None = None) -> Model:
+    def deploy(self, state: State) -> Model:
         return Model(base=everything(state.merged))

@@ -74,16 +74,16 @@ class FLoRIST:
     def init(self, setup: Setup) -> State:
         fresh = setup.fresh(1)
         empty = Factors(each(lambda A: A[:0].clone(), fresh.A), each(lambda B: B[:, :0].clone(), fresh.B), 1.0)
-        return State(empty, {r: setup.scaling(r) for r in setup.ranks.values()})
+        return State(empty, {r: setup.scaling(r) for r in setup.all_ranks})
 
     def hold(self, setup: Setup, client: Client) -> Tensors:
         return setup.fresh(client.rank).A
 
-    def send(self, state: State, client: Client) -> Factors:
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Factors:
         r, s = client.rank, state.scale[client.rank]
         return Factors(each(lambda A: A[:r], state.shared.A), each(lambda B: B[:, :r] / s, state.shared.B), s)
 
-    def local(self, down: Factors, held: Tensors, client: Client) -> Local:
+    def local(self, down: Factors, held: Tensors, client: Client, round: int) -> Local:
         def filled(A: Tensor, fresh: Tensor) -> Tensor:
             learns = self.fresh_rows or not len(A)  # nothing comes down in round 1
             return torch.cat([A, fresh[len(A) :] if learns else torch.zeros_like(fresh[len(A) :])])
@@ -93,7 +93,7 @@ class FLoRIST:
         done = (yield Train({SHARED: start}, frozenset({(SHARED, "A"), (SHARED, "B")}))).slots[SHARED]
         return Up(done.A, done.B), held
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
         terms = ((r.client.num_examples, state.scale[r.client.rank], r.up.B, r.up.A) for r in replies)
         A, B = {}, {}
         for m, mean in mean_of_products(terms).items():
@@ -104,5 +104,5 @@ class FLoRIST:
             A[m], B[m] = Vt[:p], scaled[:, :p].contiguous()
         return State(Factors(A, B, 1.0), state.scale), {"ranks": {m: len(x) for m, x in A.items()}}
 
-    def deploy(self, state: State, client: Client | None = None, held: Tensors | None = None) -> Model:
+    def deploy(self, state: State) -> Model:
         return Model({SHARED: state.shared})

@@ -126,21 +126,21 @@ class FRLoRA:
     def hold(self, setup: Setup, client: Client) -> Factors:
         return starting_factors(setup, client.rank)
 
-    def send(self, state: State, client: Client) -> Down:
-        base = missed(state.merged, client)
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Down:
+        base = missed(state.merged, client, since)
         return Down(replace(base, pairs=tuple(news(pair, state.start) for pair in base.pairs)))
 
-    def local(self, down: Down, held: Factors, client: Client) -> Local:
+    def local(self, down: Down, held: Factors, client: Client, round: int) -> Local:
         ask = Train({SHARED: held}, frozenset({(SHARED, "A"), (SHARED, "B")}), base=complete(down.base, held))
         done = (yield ask).slots[SHARED]
         return Up(A=minus(done.A, held.A), B=minus(done.B, held.B)), held
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
         start = state.start
         merged, replies = noting(state.merged, replies)
         dA, dB = weighted_mean((1.0 if self.uniform_weights else r.client.num_examples, (r.up.A, r.up.B)) for r in replies)
         mean = replace(start, A=plus(start.A, dA), B=plus(start.B, dB))
         return State(start, append(merged, step(mean, start), lambda pair: numbers(news(pair, start)))), {}
 
-    def deploy(self, state: State, client: Client | None = None, held: Factors | None = None) -> Model:
+    def deploy(self, state: State) -> Model:
         return Model({SHARED: state.start}, everything(state.merged))

@@ -30,7 +30,6 @@ from fedlora.types import SHARED, Client, Diagnostics, Factors, Facts, Local, Mo
 
 @dataclass(frozen=True)
 class State:
-    rounds: int  # how many rounds are behind us
     seed: int
     shared: Factors  # at rank r
 
@@ -77,31 +76,31 @@ class FSLoRA:
             raise BadInput("global_rank must be at least 1")
 
     def _rank(self, setup: Setup) -> int:
-        return max(self.global_rank, *setup.ranks.values())
+        return max(self.global_rank, *setup.all_ranks)
 
     def init(self, setup: Setup) -> State:
-        return State(0, setup.seed, setup.fresh(self._rank(setup)))
+        return State(setup.seed, setup.fresh(self._rank(setup)))
 
     def hold(self, setup: Setup, client: Client) -> None:
         return None
 
-    def send(self, state: State, client: Client) -> Down:
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Down:
         shared = state.shared
         rank = next(A.shape[0] for A in shared.A.values())
-        drawn = seeds.generator(state.seed, "sketch", state.rounds + 1, client.id).permutation(rank)[: client.rank]
+        drawn = seeds.generator(state.seed, "sketch", round, client.id).permutation(rank)[: client.rank]
         ranks = torch.zeros(rank, dtype=torch.bool)
         ranks[torch.from_numpy(drawn)] = True
         A, B = each(lambda x: x[ranks], shared.A), each(lambda x: x[:, ranks], shared.B)
         return Down(Factors(A, B, shared.scale), ranks)
 
-    def local(self, down: Down, held: None, client: Client) -> Local:
+    def local(self, down: Down, held: None, client: Client, round: int) -> Local:
         weight = len(down.ranks) / client.rank
         C = each(lambda A: A.new_full((A.shape[0],), weight), down.sketch.A)
         start = replace(down.sketch, C=C)
         done = (yield Train({SHARED: start}, frozenset({(SHARED, "A"), (SHARED, "B")}))).slots[SHARED]
         return Up(minus(done.A, start.A), minus(done.B, start.B), dict.fromkeys(start.A, down.ranks)), held
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
         shared = state.shared
         A, B = ({m: torch.zeros_like(x, dtype=torch.float64) for m, x in factor.items()} for factor in (shared.A, shared.B))
         total = 0
@@ -116,7 +115,7 @@ class FSLoRA:
             return each(lambda x, y: (x / total).to(y.dtype), sums, like)
 
         moved = replace(shared, A=plus(shared.A, mean(A, shared.A)), B=plus(shared.B, mean(B, shared.B)))
-        return State(state.rounds + 1, state.seed, moved), {}
+        return State(state.seed, moved), {}
 
-    def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
+    def deploy(self, state: State) -> Model:
         return Model({SHARED: state.shared})

@@ -73,15 +73,15 @@ class HetLoRA:
             raise BadInput("min_rank must be at least 1")
 
     def init(self, setup: Setup) -> State:
-        return State(setup.fresh(max(setup.ranks.values())), setup.ranks)
+        return State(setup.fresh(setup.all_ranks[-1]), setup.ranks)
 
     def hold(self, setup: Setup, client: Client) -> None:
         return None
 
-    def send(self, state: State, client: Client) -> Factors:
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Factors:
         return truncate(state.shared, state.ranks[client.id])
 
-    def local(self, down: Factors, held: None, client: Client) -> Local:
+    def local(self, down: Factors, held: None, client: Client, round: int) -> Local:
         rank = next(iter(down.A.values())).shape[0]
         tail = math.floor(self.gamma * rank)
         has_tail = 0 < tail < rank
@@ -91,7 +91,7 @@ class HetLoRA:
             done = truncate(done, max(tail, min(self.min_rank, rank)))
         return Up(done.A, done.B), held
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
         ranks = dict(state.ranks)
 
         def term(reply: Reply) -> tuple[float, tuple[Tensors, Tensors]]:
@@ -104,5 +104,5 @@ class HetLoRA:
         A, B = padded_mean(map(term, replies), (state.shared.A, state.shared.B))
         return State(replace(state.shared, A=A, B=B), ranks), {"ranks": {str(k): r for k, r in sorted(ranks.items())}}
 
-    def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
+    def deploy(self, state: State) -> Model:
         return Model({SHARED: state.shared})

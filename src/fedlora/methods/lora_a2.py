@@ -66,7 +66,6 @@ class Criterion(Enum):
 
 @dataclass(frozen=True)
 class State:
-    rounds: int  # how many rounds are behind us
     epochs: int  # local epochs after the probe
     shared: Factors  # at rank r_G
     seen: Mapping[int, int] = field(default_factory=dict)  # client -> rounds behind the factors it holds; absent is 0
@@ -74,7 +73,6 @@ class State:
 
 @dataclass(frozen=True)
 class Down:
-    round: int
     epochs: int
     new: Factors  # what changed since the client was last here
 
@@ -115,7 +113,7 @@ class LoRAA2:
         upload="r_k columns of d_out (odd rounds) or rows of d_in (even) a module on average",
         download="r_G d_out or r_G d_in: the factor that changed last",
         server="O(K r_k d)",
-        sends=lambda method, state, client: frozenset({trained_role(state.rounds + 1), "ranks"}),
+        sends=lambda method, state, client, round: frozenset({trained_role(round), "ranks"}),
         dims=lambda method, setup, client: {"global": method._rank(setup), "chosen": range(method._rank(setup) + 1)},
         budget=lambda method, setup, client: {("chosen",): client.rank * len(setup.shapes)},
     )
@@ -125,7 +123,7 @@ class LoRAA2:
             raise BadInput("global_rank and probe_epochs must be at least 1, and lr_ratio_b positive")
 
     def _rank(self, setup: Setup) -> int:
-        return max(self.global_rank, *setup.ranks.values())
+        return max(self.global_rank, *setup.all_ranks)
 
     def init(self, setup: Setup) -> State:
         epochs = setup.epochs - self.probe_epochs if self.probe_counts else setup.epochs
@@ -134,20 +132,20 @@ class LoRAA2:
                 f"method.probe_counts leaves no local epoch: train.epochs = {setup.epochs}, "
                 f"method.probe_epochs = {self.probe_epochs}"
             )
-        return State(0, epochs, setup.fresh(self._rank(setup)))
+        return State(epochs, setup.fresh(self._rank(setup)))
 
     def hold(self, setup: Setup, client: Client) -> Factors:
         return setup.fresh(self._rank(setup))
 
-    def send(self, state: State, client: Client) -> Down:
-        changed = roles_changed(state.seen.get(client.id, 0), state.rounds)
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Down:
+        changed = roles_changed(state.seen.get(client.id, 0) if since is None else 0, round - 1)
         shared = state.shared
         new = replace(shared, A=shared.A if "A" in changed else {}, B=shared.B if "B" in changed else {})
-        return Down(state.rounds + 1, state.epochs, new)
+        return Down(state.epochs, new)
 
-    def local(self, down: Down, held: Factors, client: Client) -> Local:
+    def local(self, down: Down, held: Factors, client: Client, round: int) -> Local:
         start = Factors(down.new.A or held.A, down.new.B or held.B, held.scale)
-        role = trained_role(down.round)
+        role = trained_role(round)
         ask = Train({SHARED: start}, frozenset({(SHARED, role)}), epochs=down.epochs, lr_scale={"B": self.lr_ratio_b})
         wanted = self.criterion is Criterion.SENSITIVITY
         probe = yield replace(ask, epochs=self.probe_epochs, probe=self.probe_reset, want_grad=wanted)
@@ -177,8 +175,8 @@ class LoRAA2:
             return each(lambda d, g: (d * g).abs().mean(along), change, probe.grad[SHARED, role])
         return each(lambda d, x: d.norm(dim=along) * x.norm(dim=across), change, rest)
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
-        role, shared, seen = trained_role(state.rounds + 1), state.shared, dict(state.seen)
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
+        role, shared, seen = trained_role(round), state.shared, dict(state.seen)
         total = {m: torch.zeros_like(x, dtype=torch.float64) for m, x in shared.role(role).items()}
         examples, chosen_by = 0, {}
         for reply in replies:
@@ -188,7 +186,7 @@ class LoRAA2:
                 else:
                     total[m][chosen] += reply.client.num_examples * reply.up.A[m].double()
             examples += reply.client.num_examples
-            seen[reply.client.id] = state.rounds
+            seen[reply.client.id] = round - 1
             chosen_by[reply.client.id] = torch.stack([reply.up.ranks[m] for m in total])
         mean = {m: (t / examples).to(shared.A[m].dtype) for m, t in total.items()}
         moved = shared.with_role(role, plus(shared.role(role), mean))
@@ -196,7 +194,7 @@ class LoRAA2:
             "ranks_chosen": torch.stack(list(chosen_by.values())),  # (K, N, r_G): what each client chose of each module
             "ranks_chosen_clients": torch.tensor(list(chosen_by)),
         }
-        return State(state.rounds + 1, state.epochs, moved, seen), diagnostics
+        return State(state.epochs, moved, seen), diagnostics
 
-    def deploy(self, state: State, client: Client | None = None, held: Factors | None = None) -> Model:
+    def deploy(self, state: State) -> Model:
         return Model({SHARED: state.shared})

@@ -71,14 +71,14 @@ class LoRAFAIR:
     def hold(self, setup: Setup, client: Client) -> None:
         return None
 
-    def send(self, state: Factors, client: Client) -> Factors:
+    def send(self, state: Factors, client: Client, round: int, since: int | None = None) -> Factors:
         return state
 
-    def local(self, down: Factors, held: None, client: Client) -> Local:
+    def local(self, down: Factors, held: None, client: Client, round: int) -> Local:
         done = (yield Train({SHARED: down}, frozenset({(SHARED, "A"), (SHARED, "B")}))).slots[SHARED]
         return Up(A=minus(done.A, down.A), B=minus(done.B, down.B)), held
 
-    def aggregate(self, state: Factors, replies: Iterator[Reply]) -> tuple[Factors, Diagnostics]:
+    def aggregate(self, state: Factors, replies: Iterator[Reply], round: int) -> tuple[Factors, Diagnostics]:
         # The start is common, so the residual of the changes is that of the factors. In float64: products of products of large
         # changes, which one odd client is enough for, would not fit into less.
         terms = ((r.client.num_examples, (each(Tensor.double, r.up.A), each(Tensor.double, r.up.B))) for r in replies)
@@ -94,5 +94,5 @@ class LoRAFAIR:
         A = each(lambda x, like: x.to(like.dtype), A, state.A)
         return replace(state, A=A, B=corrected), {}
 
-    def deploy(self, state: Factors, client: Client | None = None, held: None = None) -> Model:
+    def deploy(self, state: Factors) -> Model:
         return Model({SHARED: state})

@@ -51,7 +51,6 @@ from fedlora.types import (
 
 @dataclass(frozen=True)
 class State:
-    rounds: int  # how many rounds are behind us
     cycle: int  # tau
     seed: int
     shared: Factors  # at the largest rank
@@ -124,20 +123,20 @@ class MFedLoRU:
             raise BadInput("period must be positive")
 
     def init(self, setup: Setup) -> State:
-        return State(0, cycle_length(self.period, setup.rounds), setup.seed, setup.fresh(max(setup.ranks.values())))
+        return State(cycle_length(self.period, setup.rounds), setup.seed, setup.fresh(setup.all_ranks[-1]))
 
     def hold(self, setup: Setup, client: Client) -> None:
         return None
 
-    def send(self, state: State, client: Client) -> Down:
-        return Down(missed(state.merged, client), nested(state.shared, client.rank)[0])
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Down:
+        return Down(missed(state.merged, client, since), nested(state.shared, client.rank)[0])
 
-    def local(self, down: Down, held: None, client: Client) -> Local:
+    def local(self, down: Down, held: None, client: Client, round: int) -> Local:
         ask = Train({SHARED: down.inner}, frozenset({(SHARED, "A"), (SHARED, "B")}), base=down.base)
         done = (yield ask).slots[SHARED]
         return Up(A=minus(done.A, down.inner.A), B=minus(done.B, down.inner.B)), held
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
         shared, outer = state.shared, dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]]()  # rank -> P and P^+
 
         def widened(reply: Reply) -> tuple[float, tuple[Tensors, Tensors]]:
@@ -152,11 +151,10 @@ class MFedLoRU:
         merged, replies = noting(state.merged, replies)
         dA, dB = weighted_mean(map(widened, replies))
         shared = replace(shared, A=plus(shared.A, dA), B=plus(shared.B, dB))
-        rounds = state.rounds + 1
-        if rounds % state.cycle == 0:
+        if round % state.cycle == 0:
             merged = append(merged, shared)
             shared = restart(shared, state.seed, merged.version)
-        return replace(state, rounds=rounds, shared=shared, merged=merged), {"merges": merged.version}
+        return replace(state, shared=shared, merged=merged), {"merges": merged.version}
 
-    def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
+    def deploy(self, state: State) -> Model:
         return Model({SHARED: state.shared}, everything(state.merged))

@@ -43,7 +43,6 @@ PERSONAL = "personal"
 
 @dataclass(frozen=True)
 class State:
-    rounds: int  # how many rounds are behind us
     cycle: int  # tau
     seed: int
     shared: Factors
@@ -89,31 +88,32 @@ class PFedLoRU:
             raise BadInput("personal_epochs must be at least 1")
 
     def init(self, setup: Setup) -> State:
-        return State(0, cycle_length(self.period, setup.rounds), setup.seed, setup.fresh(one_rank(setup, self)))
+        return State(cycle_length(self.period, setup.rounds), setup.seed, setup.fresh(one_rank(setup, self)))
 
     def hold(self, setup: Setup, client: Client) -> Factors:
         return restart(setup.fresh(client.rank), setup.seed, "personal", client.id)
 
-    def send(self, state: State, client: Client) -> Down:
-        return Down(missed(state.merged, client), state.shared)
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Down:
+        return Down(missed(state.merged, client, since), state.shared)
 
-    def local(self, down: Down, held: Factors, client: Client) -> Local:
+    def local(self, down: Down, held: Factors, client: Client, round: int) -> Local:
         ask = Train({SHARED: down.shared, PERSONAL: held}, frozenset(), base=down.base)
         own = (yield replace(ask, roles=frozenset({(PERSONAL, "A"), (PERSONAL, "B")}), epochs=self.personal_epochs)).slots
         done = (yield replace(ask, slots=own, roles=frozenset({(SHARED, "A"), (SHARED, "B")}))).slots
         up = Up(A=minus(done[SHARED].A, down.shared.A), B=minus(done[SHARED].B, down.shared.B))
         return up, done[PERSONAL]
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
         merged, replies = noting(state.merged, replies)
         dA, dB = weighted_mean((r.client.num_examples, (r.up.A, r.up.B)) for r in replies)
         shared = replace(state.shared, A=plus(state.shared.A, dA), B=plus(state.shared.B, dB))
-        rounds = state.rounds + 1
-        if rounds % state.cycle == 0:
+        if round % state.cycle == 0:
             merged = append(merged, shared)
             shared = restart(shared, state.seed, merged.version)
-        return replace(state, rounds=rounds, shared=shared, merged=merged), {"merges": merged.version}
+        return replace(state, shared=shared, merged=merged), {"merges": merged.version}
 
-    def deploy(self, state: State, client: Client | None = None, held: Factors | None = None) -> Model:
-        own = {} if held is None else {PERSONAL: held}
-        return Model({SHARED: state.shared, **own}, everything(state.merged))
+    def deploy(self, state: State) -> Model:
+        return Model({SHARED: state.shared}, everything(state.merged))
+
+    def own(self, down: Down, held: Factors, client: Client) -> Model:
+        return Model({SHARED: down.shared, PERSONAL: held}, down.base)

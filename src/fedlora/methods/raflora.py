@@ -76,23 +76,23 @@ class RaFLoRA:
     )
 
     def init(self, setup: Setup) -> State:
-        largest = max(setup.ranks.values())
+        largest = setup.all_ranks[-1]
         fresh = setup.fresh(largest)
-        scale = {r: setup.scaling(largest if self.scale is Scale.ONE else r) for r in setup.ranks.values()}
+        scale = {r: setup.scaling(largest if self.scale is Scale.ONE else r) for r in setup.all_ranks}
         return State(Factors(fresh.A, fresh.B, 1.0), scale)
 
     def hold(self, setup: Setup, client: Client) -> None:
         return None
 
-    def send(self, state: State, client: Client) -> Factors:
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Factors:
         r, s = client.rank, state.scale[client.rank]
         return Factors(each(lambda A: A[:r], state.shared.A), each(lambda B: B[:, :r] / s, state.shared.B), s)
 
-    def local(self, down: Factors, held: None, client: Client) -> Local:
+    def local(self, down: Factors, held: None, client: Client, round: int) -> Local:
         done = (yield Train({SHARED: down}, frozenset({(SHARED, "A"), (SHARED, "B")}))).slots[SHARED]
         return Up(done.A, done.B), held
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
         # A slice is one more module of those that have it, so that its weights sum to 1 over them.
         means = mean_of_products(_sliced(state, reply) for reply in replies)
         A, B = {}, {}
@@ -101,7 +101,7 @@ class RaFLoRA:
             B[m], A[m] = at_rank(total([means.get((m, h), own[h]) for h in own]), len(before))
         return State(Factors(A, B, 1.0), state.scale), {}
 
-    def deploy(self, state: State, client: Client | None = None, held: None = None) -> Model:
+    def deploy(self, state: State) -> Model:
         return Model({SHARED: state.shared})
 
 

@@ -121,9 +121,9 @@ class Ravan:
         download="h r^2",
         server="O(sum_k h_k r^2)",
         dims=lambda method, setup, client: {
-            "trained": head_count(method.heads, client.rank, max(setup.ranks.values())),
+            "trained": head_count(method.heads, client.rank, setup.all_ranks[-1]),
             "heads": method.heads,
-            "core": max(setup.ranks.values()),
+            "core": setup.all_ranks[-1],
         },
     )
 
@@ -132,18 +132,18 @@ class Ravan:
             raise BadInput("heads must be at least 1")
 
     def init(self, setup: Setup) -> State:
-        rank = max(setup.ranks.values())
+        rank = setup.all_ranks[-1]
         outer = Outer(setup.seed, dict(setup.shapes), setup.scaling(rank))
         H = {m: A.new_zeros(self.heads, rank, rank) for m, A in setup.fresh(rank).A.items()}
         return State(outer, H)
 
     def hold(self, setup: Setup, client: Client) -> Outer:
-        return Outer(setup.seed, dict(setup.shapes), setup.scaling(max(setup.ranks.values())))
+        return Outer(setup.seed, dict(setup.shapes), setup.scaling(setup.all_ranks[-1]))
 
-    def send(self, state: State, client: Client) -> Tensors:
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Tensors:
         return state.H
 
-    def local(self, down: Tensors, held: Outer, client: Client) -> Local:
+    def local(self, down: Tensors, held: Outer, client: Client, round: int) -> Local:
         mine = best_heads(down, client.rank)
         roles = frozenset((f"head{i}", role) for i in mine for role in "CD")
         done = (yield Train(slots(held, down), roles)).slots
@@ -152,7 +152,7 @@ class Ravan:
         trained[mine] = True
         return Up(each(lambda new, before: new - before[mine], folded, down), dict.fromkeys(down, trained)), held
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
         total, examples = {m: torch.zeros_like(x, dtype=torch.float64) for m, x in state.H.items()}, 0
         for reply in replies:
             n = reply.client.num_examples
@@ -162,5 +162,5 @@ class Ravan:
         mean = each(lambda sum_, before: (sum_ / examples).to(before.dtype), total, state.H)
         return replace(state, H=plus(state.H, mean)), {}
 
-    def deploy(self, state: State, client: Client | None = None, held: Outer | None = None) -> Model:
+    def deploy(self, state: State) -> Model:
         return Model(slots(state.outer, state.H))

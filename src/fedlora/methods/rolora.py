@@ -19,14 +19,12 @@ from fedlora.types import SHARED, Client, Diagnostics, Factors, Facts, Local, Mo
 
 @dataclass(frozen=True)
 class State:
-    rounds: int  # how many rounds are behind us
     shared: Factors
     seen: Mapping[int, int] = field(default_factory=dict)  # client -> rounds behind the factors it holds; absent is 0
 
 
 @dataclass(frozen=True)
 class Down:
-    round: int
     new: Factors  # what changed since the client was last here
 
 
@@ -52,37 +50,37 @@ class RoLoRA:
         upload="r d_out in odd rounds, r d_in in even ones",
         download="the factor that changed last",
         server="O(K r d)",
-        sends=lambda method, state, client: frozenset({trained_role(state.rounds + 1)}),
+        sends=lambda method, state, client, round: frozenset({trained_role(round)}),
     )
 
     def init(self, setup: Setup) -> State:
-        return State(0, setup.fresh(one_rank(setup, self)))
+        return State(setup.fresh(one_rank(setup, self)))
 
     def hold(self, setup: Setup, client: Client) -> Factors:
         return setup.fresh(client.rank)
 
-    def send(self, state: State, client: Client) -> Down:
-        changed = roles_changed(state.seen.get(client.id, 0), state.rounds)
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Down:
+        changed = roles_changed(state.seen.get(client.id, 0) if since is None else 0, round - 1)
         shared = state.shared
-        return Down(state.rounds + 1, replace(shared, A=shared.A if "A" in changed else {}, B=shared.B if "B" in changed else {}))
+        return Down(replace(shared, A=shared.A if "A" in changed else {}, B=shared.B if "B" in changed else {}))
 
-    def local(self, down: Down, held: Factors, client: Client) -> Local:
+    def local(self, down: Down, held: Factors, client: Client, round: int) -> Local:
         start = Factors(down.new.A or held.A, down.new.B or held.B, held.scale)
-        role = trained_role(down.round)
+        role = trained_role(round)
         done = (yield Train({SHARED: start}, frozenset({(SHARED, role)}))).slots[SHARED]
         return Up(B=minus(done.B, start.B)) if role == "B" else Up(A=minus(done.A, start.A)), start
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
         seen = dict(state.seen)
 
         def term(reply: Reply) -> tuple[float, tuple[Tensors, Tensors]]:
-            seen[reply.client.id] = state.rounds
+            seen[reply.client.id] = round - 1
             return 1.0 if self.uniform_weights else reply.client.num_examples, (reply.up.A, reply.up.B)
 
         A, B = weighted_mean(map(term, replies))
         shared = state.shared
         moved = replace(shared, A=plus(shared.A, A) if A else shared.A, B=plus(shared.B, B) if B else shared.B)
-        return State(state.rounds + 1, moved, seen), {}
+        return State(moved, seen), {}
 
-    def deploy(self, state: State, client: Client | None = None, held: Factors | None = None) -> Model:
+    def deploy(self, state: State) -> Model:
         return Model({SHARED: state.shared})

@@ -15,7 +15,7 @@ of free entries, at least one; where dW has less than r ranks the rest of A is c
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -98,7 +98,7 @@ class SLoRA:
         upload="density d_out d_in (stage 1), then r (d_out + d_in)",
         download="density d_out d_in (stage 1), then r (d_out + d_in)",
         server="O(K (density d_out d_in + r d)), and one SVD of d_out x d_in",
-        sends=lambda method, state, client: frozenset("W" if state.rounds < state.sparse_rounds else "AB"),
+        sends=lambda method, state, client, round: frozenset("W" if round <= state.sparse_rounds else "AB"),
         dims=lambda method, setup, client: {"free": {m: _count(method.density, o * i) for m, (o, i) in setup.shapes.items()}},
     )
 
@@ -120,12 +120,12 @@ class SLoRA:
         shapes = {m: tuple(setup.params[f"{m}.weight"]) for m in setup.shapes}
         return Drawn(setup.seed, self.density, shapes, tuple(sorted(setup.transposed)))
 
-    def send(self, state: State, client: Client) -> Down:
-        if state.rounds < state.sparse_rounds:
+    def send(self, state: State, client: Client, round: int, since: int | None = None) -> Down:
+        if round <= state.sparse_rounds:
             return Down(True, W=state.W)
         return Down(False, shared=state.shared)
 
-    def local(self, down: Down, held: Drawn, client: Client) -> Local:
+    def local(self, down: Down, held: Drawn, client: Client, round: int) -> Local:
         if down.shared is not None:
             done = (yield Train({SHARED: down.shared}, frozenset({(SHARED, "A"), (SHARED, "B")}))).slots[SHARED]
             return Up(A=minus(done.A, down.shared.A), B=minus(done.B, down.shared.B)), held
@@ -135,19 +135,18 @@ class SLoRA:
         now = {m: full[f"{m}.weight"][mask] for m, mask in masks.items()}
         return Up(W=minus(now, down.W) if down.W else now), held
 
-    def aggregate(self, state: State, replies: Iterator[Reply]) -> tuple[State, Diagnostics]:
-        rounds = state.rounds + 1
-        if rounds > state.sparse_rounds:
+    def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:
+        if round > state.sparse_rounds:
             A, B = weighted_mean((r.client.num_examples, (r.up.A, r.up.B)) for r in replies)
             shared = replace(state.shared, A=plus(state.shared.A, A), B=plus(state.shared.B, B))
-            return replace(state, rounds=rounds, shared=shared), {}
+            return replace(state, rounds=round, shared=shared), {}
         (moved,) = weighted_mean((r.client.num_examples, (r.up.W,)) for r in replies)
         W = plus(state.W, moved) if state.W else moved
-        if rounds < state.sparse_rounds:
-            return replace(state, rounds=rounds, W=W), {}
-        return replace(state, rounds=rounds, W={}, shared=_factorise(W, state.drawn, state.shared)), {}
+        if round < state.sparse_rounds:
+            return replace(state, rounds=round, W=W), {}
+        return replace(state, rounds=round, W={}, shared=_factorise(W, state.drawn, state.shared)), {}
 
-    def deploy(self, state: State, client: Client | None = None, held: Any = None) -> Model:
+    def deploy(self, state: State) -> Model:
         if state.rounds < state.sparse_rounds:
             return Model(full=_dense(state.W, _masks(state.drawn)) if state.W else {})
         return Model({SHARED: state.shared})

@@ -130,8 +130,8 @@ def made_up_rounds(
     def replies(t: int) -> Iterator[Reply]:
         nonlocal up, down
         for client in present(setup, t):
-            order = method.send(state, client)
-            local = method.local(order, held[client.id], client)
+            order = method.send(state, client, t)
+            local = method.local(order, held[client.id], client, t)
             made_up = answer(next(local), t, client)
             try:
                 while True:
@@ -144,7 +144,7 @@ def made_up_rounds(
 
     for t in range(1, setup.rounds + 1):
         up = down = epochs = 0
-        state, _ = method.aggregate(state, replies(t))
+        state, _ = method.aggregate(state, replies(t), t)
         yield Round(up, down, epochs / len(present(setup, t)))
 
 

@@ -51,7 +51,7 @@ def rehearse(config: Config, listener: Listener) -> str:
     pace = _pace(context)
     listener.stage(f"playing {min(ROUNDS, context.setup.rounds)} rounds with made-up training")
     start = time.perf_counter()
-    participants = sampler(context.setup, config.clients.sample)
+    participants = sampler(context.setup.clients, context.setup.seed, config.clients.sample)
     heads = wire.measure(context.trainer.head).total if config.model.head is Head.SHARED else 0
     played = [
         replace(each, upload_bytes=each.upload_bytes + more, download_bytes=each.download_bytes + more)
@@ -89,9 +89,9 @@ def _pace(context: RunContext) -> Pace:
     )
     state = context.method.init(context.setup)
     shared = context.trainer.head if head is Head.SHARED else {}
-    clients = sampler(context.setup, context.config.clients.sample)(1)
-    orders = [Order(1, client, context.method.send(state, client), shared) for client in clients]
-    first = next(context.method.local(orders[0].down, transport.kept_by(clients[0]).held, clients[0]))
+    clients = sampler(context.setup.clients, context.setup.seed, context.config.clients.sample)(1)
+    orders = [Order(1, client, context.method.send(state, client, 1), shared) for client in clients]
+    first = next(context.method.local(orders[0].down, transport.kept_by(clients[0]).held, clients[0], 1))
     trained = transport.trained_bytes(first, clients[0]) // 4
     start = time.perf_counter()
     with suppress(_Enough):
@@ -106,7 +106,7 @@ def _pace(context: RunContext) -> Pace:
 
 def _lines(context: RunContext, pace: Pace, played: Sequence[Round], serving: float) -> list[str]:
     setup, train = context.setup, context.config.train
-    present = len(sampler(setup, context.config.clients.sample)(1))
+    present = len(sampler(setup.clients, setup.seed, context.config.clients.sample)(1))
     sizes = [client.num_examples for client in setup.clients]
     ranks = sorted(set(setup.ranks.values()))
     up, down = [each.upload_bytes for each in played], [each.download_bytes for each in played]

@@ -19,7 +19,7 @@ from fedlora.training.encode import Encoded
 from fedlora.training.metrics import UNDECIDED, accuracy, confusion, decided, macro_f1
 from fedlora.training.trainer import ScoreJob
 from fedlora.transports.inprocess import InProcess
-from fedlora.types import Client
+from fedlora.types import Client, own_model
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,10 @@ def _answers(
 
     def ask(client: Client) -> ScoreJob:
         kept = transport.kept_by(client)
-        model = context.method.deploy(server.state, client, kept.held)
+        if client.id in server.accepted:
+            model = own_model(context.method, server.state, kept.held, client, server.round + 1)
+        else:
+            model = context.method.deploy(server.state)
         head = kept.head if context.config.model.head is Head.PERSONAL else server.head
         return ScoreJob(model, head, part.take(owned[client.id]))
 

@@ -17,8 +17,9 @@ from fedlora.runs import card
 from fedlora.runs.prepare import has_own_models, load_pretrained, make_method
 from fedlora.runs.roster import Roster, read_roster
 from fedlora.server import checkpoint
+from fedlora.server.sampling import accepted_by, sampler
 from fedlora.summary import read_rows, to_written
-from fedlora.types import Model, Tensors
+from fedlora.types import Model, Tensors, own_model
 
 
 def write_result(config: Config, roster: Roster, result: Model, head: Tensors, rows: Sequence[Mapping[str, Any]], out: Path) -> str:
@@ -72,12 +73,14 @@ def read_result(run: Path, client_id: int | None = None) -> tuple[Config, Roster
             f"--client {client_id}: {method.FACTS.title} with a {config.model.head.value} head trains one model for all; "
             "leave --client out"
         )
-    # Nobody's is there where the server holds all that a method knows of a client.
-    if saved.places and client_id not in saved.places:
+    server = saved.server
+    participants = sampler(roster.clients, config.seed, config.clients.sample)
+    accepted = server.accepted or accepted_by(read_rows(run)[: server.round], participants)
+    if client_id not in accepted:
         raise BadInput(f"--client {client_id}: this client has not taken part in any round yet")
     kept = StateStore(run / "checkpoint", wire.message_classes(method), saved.places).get(client_id) or ClientState()
-    model = method.deploy(saved.server.state, roster.clients[client_id], kept.held)
-    return config, roster, model, kept.head or saved.server.head
+    model = own_model(method, server.state, kept.held, roster.clients[client_id], server.round + 1)
+    return config, roster, model, kept.head or server.head
 
 
 def which_client(run: Path, client: int | str) -> int:

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from fedlora.runs.record import Record, Row
 from fedlora.server import checkpoint
 from fedlora.server.energy import energy
 from fedlora.server.loop import RoundCounts, Server, rounds
-from fedlora.server.sampling import sampler
+from fedlora.server.sampling import accepted_by, sampler
 from fedlora.summary import best_round, complete, exhausted
 from fedlora.summary import read as read_summary
 from fedlora.transports.inprocess import InProcess
@@ -74,7 +75,7 @@ def play(
     """Play the rounds that are left, each recorded and kept when it is complete; returns the server after the last. They end early
     when the score on the validation part has not been better for `train.patience` scored rounds."""
     setup, server, train = context.setup, saved.server, context.config.train
-    participants = sampler(setup, context.config.clients.sample)
+    participants = sampler(setup.clients, setup.seed, context.config.clients.sample)
     transport = InProcess(
         context.method,
         setup,
@@ -91,6 +92,8 @@ def play(
     skipped = [c.id for c in setup.clients if c.num_examples == 0]
     start = time.perf_counter()
     rows = record.rows()
+    if server.round and not server.accepted:
+        server = replace(server, accepted=accepted_by(rows, participants))
     left = (
         []
         if exhausted(rows, train.patience)

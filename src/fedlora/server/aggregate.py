@@ -18,7 +18,7 @@ OVERFLOW = "with it the new state would not be finite"
 Made = tuple[Any, Diagnostics]
 
 
-def aggregate(method: Method, state: Any, spool: Spool) -> tuple[Any, Diagnostics, frozenset[int]]:
+def aggregate(method: Method, state: Any, spool: Spool, round: int) -> tuple[Any, Diagnostics, frozenset[int]]:
     """The state after a round, what the method says about it, and the clients whose replies do not count.
 
     The state is the old one where all are refused.
@@ -27,18 +27,18 @@ def aggregate(method: Method, state: Any, spool: Spool) -> tuple[Any, Diagnostic
         Exception: what the method raised, where it does so whoever is left out.
     """
     everybody = spool.clients()
-    made, error = _tried(method, state, spool, everybody)
+    made, error = _tried(method, state, spool, everybody, round)
     if made is not None:
         return *made, frozenset()
     by_size = sorted(everybody, key=lambda id: (_norm(spool.reply(id).up), id))
     for suspect in reversed(by_size) if len(everybody) > 1 else ():
-        made, _ = _tried(method, state, spool, [id for id in everybody if id != suspect])
+        made, _ = _tried(method, state, spool, [id for id in everybody if id != suspect], round)
         if made is not None:
             return *made, frozenset({suspect})
     taken: list[int] = []
     best: Made | None = None
     for id in by_size:
-        made, _ = _tried(method, state, spool, [*taken, id])
+        made, _ = _tried(method, state, spool, [*taken, id], round)
         if made is not None:
             taken, best = [*taken, id], made
     if best is None and error is not None:
@@ -46,11 +46,11 @@ def aggregate(method: Method, state: Any, spool: Spool) -> tuple[Any, Diagnostic
     return *(best or (state, {})), frozenset(everybody) - frozenset(taken)
 
 
-def _tried(method: Method, state: Any, spool: Spool, clients: Collection[int]) -> tuple[Made | None, Exception | None]:
+def _tried(method: Method, state: Any, spool: Spool, clients: Collection[int], round: int) -> tuple[Made | None, Exception | None]:
     """What the method makes of these clients' replies, or None where it is not finite; and what it raised."""
     replies = spool.replies(clients)
     try:
-        made = method.aggregate(state, replies)
+        made = method.aggregate(state, replies, round)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # whatever a decomposition raises over numbers that are too large

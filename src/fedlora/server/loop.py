@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,6 +26,7 @@ class Server:
     round: int  # the last one that is complete
     state: Any
     head: Tensors = field(default_factory=dict)  # the shared head's parameters; empty unless the head is shared
+    accepted: Mapping[int, int] = field(default_factory=dict)  # client -> the last round in which its reply counted
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def _play(
     method: Method, setup: Setup, server: Server, transport: Transport, clients: Sequence[Client], transforms: Pipeline
 ) -> tuple[Server, RoundCounts, Diagnostics]:
     """One round; the same server where no reply counts."""
-    orders = [Order(server.round + 1, client, method.send(server.state, client), server.head) for client in clients]
+    t = server.round + 1
+    orders = [Order(t, client, method.send(server.state, client, t), server.head) for client in clients]
     tally = RoundCounts()
     with _clock(tally):
         tally.down = _sent(orders)
@@ -107,7 +109,7 @@ def _play(
         if not spool.clients():
             return server, tally, {}
         start = time.perf_counter()
-        state, diagnostics, poison = aggregate(method, server.state, spool)
+        state, diagnostics, poison = aggregate(method, server.state, spool, t)
         tally.refused |= dict.fromkeys(poison, OVERFLOW)
         head = server.head
         tally.accepted = [id for id in spool.clients() if id not in poison]
@@ -118,7 +120,8 @@ def _play(
         if server.head and tally.accepted:
             (head,) = weighted_mean((reply.client.num_examples, (reply.head,)) for reply in spool.replies(tally.accepted))
         tally.aggregate_s = time.perf_counter() - start
-    return Server(server.round + 1, state, head) if tally.accepted else server, tally, diagnostics
+    accepted = {**server.accepted, **dict.fromkeys(tally.accepted, t)}
+    return Server(t, state, head, accepted) if tally.accepted else server, tally, diagnostics
 
 
 def _accepted(
@@ -146,7 +149,7 @@ def _accepted(
         with _clock(tally):
             try:
                 up, head = cast(transforms.unpack(reply.up), setup.dtype), {n: x.to(setup.dtype) for n, x in reply.head.items()}
-                why = refuse(up, method, setup, order.client) or unasked(up, method, state, order.client)
+                why = refuse(up, method, setup, order.client) or unasked(up, method, state, order.client, order.round)
                 why = why or _refuse_head(head, order.head)
             except (ValueError, *DAMAGE) as error:
                 why = first_line(error)

@@ -84,7 +84,7 @@ class InProcess:
         size = 0
         for order in sorted(orders, key=lambda o: o.client.id):
             kept = self.kept_by(order.client)
-            local = self.method.local(order.down, kept.held, order.client)
+            local = self.method.local(order.down, kept.held, order.client, order.round)
             head = kept.head if self.head is Head.PERSONAL else order.head
             run = _Running(order, local, next(local), head, kept.memory)
             extra = self.trained_bytes(run.ask, order.client)
