@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "methods": {"settings", *VALUES},
     "wire": VALUES,
     "check": {"wire", *VALUES},
+    "gather": {"wire", *VALUES},
     "transforms": {"wire", "settings", "config", *VALUES},
     "reference": {"config", "methods", "transforms", "settings", *LEAVES},
     "data": {"config", *LEAVES},

@@ -407,6 +407,11 @@ class Facts:
         sends: (method, state, client, round) -> the fields of an Up that this client's answer in this round fills, where that is
             not all of them. It must fill each `value`, `change` and `index` among them, and no other field.
         silent: there may be rounds in which clients train but send Nothing.
+        asks: what its Train requests use, of "mask", "probe", "base", "full", "gate", "C", "D", "penalty", "grad", "domains" (a
+            request for one of several data sets), "slots" (more than one) and "drop_base".
+        linear: (method, setup, round) -> whether aggregate makes of the Ups what it makes of as many copies of their lifted mean
+            (see `fedlora.gather.lifted`).
+        weight: (method, client) -> what an Up counts in that mean.
     """
 
     title: str
@@ -422,6 +427,9 @@ class Facts:
     budget: Callable[[Any, Setup, Client], Mapping[tuple[str, ...], int]] = lambda method, setup, client: {}
     sends: Callable[[Any, Any, Client, int], frozenset[str]] | None = None
     silent: bool = False
+    asks: frozenset[str] = frozenset()
+    linear: Callable[[Any, Setup, int], bool] = lambda method, setup, round: False
+    weight: Callable[[Any, Client], float] = lambda method, client: client.num_examples
 
 
 Diagnostics = Mapping[str, Any]

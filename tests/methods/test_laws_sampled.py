@@ -5,17 +5,19 @@ from dataclasses import fields, replace
 
 import ideals
 import numpy as np
+import pytest
 import torch
-from cases import Row
+from cases import ROWS, Row
 from laws import every_row, law, outcome, some, standard, through_the_wire, trained_change, truncated, world
 from toy import Trainer, dense, deployed, distance, federate, play, same, tensors, weighted
 
-from fedlora import seeds
+from fedlora import methods, seeds
 from fedlora.config import resolve
 from fedlora.errors import BadInput
+from fedlora.gather.lifted import lifted_mean
 from fedlora.server.loop import Server, rounds
 from fedlora.transforms import pipeline
-from fedlora.types import Client, Reply, Setup, own_model
+from fedlora.types import BASE, Client, Nothing, Reply, Setup, Train, own_model
 
 LONG = 60
 
@@ -152,6 +154,71 @@ def test_law_12_whatever_a_client_lost_of_what_it_was_sent_it_trains_to_the_same
         for id, (version, W) in trainer.base.items():
             bases[id][version] = W, trainer.merged[id]
     assert compared >= 16
+
+
+# ---- 9. linear ----------------------------------------------------------------------------------------------------------------
+
+
+def models_of(method, setup: Setup, state, held, heard: set[int], round: int) -> list[dict]:
+    """The functions of the common model and of each client's own that was heard."""
+    own = [c for c in setup.clients if c.id in heard and method.FACTS.personal]
+    return [dense(m, setup) for m in (method.deploy(state), *(own_model(method, state, held[c.id], c, round) for c in own))]
+
+
+@every_row
+@law(9)
+def test_law_9_where_it_is_linear_the_lifted_mean_of_all_ups_is_as_good_as_each(row):
+    method, setup, run = standard(row)
+    facts, apart, heard = method.FACTS, [], set[int]()
+    for t in range(1, 6):
+        replies = [reply for _, reply in run.rounds[t] if type(reply.up) is not Nothing]
+        heard |= {reply.client.id for reply in replies}
+        if not replies:
+            continue
+        state, held = run.states[t - 1], run.held[t]
+        try:
+            mean = lifted_mean((facts.weight(method, r.client), r.up) for r in replies)
+            made = (method.aggregate(state, iter(each), t)[0] for each in (replies, [replace(r, up=mean) for r in replies]))
+            one, two = (models_of(method, setup, each, held, heard, t + 1) for each in made)
+            far = max(map(distance, one, two))
+        except ValueError:  # nothing that has a mean
+            far = float("inf")
+        if facts.linear(method, setup, t):
+            assert far < 1e-9
+        else:
+            apart.append(far)
+    assert not apart or max(apart) > 1e-4
+
+
+def used(ask: Train) -> set[str]:
+    """What a request uses, in the words of `Facts.asks`."""
+    roles = {role for slot in ask.slots.values() for role in "CD" if slot.role(role)}
+    others = {
+        "mask": bool(ask.mask),
+        "probe": ask.probe,
+        "base": ask.base.version > 0,
+        "full": bool(ask.full) or any(slot == BASE for slot, _ in ask.roles),
+        "gate": ask.gate is not None,
+        "penalty": ask.penalty is not None,
+        "grad": ask.want_grad,
+        "domains": bool(ask.data),
+        "slots": len(ask.slots) > 1,
+        "drop_base": ask.drop_base,
+    }
+    return roles | {name for name, holds in others.items() if holds}
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_law_9_requests_use_what_the_facts_say(name):
+    """All that a method's rows use, together, is what it claims."""
+    found = set()
+    for row in [row for row in ROWS if row.method == name]:
+        for method in (row.make(), methods.make(name, {})):
+            _, setup = world(row)
+            trainer = Trainer(setup, lr=row.lr)
+            federate(method, setup, 5, half(setup), trainer)
+            found |= {word for _, ask, _ in trainer.log for word in used(ask)}
+    assert found == method.FACTS.asks
 
 
 # ---- 10. a client alone ---------------------------------------------------------------------------------------------------------

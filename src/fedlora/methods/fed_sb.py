@@ -55,6 +55,8 @@ class FedSB:
         upload="r^2; r (d_out + d_in) in round 1",
         download="r^2; r (d_out + d_in) once",
         server="O(K r^2); O(d R^2 + R^3) in round 1, R = K r",
+        asks=frozenset({"C"}),
+        linear=lambda method, setup, round: round > 1,
         sends=lambda method, state, client, round: frozenset("C" if round > 1 else "AB"),
     )
 

@@ -38,6 +38,8 @@ class FedAvg:
         upload="all parameters",
         download="all parameters",
         server="O(K d_out d_in)",
+        asks=frozenset({"full"}),
+        linear=lambda method, setup, round: True,
     )
 
     def init(self, setup: Setup) -> State:

@@ -121,6 +121,9 @@ class FedDPA:
         upload="r (d_out + d_in)",
         download="r (d_out + d_in)",
         server="O(K r d)",
+        asks=frozenset({"gate", "slots"}),
+        linear=lambda method, setup, round: True,
+        weight=lambda method, client: 1.0 if method.uniform_weights else client.num_examples,
         sends=lambda method, state, client, round: frozenset("AB" if method._learns(state, round) else ""),
         silent=True,
     )

@@ -77,6 +77,7 @@ class FedExLoRA:
         upload="r (d_out + d_in)",
         download="r (d_out + d_in), and (K - 1) r (d_out + d_in) for every round missed",
         server="O(K r d); a cut residual O(d (K r)^2 + (K r)^3)",
+        asks=frozenset({"base"}),
     )
 
     def __post_init__(self) -> None:

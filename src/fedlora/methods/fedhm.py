@@ -83,6 +83,7 @@ class FedHM:
         upload="q_k (d_out + d_in), q_k a share of min(d_out, d_in)",
         download="q_k (d_out + d_in)",
         server="O(d_out d_in (sum q_k + min(d_out, d_in)))",
+        asks=frozenset({"drop_base", "penalty"}),
         dims=lambda method, setup, client: {"inner": method._inner_ranks(setup, client)},
     )
 

@@ -32,6 +32,7 @@ class FedIT:
         upload="r (d_out + d_in)",
         download="r (d_out + d_in)",
         server="O(K r d)",
+        linear=lambda method, setup, round: True,
     )
 
     def init(self, setup: Setup) -> Factors:

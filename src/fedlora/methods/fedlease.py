@@ -143,6 +143,7 @@ class FedLEASE:
         upload="r (d_out + d_in) + (2M - 1) d_in, M experts",
         download="M r (d_out + d_in) + (2M - 1) d_in",
         server="O(K r d), and once O(K^2 r d_out)",
+        asks=frozenset({"gate", "slots"}),
         sends=lambda method, state, client, round: frozenset("ABG" if state.routers and client.id in state.clusters else "AB"),
         dims=lambda method, setup, client: {"places": range(3, 2 * method.most)},
     )

@@ -88,6 +88,8 @@ class FedLoRU:
         upload="r (d_out + d_in)",
         download="r (d_out + d_in), and as much for every merge missed",
         server="O(K r d)",
+        asks=frozenset({"base"}),
+        linear=lambda method, setup, round: True,
     )
 
     def __post_init__(self) -> None:

@@ -62,6 +62,8 @@ class FedSALoRA:
         upload="r d_in; with VeRA r",
         download="r d_in; with VeRA r",
         server="O(K r d)",
+        asks=frozenset({"C", "D"}),
+        linear=lambda method, setup, round: True,
         sends=lambda method, state, client, round: frozenset(SHARES[method.variant]),
         dims=lambda method, setup, client: {v.value: client.rank if v is method.variant else range(0) for v in Variant},
     )

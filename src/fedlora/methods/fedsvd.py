@@ -51,6 +51,7 @@ class FedSVD:
         upload="r d_out",
         download="r d_out, and r d_in when A turned",
         server="O(K r d_out + r^2 d)",
+        linear=lambda method, setup, round: True,
     )
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ class FFALoRA:
         upload="r d_out",
         download="r d_out",
         server="O(K r d_out)",
+        linear=lambda method, setup, round: True,
     )
 
     def init(self, setup: Setup) -> Factors:

@@ -131,6 +131,7 @@ class FLTAC:
         upload="r (d_out + d_in) for each task of the client",
         download="r (d_out + d_in) for each task of the client",
         server="O(n^2 r d), n adapters",
+        asks=frozenset({"domains"}),
         dims=lambda method, setup, client: {"adapters": len(tasks_of(client))},
     )
 

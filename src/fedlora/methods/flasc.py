@@ -112,6 +112,8 @@ class FLASC:
         upload="density_up r (d_out + d_in), and a bit an entry",
         download="density_down r (d_out + d_in), and a bit an entry",
         server="O(K r d)",
+        linear=lambda method, setup, round: True,
+        weight=lambda method, client: 1.0 if method.uniform_weights else client.num_examples,
         budget=lambda method, setup, client: {
             ("kept_A", "kept_B"): _count(method.density_up, sum(client.rank * (o + i) for o, i in setup.shapes.values()))
         },

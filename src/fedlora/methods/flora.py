@@ -87,6 +87,7 @@ class FLoRA:
         upload="r_k (d_out + d_in)",
         download="(d_out + d_in) sum_j r_j for every round missed",
         server="O(R d), or O(d_out d_in R) once R = sum r_k is above min(d_out, d_in)",
+        asks=frozenset({"base"}),
     )
 
     def init(self, setup: Setup) -> State:

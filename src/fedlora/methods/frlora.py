@@ -117,6 +117,9 @@ class FRLoRA:
         upload="r (d_out + d_in)",
         download="r (d_out + d_in) for every round missed",
         server="O(K r d); once, an SVD of every W",
+        asks=frozenset({"base"}),
+        linear=lambda method, setup, round: True,
+        weight=lambda method, client: 1.0 if method.uniform_weights else client.num_examples,
     )
 
     def init(self, setup: Setup) -> State:

@@ -68,6 +68,9 @@ class FSLoRA:
         upload="r_k (d_out + d_in)",
         download="r_k (d_out + d_in)",
         server="O(K r_k d)",
+        asks=frozenset({"C"}),
+        linear=lambda method, setup, round: True,
+        weight=lambda method, client: 1.0 if method.uniform_weights else client.num_examples,
         dims=lambda method, setup, client: {"global": method._rank(setup), "sketch": client.rank},
     )
 

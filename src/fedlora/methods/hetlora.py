@@ -63,6 +63,7 @@ class HetLoRA:
         upload="r_k (d_out + d_in)",
         download="r_k (d_out + d_in)",
         server="O(K r^2 d)",
+        asks=frozenset({"penalty"}),
         dims=lambda method, setup, client: {"kept": range(1, client.rank + 1)},
     )
 

@@ -113,6 +113,8 @@ class LoRAA2:
         upload="r_k columns of d_out (odd rounds) or rows of d_in (even) a module on average",
         download="r_G d_out or r_G d_in: the factor that changed last",
         server="O(K r_k d)",
+        asks=frozenset({"grad", "mask", "probe"}),
+        linear=lambda method, setup, round: True,
         sends=lambda method, state, client, round: frozenset({trained_role(round), "ranks"}),
         dims=lambda method, setup, client: {"global": method._rank(setup), "chosen": range(method._rank(setup) + 1)},
         budget=lambda method, setup, client: {("chosen",): client.rank * len(setup.shapes)},

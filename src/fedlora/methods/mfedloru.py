@@ -116,6 +116,8 @@ class MFedLoRU:
         upload="r_k (d_out + d_in)",
         download="r_k (d_out + d_in), and r (d_out + d_in) for every merge missed",
         server="O(K r r_k d + r^2 d), r = max r_k",
+        asks=frozenset({"base"}),
+        linear=lambda method, setup, round: len(setup.all_ranks) == 1,
     )
 
     def __post_init__(self) -> None:

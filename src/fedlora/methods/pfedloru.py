@@ -79,6 +79,8 @@ class PFedLoRU:
         upload="r (d_out + d_in)",
         download="r (d_out + d_in), and as much for every merge missed",
         server="O(K r d)",
+        asks=frozenset({"base", "slots"}),
+        linear=lambda method, setup, round: True,
     )
 
     def __post_init__(self) -> None:

@@ -120,6 +120,8 @@ class Ravan:
         upload="h_k r^2",
         download="h r^2",
         server="O(sum_k h_k r^2)",
+        asks=frozenset({"C", "D", "slots"}),
+        linear=lambda method, setup, round: True,
         dims=lambda method, setup, client: {
             "trained": head_count(method.heads, client.rank, setup.all_ranks[-1]),
             "heads": method.heads,

@@ -50,6 +50,8 @@ class RoLoRA:
         upload="r d_out in odd rounds, r d_in in even ones",
         download="the factor that changed last",
         server="O(K r d)",
+        linear=lambda method, setup, round: True,
+        weight=lambda method, client: 1.0 if method.uniform_weights else client.num_examples,
         sends=lambda method, state, client, round: frozenset({trained_role(round)}),
     )
 

@@ -98,6 +98,8 @@ class SLoRA:
         upload="density d_out d_in (stage 1), then r (d_out + d_in)",
         download="density d_out d_in (stage 1), then r (d_out + d_in)",
         server="O(K (density d_out d_in + r d)), and one SVD of d_out x d_in",
+        asks=frozenset({"full", "mask"}),
+        linear=lambda method, setup, round: True,
         sends=lambda method, state, client, round: frozenset("W" if round <= state.sparse_rounds else "AB"),
         dims=lambda method, setup, client: {"free": {m: _count(method.density, o * i) for m, (o, i) in setup.shapes.items()}},
     )

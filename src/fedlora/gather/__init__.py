@@ -1,0 +1,1 @@
+"""How the replies of a round come together before a method aggregates them."""
