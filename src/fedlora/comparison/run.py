@@ -34,7 +34,7 @@ def compare(
     Raises:
         BadInput: something in the recipe cannot be; nothing has been written yet.
     """
-    from fedlora.comparison.live import Board
+    from fedlora.comparison.live import LiveTable
 
     plan = recipe.read(name, scale, settings)
     folder = folders.claim(plan, out or folders.default(plan))
@@ -53,8 +53,9 @@ def compare(
         folders.begin(folder, plan)
         if not quiet:
             print(_announcement(plan, len(grid.cells), len(grid.cells) - len(left)), flush=True)
-        with Board(grid, folder, at_once, quiet) as board, closing(play(left, folder, board, at_once)) as played:
-            for _ in played:
+        with LiveTable(grid, folder, at_once, quiet) as live, closing(play(left, folder, live.follow, at_once)) as played:
+            for cell in played:
+                live.finished(cell)
                 write_results(grid, plan, folder)
         write_results(grid, plan, folder)
     failed = sum(folder.summary(cell) is None for cell in grid.cells)
