@@ -1,4 +1,4 @@
-"""Run folders as a report reads them, and the study that several of them make."""
+"""Run folders as a report reads them, and the comparison that several of them make."""
 
 import csv
 import io
@@ -86,7 +86,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Study:
+class Comparison:
     """What a report shows: several runs, what differs between them and what does not.
 
     Attributes:
@@ -124,15 +124,15 @@ def read(folder: Path) -> Run:
     return Run(folder, config, rows, done, clients, modules, label_names)
 
 
-def study(
+def comparison(
     runs: Sequence[Run],
     title: str = "",
     about: str = "",
     published: Sequence[Mapping[str, Any]] = (),
     failed: Sequence[tuple[str, str]] = (),
     scale: str = "",
-) -> Study:
-    """The study of some runs; what varies is read from their configurations. BadInput when no run has a round to show."""
+) -> Comparison:
+    """The comparison of some runs; what varies is read from their configurations. BadInput when no run has a round to show."""
     shown = tuple(run for run in runs if run.rows)
     if not shown:
         raise BadInput(f"nothing to report: no run has finished a round yet in {', '.join(str(run.folder) for run in runs)}")
@@ -141,7 +141,7 @@ def study(
     differ = [key for key in keys if len({as_text(table.get(key)) for table in tables}) > 1]
     varied = tuple(sorted(differ, key=lambda key: key == "seed"))
     fixed = {key: tables[0][key] for key in keys if key not in varied}
-    return Study(title, about, shown, varied, fixed, tuple(published), tuple(failed), scale)
+    return Comparison(title, about, shown, varied, fixed, tuple(published), tuple(failed), scale)
 
 
 def settings(config: Config) -> dict[str, Any]:
