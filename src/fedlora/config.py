@@ -31,7 +31,7 @@ from fedlora.names import short
 from fedlora.settings import refuse_boolean
 
 
-class Head(Enum):
+class HeadMode(Enum):
     """Who trains the classification head."""
 
     FROZEN = "frozen"  # nobody: one random draw, the same on every client (the papers' choice)
@@ -99,7 +99,7 @@ class ModelConfig(Table):
     """
 
     source: str = "minilm"
-    head: Head = Head.FROZEN
+    head: HeadMode = HeadMode.FROZEN
     target_modules: str | list[str] = "all-linear"
     lora_alpha: PositiveFloat = 16.0
     rslora: bool = False

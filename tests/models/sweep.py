@@ -40,7 +40,7 @@ import tiny
 from architectures import ARCHITECTURES, CLS, ENCODER_DECODERS, LEFT_OUT, PAD, SEP, UNK, Architecture
 
 from fedlora import methods, seeds
-from fedlora.config import Head, TrainConfig, resolve
+from fedlora.config import HeadMode, TrainConfig, resolve
 from fedlora.errors import BadInput
 from fedlora.models.load import Pretrained, load
 from fedlora.models.slots import transposed
@@ -200,7 +200,7 @@ def federate(trainer: Trainer, method: str, count: int, data: Mapping[int, Encod
         dtype=trainer.dtype,
     )
     made = methods.make(method, {})
-    transport = InProcess(made, setup, trainer, data, Head.FROZEN)
+    transport = InProcess(made, setup, trainer, data, HeadMode.FROZEN)
     played = list(rounds(made, setup, Server(0, made.init(setup)), transport, sampler(setup, 1.0)))
     assert not any(tally.failed for _, tally, _ in played)
     state = played[-1][0].state

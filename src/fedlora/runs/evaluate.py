@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from fedlora.config import Head
+from fedlora.config import HeadMode
 from fedlora.data.dataset import Integers
 from fedlora.runs.context import RunContext
 from fedlora.runs.prepare import has_own_models
@@ -72,7 +72,7 @@ def _answers(
     def ask(client: Client) -> ScoreJob:
         kept = transport.kept_by(client)
         model = context.method.deploy(server.state, client, kept.held)
-        head = kept.head if context.config.model.head is Head.PERSONAL else server.head
+        head = kept.head if context.config.model.head is HeadMode.PERSONAL else server.head
         return ScoreJob(model, head, part.take(owned[client.id]))
 
     for client, logits in zip(scored, context.trainer.logits(map(ask, scored)), strict=True):

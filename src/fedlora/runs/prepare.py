@@ -10,7 +10,7 @@ import torch
 
 from fedlora import methods, seeds
 from fedlora.algebra.tensors import flat
-from fedlora.config import Config, Head
+from fedlora.config import Config, HeadMode
 from fedlora.data.dataset import Dataset, Split, Task
 from fedlora.data.domains import deal
 from fedlora.data.load import load as load_data
@@ -86,7 +86,7 @@ def make_method(config: Config) -> Method:
 def has_own_models(config: Config) -> bool:
     """Whether clients end with models of their own, so that each is scored on its own test part, and no common one is."""
     personal: bool = methods.find(config.method.name).FACTS.personal
-    return personal or config.model.head is Head.PERSONAL
+    return personal or config.model.head is HeadMode.PERSONAL
 
 
 def load_pretrained(config: Config, roster: Roster) -> Pretrained:
