@@ -12,8 +12,8 @@ from fedlora.runs.evaluate import evaluate
 from fedlora.runs.prepare import prepare
 from fedlora.server.loop import RoundCounts, Server, rounds
 from fedlora.server.sampling import sampler
+from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded
-from fedlora.training.trainer import Trainer
 from fedlora.transports.inprocess import InProcess
 
 # The published setting: thirty clients of a strongly heterogeneous split, rank 8 on every linear layer of the blocks. The head is

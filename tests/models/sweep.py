@@ -50,9 +50,10 @@ from fedlora.runs.play import execute
 from fedlora.runs.prepare import fresh_adapter, load_pretrained, make_trainer, rehearsed, try_pretrained
 from fedlora.server.loop import Server, rounds
 from fedlora.server.sampling import sampler
+from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded, encode
 from fedlora.training.learner import Job, batches
-from fedlora.training.trainer import ScoreJob, Trainer
+from fedlora.training.score import ScoreJob
 from fedlora.transports.inprocess import InProcess
 from fedlora.types import Client, Factors, Model, Setup, Train
 
@@ -212,7 +213,7 @@ def federate(trainer: Trainer, method: str, count: int, data: Mapping[int, Encod
 def logits(trainer: Trainer, model: Model, data: Encoded) -> Tensor:
     """Our logits of all texts in one go, in the precision that they are computed in."""
     with torch.no_grad():
-        (found,) = trainer._logits([trainer._part(ScoreJob(model, {}, data))], {})
+        (found,) = trainer.forward.logits([trainer.scorer.part(ScoreJob(model, {}, data))], {})
     return found
 
 

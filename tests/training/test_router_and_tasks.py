@@ -12,9 +12,9 @@ import transformers
 from fedlora.config import ModelConfig, TrainConfig
 from fedlora.models.load import Pretrained, load
 from fedlora.models.slots import LiveRouter, find_targets, route
+from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded, encode
 from fedlora.training.learner import Job, batches
-from fedlora.training.trainer import Trainer
 from fedlora.types import GATE, ByTask, Factors, Model, Router, Train
 
 SETTINGS = TrainConfig(batch_size=8, lr=5e-3, epochs=2)

@@ -22,7 +22,7 @@ from fedlora.runs.context import RunContext
 from fedlora.runs.costs import Round, made_up_rounds
 from fedlora.runs.prepare import prepare
 from fedlora.server.sampling import sampler
-from fedlora.training.trainer import ScoreJob
+from fedlora.training.score import ScoreJob
 from fedlora.transports.inprocess import InProcess
 from fedlora.types import Order
 

@@ -17,7 +17,7 @@ from fedlora.runs.prepare import has_own_models
 from fedlora.server.loop import Server
 from fedlora.training.encode import Encoded
 from fedlora.training.metrics import UNDECIDED, accuracy, confusion, decided, macro_f1
-from fedlora.training.trainer import ScoreJob
+from fedlora.training.score import ScoreJob
 from fedlora.transports.inprocess import InProcess
 from fedlora.types import Client
 

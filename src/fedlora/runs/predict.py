@@ -19,8 +19,9 @@ from fedlora.models.load import Pretrained
 from fedlora.runs.export import located, read_result, which_client
 from fedlora.runs.prepare import has_own_models, load_pretrained, make_trainer, try_pretrained
 from fedlora.runs.roster import Roster
+from fedlora.training.batched import Trainer
 from fedlora.training.encode import encode
-from fedlora.training.trainer import ScoreJob, Trainer
+from fedlora.training.score import ScoreJob
 from fedlora.types import Model, Tensors
 
 Say = Callable[[str], None]

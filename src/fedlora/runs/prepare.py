@@ -25,9 +25,9 @@ from fedlora.models.trial import Findings, try_model
 from fedlora.runs.context import RunContext
 from fedlora.runs.packages import require
 from fedlora.runs.roster import Roster, make_clients
+from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded, encode
 from fedlora.training.precision import pick_device, pick_dtype
-from fedlora.training.trainer import Trainer
 from fedlora.transforms import pipeline
 from fedlora.types import Client, Factors, Method, Setup
 

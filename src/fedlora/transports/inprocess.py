@@ -9,9 +9,9 @@ from fedlora import seeds
 from fedlora.clients.state import ClientState, StateStore
 from fedlora.clients.watch import MOST_CLIENTS, LocalUpdate
 from fedlora.config import HeadMode
+from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded
 from fedlora.training.learner import Job
-from fedlora.training.trainer import Trainer
 from fedlora.transforms.pipeline import UNCHANGED, Pipeline
 from fedlora.types import (
     BASE,
