@@ -61,7 +61,7 @@ def dealt(pretrained: Any, row: Row) -> tuple[list[Client], dict[int, Encoded]]:
         )
         classes = np.array([tiny.CLASSES.index(label) for label in labels])
         classes = np.minimum(tasks, 2).astype(np.int64) if names else classes
-        data[k] = replace(encode(pretrained, texts, classes, 64), tasks=tasks.astype(np.int64))
+        data[k] = replace(encode(pretrained, texts, classes, 64), domains=tasks.astype(np.int64))
         counts = {name: int((tasks == i).sum()) for i, name in enumerate(names) if (tasks == i).any()}
         clients.append(Client(k, rank, len(texts), counts))
     return clients, data

@@ -27,10 +27,10 @@ def trainer(bert_folder: Path) -> Trainer:
     return Trainer(pretrained, find_targets(pretrained.model, "all-linear"), SETTINGS, torch.device("cpu"), torch.float32)
 
 
-def some_data(tokenizer, tasks=()) -> Encoded:
+def some_data(tokenizer, domains=()) -> Encoded:
     texts, labels = tiny.examples(21, 4)
     got = encode(tokenizer, texts, np.array([tiny.CLASSES.index(x) for x in labels]), 64)
-    return Encoded(got.ids, got.labels, np.array(tasks, dtype=np.int64))
+    return Encoded(got.ids, got.labels, np.array(domains, dtype=np.int64))
 
 
 @pytest.fixture
@@ -118,12 +118,12 @@ def test_drawn_features_belong_to_the_data_and_the_seed(trainer, data):
     assert len(trainer.observe(Observe(Features(99)), data, 1).tensors["features"]) == len(data)
 
 
-def test_a_task_is_observed_alone(bert_folder):
+def test_a_domain_is_observed_alone(bert_folder):
     pretrained = load(ModelConfig(source=str(bert_folder)), tiny.CLASSES, seed=5)
     targets = find_targets(pretrained.model, "all-linear")
-    tasks = {"x": range(1), "y": range(1, 3)}
-    trainer = Trainer(pretrained, targets, SETTINGS, torch.device("cpu"), torch.float32, tasks)
-    data = some_data(tiny.tokenizer(), tasks=[0] * 4 + [1] * 17)
+    domains = {"x": range(1), "y": range(1, 3)}
+    trainer = Trainer(pretrained, targets, SETTINGS, torch.device("cpu"), torch.float32, domains)
+    data = some_data(tiny.tokenizer(), domains=[0] * 4 + [1] * 17)
     assert len(trainer.observe(Observe(Features(99), "x"), data, 1).tensors["features"]) == 4
     assert len(trainer.observe(Observe(Features(99)), data, 1).tensors["features"]) == 21
 

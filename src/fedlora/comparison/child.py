@@ -21,13 +21,13 @@ from fedlora.listener import Quiet, Row
 
 def main() -> None:
     """Run the cell that standard input asks for."""
-    task = json.loads(sys.stdin.readline())
+    job = json.loads(sys.stdin.readline())
     Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
-    torch.set_num_threads(task["threads"])
+    torch.set_num_threads(job["threads"])
     out, sys.stdout = sys.stdout, sys.stderr  # nothing but our own lines goes to the parent
-    attempt(Cell(resolve(task["config"]), 0), Folder(Path(task["folder"])), _Relay(out))
+    attempt(Cell(resolve(job["config"]), 0), Folder(Path(job["folder"])), _Relay(out))
 
 
 class _Relay(Quiet):

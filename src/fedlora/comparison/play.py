@@ -83,9 +83,9 @@ def _side_by_side(cells: Sequence[Cell], folder: Folder, follow: Follow, jobs: i
 def _converse(child: "subprocess.Popen[str]", cell: Cell, folder: Folder, threads: int, listener: Listener) -> None:
     """Tell a child process what to do and hear what it says: see `comparison.child`."""
     assert child.stdin is not None and child.stdout is not None
-    task = {"config": as_tables(cell.config), "folder": str(folder.path), "threads": threads}
+    job = {"config": as_tables(cell.config), "folder": str(folder.path), "threads": threads}
     try:
-        print(json.dumps(task), file=child.stdin, flush=True)
+        print(json.dumps(job), file=child.stdin, flush=True)
     except BrokenPipeError:
         return  # it is gone; its status says so
     for line in child.stdout:

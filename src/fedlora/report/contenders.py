@@ -18,7 +18,7 @@ from fedlora.names import told_apart
 from fedlora.report.looks import FIXED, Look, page, variants
 from fedlora.report.runs import Comparison, Run, as_text, cumulative, settings
 
-PLACES = ("data.", "model.source", "model.head", "clients.count", "clients.sample", "clients.tasks")
+PLACES = ("data.", "model.source", "model.head", "clients.count", "clients.sample", "clients.domains")
 METHOD, RANK, ALPHA = "method.name", "clients.rank", "data.alpha"
 SOURCES = ("data.source", "model.source")
 COMMON, PERSONAL = "common model", "personal models"

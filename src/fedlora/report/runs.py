@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora import summary
-from fedlora.config import Config, as_tables, read_run
+from fedlora.config import OLD, Config, as_tables, read_run
 from fedlora.errors import BadInput
 
 Row = dict[str, Any]
@@ -177,7 +177,9 @@ def as_text(value: Any) -> str:
 
 def read_published(text: str) -> tuple[dict[str, Any], ...]:
     """The rows of a table of published numbers (CSV: dotted keys, then accuracy, spread, upload_params)."""
-    return tuple({key: _plain(cell) for key, cell in row.items() if cell != ""} for row in csv.DictReader(io.StringIO(text)))
+    return tuple(
+        {OLD.get(key, key): _plain(cell) for key, cell in row.items() if cell != ""} for row in csv.DictReader(io.StringIO(text))
+    )
 
 
 def published_row(published: Sequence[Mapping[str, Any]], config: Config) -> Mapping[str, Any] | None:

@@ -52,7 +52,7 @@ class Trainer:
         settings: TrainConfig,
         device: torch.device,
         dtype: torch.dtype,
-        tasks: Mapping[str, range] | None = None,
+        domains: Mapping[str, range] | None = None,
         rows: int | None = None,
         form: Form | None = None,
     ) -> None:
@@ -62,7 +62,7 @@ class Trainer:
         if form is None:
             form = Form() if device.type == "meta" else try_model(pretrained.model, targets, 128).form
         self.base = ResidentBase(pretrained, targets, device, dtype)
-        self.forward = Forward(self.base, form, self.pad, tasks or {}, ROWS[device.type] if rows is None else rows)
+        self.forward = Forward(self.base, form, self.pad, domains or {}, ROWS[device.type] if rows is None else rows)
         self.scorer = Scorer(self.forward, first)
         self.shapes, self.params, self.pretrained = self.base.shapes, self.base.params, self.base.pretrained
 
@@ -108,7 +108,7 @@ class Trainer:
 
     def observe(self, ask: Observe, data: Encoded, seed: int) -> Observed:
         """A statistic of a client's data."""
-        own = self.forward.of_task(data, ask.data)
+        own = self.forward.of_domain(data, ask.data)
         return Observed(observe(ask.statistic, own.labels, lambda where: self.features(own.take(where), ask.pool), seed))
 
     def train(self, jobs: deque[Job], on_examples: Callable[[int], None] = lambda n: None) -> Iterator[tuple[Job, Outcome]]:
@@ -138,7 +138,7 @@ class Trainer:
     def _begin(self, job: Job) -> Learner:
         self.base.fold(job.ask.base)
         self.base.drop(job.ask.drop_base)
-        job = replace(job, data=self.forward.of_task(job.data, job.ask.data))
+        job = replace(job, data=self.forward.of_domain(job.data, job.ask.data))
         return Learner(job, self.pretrained, self.params, self.settings, self.device, self.dtype)
 
     @record_function("train step")
@@ -153,11 +153,11 @@ class Trainer:
             own = [(key, x) for key, x in values.items() if key.slot == BASE]
             body |= {key.name: x for key, x in own if key.role == "W"}  # whoever trains the base is alone
             head = {key.name: x for key, x in own if key.role == "head"}
-            parts.append(Part(batch.ids, batch.tasks, slots, gate, {}, head))
+            parts.append(Part(batch.ids, batch.domains, slots, gate, {}, head))
         total = torch.zeros((), device=self.device)
         losses: list[Tensor] = []
         for learner, logits, batch in zip(learners, self.forward.logits(parts, body), data, strict=True):
-            # A class of another task is at -inf: it weighs nothing.
+            # A class of another domain is at -inf: it weighs nothing.
             loss = cross_entropy(logits, torch.from_numpy(batch.labels).to(self.device))
             losses.append(loss)
             total = total + loss + self._penalty(learner)

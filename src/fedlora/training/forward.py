@@ -24,14 +24,14 @@ class Forward:
     Attributes:
         form: how the model is run.
         pad: the id of the padding token.
-        tasks: task -> its classes, in a run of several: an example competes among the logits of its own task only, which makes
-            one head a head a task.
+        domains: domain -> its classes, in a run of several: an example competes among the logits of its own domain only, which
+            makes one head a head a domain.
         rows: tokens that fill a pass.
     """
 
-    def __init__(self, base: ResidentBase, form: Form, pad: int, tasks: Mapping[str, range], rows: int) -> None:
-        self.base, self.form, self.pad, self.tasks, self.rows = base, form, pad, dict(tasks), rows
-        self._seen_by = _own_classes(list(self.tasks.values())).to(base.device)
+    def __init__(self, base: ResidentBase, form: Form, pad: int, domains: Mapping[str, range], rows: int) -> None:
+        self.base, self.form, self.pad, self.domains, self.rows = base, form, pad, dict(domains), rows
+        self._seen_by = _own_classes(list(self.domains.values())).to(base.device)
         self._body, self._head, self._whole = Body(base.model, form), Head(base.model, form), Whole(base.model, form)
 
     @property
@@ -43,7 +43,7 @@ class Forward:
         return pack(ids, self.form, self.pad, self.base.device)
 
     def logits(self, parts: Sequence[Part], body: Mapping[str, Tensor]) -> list[Tensor]:
-        """Logits of each part's texts, (texts, classes); -inf for the classes of other tasks. `body` replaces parameters of the
+        """Logits of each part's texts, (texts, classes); -inf for the classes of other domains. `body` replaces parameters of the
         model below its head."""
         found: list[list[Tensor]] = [[] for _ in parts]
         places: list[list[np.ndarray]] = [[] for _ in parts]
@@ -53,7 +53,7 @@ class Forward:
                 found[i].append(logits)
                 places[i].append(where)
         whole = [x[0] if len(x) == 1 else in_order(x, where, self.base.device) for x, where in zip(found, places, strict=True)]
-        return [self._of_own_task(logits, part.tasks) for logits, part in zip(whole, parts, strict=True)]
+        return [self._of_own_domain(logits, part.domains) for logits, part in zip(whole, parts, strict=True)]
 
     def _pass(self, parts: Sequence[Part], body: Mapping[str, Tensor]) -> list[Tensor]:
         """Logits of each part's texts, from one forward pass."""
@@ -96,10 +96,10 @@ class Forward:
             return weight
         return float(weight) if self.form.apart else weight.repeat_interleave(torch.from_numpy(lengths).to(weight.device))
 
-    def _of_own_task(self, logits: Tensor, tasks: np.ndarray) -> Tensor:
-        if not len(tasks):
+    def _of_own_domain(self, logits: Tensor, domains: np.ndarray) -> Tensor:
+        if not len(domains):
             return logits
-        return logits.masked_fill(~self._seen_by[torch.from_numpy(tasks).to(self.base.device)], -torch.inf)
+        return logits.masked_fill(~self._seen_by[torch.from_numpy(domains).to(self.base.device)], -torch.inf)
 
     def hidden(self, ids: Sequence[np.ndarray], read: Callable[[Tensor, Texts], Tensor]) -> Tensor:
         """What `read` makes of the last hidden states of texts that share a pass, (n, d)."""
@@ -111,9 +111,9 @@ class Forward:
             texts = replace(texts, lengths=np.array([hidden.shape[1]]), mask=None)
         return read(hidden.flatten(0, -2), texts).cpu()
 
-    def of_task(self, data: Encoded, task: str) -> Encoded:
-        """The examples of one task; all where the task is ""."""
-        return data.take(np.flatnonzero(data.tasks == list(self.tasks).index(task))) if task else data
+    def of_domain(self, data: Encoded, domain: str) -> Encoded:
+        """The examples of one domain; all where the domain is ""."""
+        return data.take(np.flatnonzero(data.domains == list(self.domains).index(domain))) if domain else data
 
 
 def _call(module: torch.nn.Module, parameters: Mapping[str, Tensor], *args: object) -> Tensor:
@@ -132,9 +132,9 @@ def _some(texts: Texts, where: slice) -> Texts:
     return replace(texts, ids=texts.ids[where], mask=None if texts.mask is None else texts.mask[where])
 
 
-def _own_classes(tasks: Sequence[range]) -> Tensor:
-    """Which of all classes are a task's own: (tasks, classes), bool."""
-    own = torch.zeros(len(tasks), sum(map(len, tasks)), dtype=torch.bool)
-    for row, classes in zip(own, tasks, strict=True):
+def _own_classes(domains: Sequence[range]) -> Tensor:
+    """Which of all classes are a domain's own: (domains, classes), bool."""
+    own = torch.zeros(len(domains), sum(map(len, domains)), dtype=torch.bool)
+    for row, classes in zip(own, domains, strict=True):
         row[classes.start : classes.stop] = True
     return own

@@ -14,7 +14,7 @@ from fedlora.training.forward import Forward
 from fedlora.training.learner import on_device
 from fedlora.training.observe import first_of_each, mean_of_each, similarity_weights
 from fedlora.training.passes import Part, fill, in_order, passes, take
-from fedlora.types import ByTask, Model, Pool, Similarity, Tensors
+from fedlora.types import ByDomain, Model, Pool, Similarity, Tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Scorer:
 
     @torch.no_grad()
     def logits(self, jobs: Iterable[ScoreJob]) -> Iterator[np.ndarray]:
-        """Logits of every example of each job, (n, classes) in fp32; -inf for the classes of other tasks. Jobs on one
+        """Logits of every example of each job, (n, classes) in fp32; -inf for the classes of other domains. Jobs on one
         base share forward passes."""
         waiting: list[tuple[ScoreJob, Part]] = []
         rows = 0
@@ -51,7 +51,7 @@ class Scorer:
 
     def _shares(self, one: ScoreJob, other: ScoreJob) -> bool:
         a, b = one.model, other.model
-        plain = not any(model.full or isinstance(model.gate, ByTask) for model in (a, b))
+        plain = not any(model.full or isinstance(model.gate, ByDomain) for model in (a, b))
         return plain and a.base.version == b.base.version and a.drop_base == b.drop_base
 
     def part(self, job: ScoreJob) -> Part:
@@ -62,12 +62,12 @@ class Scorer:
             near = similarity_weights(self.features(data), model.gate.anchors, model.gate.cap).to(self.base.device)
             weights = {slot: near if slot == model.gate.slot else 1.0 - near for slot in model.slots}
         head = {name: x.to(self.base.device, self.base.dtype) for name, x in job.head.items()}
-        return Part(data.ids, data.tasks, on_device(model.slots, self.base.device, self.base.dtype), model.gate, weights, head)
+        return Part(data.ids, data.domains, on_device(model.slots, self.base.device, self.base.dtype), model.gate, weights, head)
 
     def _answer(self, asked: Sequence[tuple[ScoreJob, Part]]) -> Iterator[np.ndarray]:
         first = asked[0][0].model
-        if isinstance(first.gate, ByTask):
-            yield self._by_task(asked[0][0], first.gate)
+        if isinstance(first.gate, ByDomain):
+            yield self._by_domain(asked[0][0], first.gate)
             return
         self.base.fold(first.base)
         self.base.drop(first.drop_base)
@@ -80,13 +80,13 @@ class Scorer:
                 out[i][where] = logits.cpu().numpy()
         yield from out
 
-    def _by_task(self, job: ScoreJob, gate: ByTask) -> np.ndarray:
-        """Each example through the slot of its task alone."""
+    def _by_domain(self, job: ScoreJob, gate: ByDomain) -> np.ndarray:
+        """Each example through the slot of its domain alone."""
         model, data = job.model, job.data
         out = np.zeros((len(data), self.forward.classes), dtype=np.float32)
-        for t, task in enumerate(self.forward.tasks):
-            where = np.flatnonzero(data.tasks == t)
-            slots = {name: slot for name, slot in model.slots.items() if name == gate.slots.get(task)}
+        for t, domain in enumerate(self.forward.domains):
+            where = np.flatnonzero(data.domains == t)
+            slots = {name: slot for name, slot in model.slots.items() if name == gate.slots.get(domain)}
             alone = ScoreJob(replace(model, slots=slots, gate=None), job.head, data.take(where))
             (out[where],) = self._answer([(alone, self.part(alone))])
         return out
@@ -100,7 +100,7 @@ class Scorer:
         with self.base.as_pretrained():
             read = first_of_each if pool == "first" and self.has_first else mean_of_each
             for near in by_length(data, self.forward.rows):
-                for ((_, where),) in passes([Part([data.ids[i] for i in near], data.tasks, {}, None, {}, {})], self.forward.form):
+                for ((_, where),) in passes([Part([data.ids[i] for i in near], data.domains, {}, None, {}, {})], self.forward.form):
                     found.append(self.forward.hidden([data.ids[i] for i in near[where]], read))
                     places.append(near[where])
             if not found:
