@@ -12,7 +12,7 @@ from benchmarks import harness, ours
 from benchmarks.harness import Measured, Side
 from benchmarks.peers import peft_loop
 from fedlora import seeds
-from fedlora.config import Config, Head
+from fedlora.config import Config, HeadMode
 from fedlora.models.load import from_config
 from fedlora.runs.prepare import make_method, make_setup, make_trainer, try_pretrained
 from fedlora.server.loop import Server, rounds
@@ -54,7 +54,7 @@ def fedlora(config: Config, model: PretrainedConfig, data: Mapping[int, Encoded]
     assert isinstance(rank, int)
     setup = make_setup(config, trainer, [Client(k, rank, len(own)) for k, own in data.items()])
     method = make_method(config)
-    transport = InProcess(method, setup, trainer, data, Head.FROZEN)
+    transport = InProcess(method, setup, trainer, data, HeadMode.FROZEN)
     played = rounds(method, setup, Server(0, method.init(setup)), transport, sampler(setup.clients, setup.seed, 1.0))
 
     def run() -> harness.Sample:

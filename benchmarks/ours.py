@@ -6,13 +6,14 @@ from typing import Any
 
 from benchmarks.harness import Sample, Side
 from fedlora.config import Config, as_tables, resolve
+from fedlora.listener import Quiet
 from fedlora.runs.context import RunContext
 from fedlora.runs.evaluate import evaluate
 from fedlora.runs.prepare import prepare
 from fedlora.server.loop import RoundCounts, Server, rounds
 from fedlora.server.sampling import sampler
+from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded
-from fedlora.training.trainer import Trainer
 from fedlora.transports.inprocess import InProcess
 
 # The published setting: thirty clients of a strongly heterogeneous split, rank 8 on every linear layer of the blocks. The head is
@@ -24,20 +25,6 @@ SETTING: Mapping[str, Any] = {
     "clients": {"count": 30, "rank": 8},
     "train": {"epochs": 1, "batch_size": 32, "lr": 5e-4, "weight_decay": 0.01},
 }
-
-
-class Quiet:
-    """Follows a run without a word (`fedlora.listener.Listener`)."""
-
-    def note(self, text: str) -> None: ...
-
-    def stage(self, text: str) -> None: ...
-
-    def begin(self, first: int, last: int, clients: int) -> None: ...
-
-    def examples(self, count: int) -> None: ...
-
-    def round(self, row: dict[str, Any]) -> None: ...
 
 
 def context(*tables: Mapping[str, Any]) -> RunContext:

@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks import harness, ours
 from benchmarks.harness import Row
 from benchmarks.peers import flower_sim
+from fedlora.listener import Quiet
 from fedlora.runs import play
 from fedlora.runs.context import RunContext
 from fedlora.runs.record import Record
@@ -43,7 +44,7 @@ FULL = (Population(100, 100, 4), Population(10_000, 10, 20))
 SMALL = (Population(10, 10, 2), Population(1_000, 4, 3))
 
 
-class Stamps(ours.Quiet):
+class Stamps(Quiet):
     """When each round was over, and how long its training had taken by then."""
 
     def __init__(self, trainer: ours.Clocked) -> None:

@@ -4,7 +4,6 @@ Numbers differ between processors, so they hold to 1e-5 here; that two versions 
 """
 
 import importlib.util
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,8 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
+
+from fedlora.summary import read_rows
 
 FIXTURES = Path(__file__).parent / "fixtures"
 spec = importlib.util.spec_from_file_location("make", FIXTURES / "make.py")
@@ -33,8 +34,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: x for key, x in row.items() if key not in TIMES} for row in found]
+    return [{key: x for key, x in row.items() if key not in TIMES} for row in read_rows(folder)]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

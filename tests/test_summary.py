@@ -86,6 +86,11 @@ def test_a_line_that_a_kill_cut_off_does_not_count(tmp_path: Path) -> None:
     assert read_rows(tmp_path) == [{"round": 1}]
 
 
+def test_a_key_of_an_earlier_version_is_read_by_its_name_of_today(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"round": 1, "task_accuracy": {"a": 0.5}}\n')
+    assert read_rows(tmp_path) == [{"round": 1, "domain_accuracy": {"a": 0.5}}]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"rounds": 3}', "\xff"])
 def test_a_damaged_summary_is_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(text, encoding="latin-1")

@@ -16,9 +16,10 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from fedlora import cli
+from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded
 from fedlora.training.learner import Job, Outcome
-from fedlora.training.trainer import ScoreJob, Trainer
+from fedlora.training.score import ScoreJob
 from fedlora.types import Model, Tensors
 
 WORDS = [f"w{i}" for i in range(60)] + ["apple", "banana", "cherry"]

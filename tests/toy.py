@@ -20,7 +20,7 @@ from fedlora.types import (
     BASE,
     GATE,
     BaseUpdate,
-    ByTask,
+    ByDomain,
     Client,
     Factors,
     Features,
@@ -118,8 +118,8 @@ def make_data(setup: Setup, client: Client, dtype: torch.dtype) -> Data:
 
 def rows_of(client: Client) -> dict[str, slice]:
     """Which of its examples are of which task."""
-    ends = np.cumsum([0, *client.tasks.values()])
-    return {task: slice(int(a), int(b)) for task, a, b in zip(client.tasks, ends, ends[1:], strict=False)}
+    ends = np.cumsum([0, *client.domains.values()])
+    return {task: slice(int(a), int(b)) for task, a, b in zip(client.domains, ends, ends[1:], strict=False)}
 
 
 def weigh(gate: Gate | None, slot: str) -> float:
@@ -423,7 +423,7 @@ def dense(model: Model, setup: Setup) -> dict[str, np.ndarray]:
         change[at] = change[at] - (_np(setup.base(m)) if model.drop_base else 0.0)
         if isinstance(model.gate, Router):
             change[f"{m}.router"] = _np(model.gate.G[m])
-        if isinstance(model.gate, ByTask):
+        if isinstance(model.gate, ByDomain):
             change |= {f"{m}.{task}": dense_slot(model.slots[slot], m) for task, slot in model.gate.slots.items()}
         for f in [] if model.base.dense else model.base.pairs:
             change[at] = change[at] + dense_slot(f, m)

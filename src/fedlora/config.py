@@ -30,8 +30,10 @@ from fedlora.errors import BadInput, unknown
 from fedlora.names import short
 from fedlora.settings import refuse_boolean
 
+OLD = {"clients.tasks": "clients.domains"}  # keys in files of earlier versions -> what they are called now
 
-class Head(Enum):
+
+class HeadMode(Enum):
     """Who trains the classification head."""
 
     FROZEN = "frozen"  # nobody: one random draw, the same on every client (the papers' choice)
@@ -99,7 +101,7 @@ class ModelConfig(Table):
     """
 
     source: str = "minilm"
-    head: Head = Head.FROZEN
+    head: HeadMode = HeadMode.FROZEN
     target_modules: str | list[str] = "all-linear"
     lora_alpha: PositiveFloat = 16.0
     rslora: bool = False
@@ -124,11 +126,11 @@ class SourceConfig:
 class DataConfig(Table):
     """The data set: a catalogue name, a file, a folder or a Hub id; its columns; and how clients come by it.
 
-    A list of sources is a run of several tasks, one a source: their columns are one name for all or a list, and `limit`,
-    `test_limit`, `validation` and `min_size` hold for each task.
+    A list of sources is a run of several domains, one a source: their columns are one name for all or a list, and `limit`,
+    `test_limit`, `validation` and `min_size` hold for each domain.
 
     Attributes:
-        source: 20newsgroups or banking77, a file, a folder, or a Hub id; a list of them is several tasks.
+        source: 20newsgroups or banking77, a file, a folder, or a Hub id; a list of them is several domains.
         text: the column of texts.
         label: the column of labels.
         delimiter: one character that separates columns of csv files; found out where it is not set.
@@ -196,13 +198,13 @@ class ClientsConfig(Table):
         count: how many clients; 10 where the data names no owners and nothing is said.
         rank: of their adapters: a number, a list by client, or a plan of different ones.
         sample: how many (an integer) or what share (up to 1.0) of them take part in a round.
-        tasks: how many of the run's tasks each holds.
+        domains: how many of the run's domains each holds.
     """
 
     count: PositiveInt | None = None
     rank: PositiveInt | list[PositiveInt] | RankPlan = 8
     sample: PositiveInt | float = 1.0
-    tasks: PositiveInt = 1
+    domains: PositiveInt = 1
 
 
 class TrainConfig(Table):
@@ -286,8 +288,8 @@ class Config(Table):
         for key, columns in (("text", self.data.text), ("label", self.data.label)):
             if not isinstance(columns, str) and (isinstance(self.data.source, str) or len(columns) != count):
                 raise ValueError(f"data.{key} lists {len(columns)} columns, but data.source names {count} source(s)")
-        if self.clients.tasks > count:
-            raise ValueError(f"clients.tasks = {self.clients.tasks}: the run has {count} task(s), one for each data.source")
+        if self.clients.domains > count:
+            raise ValueError(f"clients.domains = {self.clients.domains}: the run has {count} domain(s), one for each data.source")
         if count > 1 and self.data.partition is Partition.COLUMN:
             raise ValueError('data.partition = "column" takes one data.source, not a list')
 
@@ -305,11 +307,23 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables laid over each other, the later ones winning; the fields of one method do not carry over to another."""
+    """Nested tables laid over each other, the later ones winning; the fields of one method do not carry over to another. Keys of
+    earlier versions get their names of today."""
     merged: dict[str, Any] = {}
     for layer in layers:
-        _merge(merged, layer)
+        _merge(merged, renamed(layer, OLD))
     return merged
+
+
+def renamed(tables: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Nested tables with some keys renamed: "table.key" -> "table.other"."""
+    found = dict(tables)
+    for old, new in names.items():
+        table, _, key = old.partition(".")
+        own = found.get(table)
+        if isinstance(own, Mapping) and key in own:
+            found[table] = {new.rpartition(".")[2] if each == key else each: value for each, value in own.items()}
+    return found
 
 
 def read_recipe(path: str) -> dict[str, Any]:

@@ -6,7 +6,8 @@ Row = dict[str, Any]
 
 
 class Listener(Protocol):
-    """Who follows a run: the command line's progress bars, or a test."""
+    """Who follows a run: the command line's progress bars, the live table of a comparison for one cell, or a test. A comparison
+    calls it from several threads, and of a row only "round" and "accuracy" are sure to be there."""
 
     def note(self, text: str) -> None:
         """Something that a user should know."""
@@ -22,3 +23,17 @@ class Listener(Protocol):
 
     def round(self, row: Row) -> None:
         """A round is complete and on disk."""
+
+
+class Quiet:
+    """A listener that does nothing; base of those that need a part only."""
+
+    def note(self, text: str) -> None: ...
+
+    def stage(self, text: str) -> None: ...
+
+    def begin(self, first: int, last: int, clients: int) -> None: ...
+
+    def examples(self, count: int) -> None: ...
+
+    def round(self, row: Row) -> None: ...

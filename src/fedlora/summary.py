@@ -12,6 +12,7 @@ Row = Mapping[str, Any]
 
 SCORES = ("accuracy", "macro_f1", "commonest_accuracy", "undecided", "validation_accuracy", "validation_macro_f1", "loss")
 TOTALS = ("upload_params", "upload_bytes", "download_params", "download_bytes")
+OLD = {"task_accuracy": "domain_accuracy"}  # keys in rows of earlier versions -> what they are called now
 SECONDS = ("wall_s", "train_s", "evaluate_s", "aggregate_s", "wire_s", "other_s")
 
 
@@ -28,7 +29,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
         if not line.endswith(b"\n"):
             break
         try:
-            row = dict(json.loads(line))
+            row = _by_names_of_today(dict(json.loads(line)))
             whole = row["round"] == number
         except (ValueError, TypeError, KeyError):
             whole = False
@@ -36,6 +37,10 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
             raise BadInput(f"{file} is damaged: line {number} is not the row of round {number}")
         rows.append(row)
     return rows
+
+
+def _by_names_of_today(row: Row) -> dict[str, Any]:
+    return {OLD.get(key, key): value for key, value in row.items()}
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Any]:

@@ -99,17 +99,17 @@ class Similarity:
 
 
 @dataclass(frozen=True)
-class ByTask:
-    """A gate for evaluation: an example passes through the slot of its task alone, and through none where its task has none.
+class ByDomain:
+    """A gate for evaluation: an example passes through the slot of its domain alone, and through none where its domain has none.
 
     Attributes:
-        slots: task -> the name of its slot.
+        slots: domain -> the name of its slot.
     """
 
     slots: Mapping[str, str]
 
 
-Gate = Mix | Router | Similarity | ByTask
+Gate = Mix | Router | Similarity | ByDomain
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,13 @@ class Model:
 
 @dataclass(frozen=True)
 class Client:
-    """What the server may know of a client. `num_examples` counts its training examples; `tasks` does so by task, and is
-    empty where the run has one task."""
+    """What the server may know of a client. `num_examples` counts its training examples; `domains` does so by domain, and is
+    empty where the run has one domain."""
 
     id: int
     rank: int
     num_examples: int
-    tasks: Mapping[str, int] = field(default_factory=dict)
+    domains: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class Train:
         base: the base updates that this client needs before it trains.
         full: parameter name -> change from the pre-trained value, to start from; absent counts as zero.
         gate: what weighs the slots; a Router trains where roles has (GATE, "G").
-        data: the task whose examples to train on; "" is all that the client has.
+        data: the domain whose examples to train on; "" is all that the client has.
         drop_base: the target modules' pre-trained weights count as zero (a factorised model).
         probe: a rehearsal whose result is read but not kept: a head that trains along goes back to where it was.
         want_grad: also return the mean gradient over the steps.
@@ -298,7 +298,7 @@ class Observe:
     of the pre-trained model without any slot, (d,) in fp32.
 
     Attributes:
-        data: the task whose examples it is of; "" is all that the client has.
+        data: the domain whose examples it is of; "" is all that the client has.
         pool: "mean" over the text's tokens; "first" is the first token's, [CLS], of a model whose tokenizer begins every text with
             it and whose first token sees the rest of the text. Other models, such as decoders, have none: the mean again.
     """

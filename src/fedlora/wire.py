@@ -34,7 +34,7 @@ LARGEST_TREE = 1 << 26  # bytes of JSON after decompression
 MOST_AXES = 16
 SAME = 16  # outlines whose headers are remembered: most clients of a round send the same one
 Outline = tuple[Any, tuple[tuple[torch.dtype, torch.Size], ...]]  # the tree, and dtype and shape of its tensors
-OLD = {"Kept": "ClientState"}  # class names in files of earlier versions -> what they are called now
+OLD = {"Kept": "ClientState", "ByTask": "ByDomain"}  # class names in files of earlier versions -> what they are called now
 # The fields of a class in files of an earlier version, where some are gone since: module.class -> names.
 OLD_FIELDS: Mapping[str, Sequence[str]] = {
     "methods.fed_sb.State": ("rounds", "shared", "know"),

@@ -222,7 +222,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
     "sample": (("run", "--set", "clients.sample=1.5"), "share lies in"),
     "sample of none": (("run", "--set", "clients.sample=0.0"), "clients.sample"),
     "sample above all": (("run", *QUICK, "--set", "clients.sample=100"), "clients.sample = 100: the run has 3"),
-    "tasks": (("run", *QUICK, "--set", "clients.tasks=2"), "clients.tasks"),
+    "domains": (("run", *QUICK, "--set", "clients.domains=2"), "clients.domains"),
     "column without its partition": (("run", *QUICK, "--set", "data.column=label"), "data.partition"),
     "partition without its column": (("run", *QUICK, "--set", "data.partition=column"), "data.column"),
     "pathological": (("run", *QUICK, "--set", "data.partition=pathological"), "even number"),

@@ -141,3 +141,12 @@ def test_the_hash_is_that_of_results_made_before_a_key_came():
     assert grid(**old).cells[0].hash == "de01a5275f26"
     hashes = {grid(data={"validation": share}).cells[0].hash for share in (0, 0.0, 0.1, 0.2)}
     assert len(hashes) == 3
+
+
+@pytest.mark.parametrize("key", ["tasks", "domains"])
+def test_a_key_of_an_earlier_version_gives_the_cells_that_it_gave(key: str):
+    """Hashes written down when clients.domains was clients.tasks."""
+    tables = {"method": {"name": "fl-tac"}, "clients": {"count": 4, key: 1}, "data": {"source": "a.csv"}, "seed": [0, 1]}
+    assert [cell.hash for cell in grid(**tables).cells] == ["851cd0deb627", "624d19c3858e"]
+    own = [{"name": "fl-tac", "with": {"clients": {key: [1]}}}]
+    assert [cell.hash for cell in grid(**tables | {"method": own, "clients": {"count": 4}, "seed": 0}).cells] == ["851cd0deb627"]

@@ -23,6 +23,7 @@ from fedlora.comparison.play import play
 from fedlora.comparison.recipe import Recipe
 from fedlora.comparison.run import write_results
 from fedlora.config import as_tables, setting
+from fedlora.listener import Listener, Quiet, Row
 
 Save = Callable[..., str]
 
@@ -36,17 +37,25 @@ class Hears:
         self.notes: list[str] = []
         self.ends: list[str] = []
 
-    def started(self, cell: Cell) -> None:
+    def follow(self, cell: Cell) -> Listener:
         self.starts.append(cell.hash)
+        return HearsCell(self, cell)
 
-    def round(self, cell: Cell, number: int, accuracy: float | None) -> None:
+    def round(self, cell: Cell, number: int) -> None:
         self.rounds.append((cell.hash, number))
 
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
-    def finished(self, cell: Cell) -> None:
-        self.ends.append(cell.hash)
+class HearsCell(Quiet):
+    """Follows one cell."""
+
+    def __init__(self, hears: Hears, cell: Cell) -> None:
+        self.hears, self.cell = hears, cell
+
+    def note(self, text: str) -> None:
+        self.hears.notes.append(text)
+
+    def round(self, row: Row) -> None:
+        self.hears.round(self.cell, row["round"])
 
 
 def compare(recipe: str, out: Path, jobs: int = 1, settings: tuple[str, ...] = ()) -> tuple[Grid, Folder, Hears]:
@@ -55,7 +64,7 @@ def compare(recipe: str, out: Path, jobs: int = 1, settings: tuple[str, ...] = (
     grid, folder, hears = expand(plan), folders.claim(plan, out), Hears()
     folders.begin(folder, plan)
     left = [cell for cell in grid.cells if folder.summary(cell) is None]
-    list(play(left, folder, hears, jobs))
+    hears.ends += [cell.hash for cell in play(left, folder, hears.follow, jobs)]
     write_results(grid, plan, folder)
     return grid, folder, hears
 
@@ -172,12 +181,12 @@ def test_a_process_that_is_killed_is_a_failed_cell_and_closing_stops_all(save: S
     grid, folder, pids = expand(plan), Folder(tmp_path / "out"), []
 
     class Kills(Hears):
-        def round(self, cell: Cell, number: int, accuracy: float | None) -> None:
+        def round(self, cell: Cell, number: int) -> None:
             if number == 1 and not pids:  # of the first that plays
                 pids.append(children()[0])
                 os.kill(pids[0], signal.SIGKILL)
 
-    with closing(play(grid.cells, folder, Kills(), jobs=2)) as played:
+    with closing(play(grid.cells, folder, Kills().follow, jobs=2)) as played:
         cell = next(played)
     assert folder.failure(cell) == "its process ended with status -9"
     assert not children()

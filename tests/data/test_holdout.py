@@ -212,14 +212,14 @@ def test_the_digest_tells_all_data_apart() -> None:
         fields = {"name": "d", "train": part([0, 1], ["a", "b"]), "test": part([0]), "label_names": ("x", "y"), **changes}
         return Dataset(**fields).digest
 
-    tasks = Split(("t0",), np.array([0]), tasks=np.array([0]))
+    domains = Split(("t0",), np.array([0]), domains=np.array([0]))
     others = [
         one(train=part([1, 1], ["a", "b"])),
         one(train=part([0, 1], ["a", "c"])),
         one(train=part([0, 1])),
         one(train=Split(("t0t", "1"), np.array([0, 1]), ("a", "b"))),
         one(test=part([0, 0])),
-        one(test=tasks),
+        one(test=domains),
         one(label_names=("x", "z")),
         one(label_names=("xy", "")),
         one(validation=part([0])),

@@ -309,7 +309,7 @@ TWO_TASKS = (("x",), ("y",), ("x",), ("y",))  # in data where clients of one tas
 
 def fl_tac(tasks: tuple[tuple[str, ...], ...], **settings: Any) -> Row:
     def each(setup: Setup, client: Client, *_: Any) -> int:
-        return max(1, len(client.tasks)) * both(setup, client)
+        return max(1, len(client.domains)) * both(setup, client)
 
     def copies(setup: Setup, client: Client, round: int, last: int) -> int:
         """Before it was there, a client of several tasks gets one mean for all of them, and what is the same travels once."""

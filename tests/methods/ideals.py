@@ -329,7 +329,7 @@ def mean_of(terms: Sequence[tuple[float, np.ndarray]]) -> np.ndarray:
 
 
 def tasks_of(client: Client) -> list[str]:
-    return list(client.tasks) or [""]
+    return list(client.domains) or [""]
 
 
 def by_task(uniform: bool) -> Rule:
@@ -344,7 +344,7 @@ def by_task(uniform: bool) -> Rule:
                 for task in tasks_of(client):
                     own = len(trained) <= len(every)  # then each adapter is a cluster of its own
                     alike = [x for x in trained if x[1] == task and (not own or x[0] == client)]
-                    same = [(1.0 if uniform else c.tasks[task], f) for c, _, f in alike]
+                    same = [(1.0 if uniform else c.domains[task], f) for c, _, f in alike]
                     B = {m: mean_of([(w, _np(f.B[m])) for w, f in same]) for m in now.setup.shapes}
                     A = {m: mean_of([(w, _np(f.A[m])) for w, f in same]) for m in now.setup.shapes}
                     held[client.id, task] = {m: same[0][1].scale * B[m] @ A[m] for m in B}

@@ -8,7 +8,7 @@ from cases import ROWS, Row, takes_part
 from toy import Trainer, dense, deployed, federate, make_clients, make_setup
 
 from fedlora import wire
-from fedlora.types import ByTask, Client, Model
+from fedlora.types import ByDomain, Client, Model
 
 every_row = pytest.mark.parametrize("row", ROWS, ids=str)
 
@@ -87,7 +87,7 @@ def trained_change(trainer: Trainer, client: Client, row: Row, round: int) -> di
     change = dense(model, trainer.setup)
     if len(by_task) > 1:  # an adapter a task
         slots = {task: next(iter(done.slots.values())) for task, done in by_task.items()}
-        change = dense(Model(slots, gate=ByTask({task: task for task in slots})), trainer.setup)
+        change = dense(Model(slots, gate=ByDomain({task: task for task in slots})), trainer.setup)
     for m, merged in trainer.merged[client.id].items():
         change[f"{m}.weight"] = change[f"{m}.weight"] + merged.numpy()
     return change

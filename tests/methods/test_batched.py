@@ -24,9 +24,9 @@ from fedlora.config import ModelConfig, TrainConfig
 from fedlora.models.load import load
 from fedlora.models.slots import find_targets
 from fedlora.runs.prepare import fresh_adapter
+from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded, encode
 from fedlora.training.learner import Job, Outcome
-from fedlora.training.trainer import Trainer
 from fedlora.types import Client, Factors, Observe, Reply, Setup
 
 SIZES = (1, 12, 9, 5)
@@ -61,7 +61,7 @@ def dealt(pretrained: Any, row: Row) -> tuple[list[Client], dict[int, Encoded]]:
         )
         classes = np.array([tiny.CLASSES.index(label) for label in labels])
         classes = np.minimum(tasks, 2).astype(np.int64) if names else classes
-        data[k] = replace(encode(pretrained, texts, classes, 64), tasks=tasks.astype(np.int64))
+        data[k] = replace(encode(pretrained, texts, classes, 64), domains=tasks.astype(np.int64))
         counts = {name: int((tasks == i).sum()) for i, name in enumerate(names) if (tasks == i).any()}
         clients.append(Client(k, rank, len(texts), counts))
     return clients, data
@@ -174,7 +174,7 @@ def test_law_8_together_is_alone_on_odd_shapes(shape: str, method: str, tmp_path
     seen: list[bool] = []
 
     def check(trainer: Trainer, jobs: list[Job], alone: list[Outcome]) -> None:
-        seen.append(trainer.form.apart)
+        seen.append(trainer.forward.form.apart)
         assert_each_close(alone, together(trainer, jobs, ALL), 1e-9)
         assert_each_close(alone, together(trainer, jobs, 100, backwards=True), 1e-9)
 

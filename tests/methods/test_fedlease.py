@@ -106,7 +106,7 @@ def test_clusters_are_those_of_the_tasks_and_stay() -> None:
     method, setup = world()
     run = federate(method, setup, 4)
     first = run.states[1].clusters
-    assert {len({first[c.id] for c in setup.clients if task in c.tasks}) for task in "xyz"} == {1}
+    assert {len({first[c.id] for c in setup.clients if task in c.domains}) for task in "xyz"} == {1}
     assert all(state.clusters == first for state in run.states[2:])
     _, diagnostics = method.aggregate(run.states[0], iter([reply for _, reply in run.rounds[1]]), 1)
     assert diagnostics["experts"] == 3 and diagnostics["purity"] == 1.0
@@ -150,7 +150,7 @@ def test_two_of_sixteen_a_round_make_the_clusters_of_their_tasks_whoever_came_fi
             break
     assert len(state.experts) == 4 and not state.waiting and t < 60
     for task in "wxyz":
-        assert len({state.clusters[c.id] for c in setup.clients if task in c.tasks}) == 1
+        assert len({state.clusters[c.id] for c in setup.clients if task in c.domains}) == 1
     assert run.states[60].clusters == state.clusters
     own = {c.id: done.slots[SHARED] for c, done in warm}  # each client's newest, once
     assert len(warm) == 2 * t > len(own) == 16
@@ -223,7 +223,7 @@ def test_one_client_a_round_is_no_cluster_before_there_are_three() -> None:
 
 def test_who_has_no_data_is_not_waited_for() -> None:
     method, setup = world(count=9, rounds=20)
-    clients = [replace(c, num_examples=0, tasks={}) if c.id > 5 else c for c in setup.clients]
+    clients = [replace(c, num_examples=0, domains={}) if c.id > 5 else c for c in setup.clients]
     setup = replace(setup, clients=tuple(clients))
     state, _ = method.aggregate(method.init(setup), iter([Reply(c, random_up(c.id)) for c in clients[:6]]), 1)
     assert state.experts

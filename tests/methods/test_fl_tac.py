@@ -11,7 +11,7 @@ from fedlora import wire
 from fedlora.errors import BadInput
 from fedlora.methods.fedit import FedIT
 from fedlora.methods.fl_tac import FLTAC, Up
-from fedlora.types import SHARED, ByTask, Client, Factors, Reply
+from fedlora.types import SHARED, ByDomain, Client, Factors, Reply
 
 MIXED = [("x",), ("x", "y"), ("y", "z"), ("z",), ("x", "z"), ("y",)]
 
@@ -49,17 +49,19 @@ def test_separated_tasks_are_recovered_and_averaged_by_their_examples(uniform: b
     state = method.init(setup)
     centres = {task: random_factors(setup, i) for i, task in enumerate("xyz")}
     made = {
-        (c.id, task): random_factors(setup, 100 * c.id + ord(task), 0.02, centres[task]) for c in setup.clients for task in c.tasks
+        (c.id, task): random_factors(setup, 100 * c.id + ord(task), 0.02, centres[task])
+        for c in setup.clients
+        for task in c.domains
     }
-    replies = [upload(method, state, c, [made[c.id, task] for task in c.tasks]) for c in setup.clients]
+    replies = [upload(method, state, c, [made[c.id, task] for task in c.domains]) for c in setup.clients]
     state, diagnostics = method.aggregate(state, iter(replies), 1)
     assert diagnostics["purity"] == diagnostics["adjusted_rand"] == 1.0
     for task in "xyz":
-        owners = [c for c in setup.clients if task in c.tasks]
-        weights = [1.0 if uniform else c.tasks[task] for c in owners]
+        owners = [c for c in setup.clients if task in c.domains]
+        weights = [1.0 if uniform else c.domains[task] for c in owners]
         expected = sum(w * whole(made[c.id, task]) for w, c in zip(weights, owners, strict=True)) / sum(weights)
         for c in owners:
-            place = list(c.tasks).index(task)
+            place = list(c.domains).index(task)
             np.testing.assert_allclose(whole(method.send(state, c, 1).adapters[place]), expected, atol=1e-12)
             assert diagnostics["clusters"][str(c.id)][place] == state.clusters[c.id][place]
 
@@ -86,7 +88,7 @@ def test_a_message_holds_an_adapter_a_task_and_no_name_of_a_task() -> None:
     run = federate(method, setup, 2)
     for exchanged in run.rounds[1:]:
         for order, reply in exchanged:
-            assert all(len(x) == len(order.client.tasks) for x in (*reply.up.A.values(), *reply.up.B.values()))
+            assert all(len(x) == len(order.client.domains) for x in (*reply.up.A.values(), *reply.up.B.values()))
             assert [f.name for f in fields(reply.up)] == ["A", "B"]
             tree = wire.decode(wire.encode(reply.up), wire.message_classes(method))
             assert "secret" not in repr(tree) and set(tree.A) == set(SHAPES)
@@ -118,7 +120,7 @@ def test_names_of_clusters_do_not_depend_on_who_holds_what() -> None:
     state = method.init(setup)
     centres = [random_factors(setup, 1), random_factors(setup, 2)]
     made = [random_factors(setup, 50 + i, 0.05, centres[i % 2]) for i in range(6)]
-    equal = [replace(c, num_examples=60, tasks=dict.fromkeys(c.tasks, 60)) for c in setup.clients]
+    equal = [replace(c, num_examples=60, domains=dict.fromkeys(c.domains, 60)) for c in setup.clients]
     for order in ([0, 1, 2, 3, 4, 5], [5, 2, 1, 4, 3, 0]):
         replies = [upload(method, state, c, [made[i]]) for c, i in zip(equal, order, strict=True)]
         after, _ = method.aggregate(state, iter(replies), 1)
@@ -140,13 +142,13 @@ def adapter(method, state, reply: Reply, place: int) -> Factors:
 def holds_others(method, before, after, replies: list[Reply], owners: list[Client]) -> dict[tuple[int, int], bool]:
     """Owner and place -> whether another task's adapter has a part in its mean, of those whose mean is another than before. Uploads
     are independent vectors, so what each contributed to a mean is found by least squares."""
-    given = [(task, whole(adapter(method, before, r, i))) for r in replies for i, task in enumerate(r.client.tasks)]
+    given = [(task, whole(adapter(method, before, r, i))) for r in replies for i, task in enumerate(r.client.domains)]
     vectors = np.stack([x for _, x in given], axis=1)
     assert np.linalg.matrix_rank(vectors) == len(given)
     out = {}
     for c in owners:
         for i, (task, had, has) in enumerate(
-            zip(c.tasks, method.send(before, c, 1).adapters, method.send(after, c, 1).adapters, strict=True)
+            zip(c.domains, method.send(before, c, 1).adapters, method.send(after, c, 1).adapters, strict=True)
         ):
             if not same(had, has):
                 parts, *_ = np.linalg.lstsq(vectors, whole(has), rcond=None)
@@ -172,7 +174,7 @@ def test_with_sampling_nobody_holds_another_tasks_adapter_and_who_sat_out_holds_
             owners = [c for c in setup.clients if c.id in set().union(*here[: t + 1])]
             wrong |= holds_others(method, run.states[t - 1], run.states[t], replies[t], owners)
             assert sum(wrong.values()) / len(wrong) == 0.0, f"seed {seed}, round {t}"
-            lacking += len({task for r in replies[t] for task in r.client.tasks}) < len(tasks)
+            lacking += len({task for r in replies[t] for task in r.client.domains}) < len(tasks)
         for t in range(1, 11):
             before, after = run.states[t - 1], run.states[t]
             for c in (c for c in setup.clients if c.id not in here[t]):
@@ -246,8 +248,8 @@ def test_every_client_is_evaluated_with_its_own_adapters() -> None:
     run = federate(method, setup, 2)
     state, client = run.states[2], setup.clients[2]
     model = deployed(method, state, client)
-    assert isinstance(model.gate, ByTask) and list(model.gate.slots) == ["y", "z"]
-    for task, start in zip(client.tasks, method.send(state, client, 1).adapters, strict=True):
+    assert isinstance(model.gate, ByDomain) and list(model.gate.slots) == ["y", "z"]
+    for task, start in zip(client.domains, method.send(state, client, 1).adapters, strict=True):
         assert same(model.slots[model.gate.slots[task]], start)
     single = deployed(method, state, setup.clients[0])
     assert single.gate is None and same(list(single.slots.values()), list(method.send(state, setup.clients[0], 1).adapters))

@@ -136,7 +136,7 @@ def test_law_2_scaling_all_numbers_of_examples_does_not_matter(row):
     method, setup, run, replies, _ = third_round(row)
     state = run.states[row.at - 1]
     scaled = [
-        Reply(replace(c, num_examples=7 * c.num_examples, tasks={t: 7 * n for t, n in c.tasks.items()}), r.up)
+        Reply(replace(c, num_examples=7 * c.num_examples, domains={t: 7 * n for t, n in c.domains.items()}), r.up)
         for r in replies
         for c in [r.client]
     ]

@@ -40,7 +40,7 @@ import tiny
 from architectures import ARCHITECTURES, CLS, ENCODER_DECODERS, LEFT_OUT, PAD, SEP, UNK, Architecture
 
 from fedlora import methods, seeds
-from fedlora.config import Head, TrainConfig, resolve
+from fedlora.config import HeadMode, TrainConfig, resolve
 from fedlora.errors import BadInput
 from fedlora.models.load import Pretrained, load
 from fedlora.models.slots import transposed
@@ -50,9 +50,10 @@ from fedlora.runs.play import execute
 from fedlora.runs.prepare import fresh_adapter, load_pretrained, make_trainer, rehearsed, try_pretrained
 from fedlora.server.loop import Server, rounds
 from fedlora.server.sampling import sampler
+from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded, encode
 from fedlora.training.learner import Job, batches
-from fedlora.training.trainer import ScoreJob, Trainer
+from fedlora.training.score import ScoreJob
 from fedlora.transports.inprocess import InProcess
 from fedlora.types import Client, Factors, Model, Setup, Train, own_model
 
@@ -200,7 +201,7 @@ def federate(trainer: Trainer, method: str, count: int, data: Mapping[int, Encod
         dtype=trainer.dtype,
     )
     made = methods.make(method, {})
-    transport = InProcess(made, setup, trainer, data, Head.FROZEN)
+    transport = InProcess(made, setup, trainer, data, HeadMode.FROZEN)
     played = list(rounds(made, setup, Server(0, made.init(setup)), transport, sampler(setup.clients, setup.seed, 1.0)))
     assert not any(tally.failed for _, tally, _ in played)
     state = played[-1][0].state
@@ -212,7 +213,7 @@ def federate(trainer: Trainer, method: str, count: int, data: Mapping[int, Encod
 def logits(trainer: Trainer, model: Model, data: Encoded) -> Tensor:
     """Our logits of all texts in one go, in the precision that they are computed in."""
     with torch.no_grad():
-        (found,) = trainer._logits([trainer._part(ScoreJob(model, {}, data))], {})
+        (found,) = trainer.forward.logits([trainer.scorer.part(ScoreJob(model, {}, data))], {})
     return found
 
 

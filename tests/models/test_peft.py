@@ -13,8 +13,8 @@ from fedlora.config import ModelConfig, TrainConfig
 from fedlora.models.load import load
 from fedlora.models.peft import is_adapter, save_adapter, save_model, stack
 from fedlora.models.slots import find_targets
+from fedlora.training.batched import Trainer
 from fedlora.training.encode import encode
-from fedlora.training.trainer import Trainer
 from fedlora.types import BaseUpdate, Factors, Mix, Model, Similarity
 
 KINDS = ["bert", "roberta", "distilbert", "gpt2", "llama"]

@@ -28,7 +28,7 @@ from fedlora.runs.export import export, read_result
 from fedlora.runs.predict import predict
 from fedlora.runs.prepare import load_pretrained, make_trainer, try_pretrained
 from fedlora.training.encode import encode
-from fedlora.training.trainer import ScoreJob
+from fedlora.training.score import ScoreJob
 from fedlora.types import Model
 
 VERSIONS = ("0.18.1", "0.20.0", "0.21.2")

@@ -20,7 +20,7 @@ from fedlora.config import TrainConfig
 from fedlora.errors import BadInput
 from fedlora.runs.export import export
 from fedlora.training.encode import Encoded
-from fedlora.training.trainer import ScoreJob
+from fedlora.training.score import ScoreJob
 from fedlora.types import SHARED, Model
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"

@@ -21,8 +21,8 @@ from fedlora.models.load import Pretrained, from_config, load
 from fedlora.models.packing import Form, Packing, Positions, Reads, Shared
 from fedlora.models.slots import find_targets
 from fedlora.models.trial import Findings, try_model
+from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded
-from fedlora.training.trainer import Trainer
 from fedlora.types import Model
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fedlora.comparison.splits import Line, exception, run
+from fedlora.comparison.splits import Measurement, exception, run
 from fedlora.config import resolve
 from fedlora.data.bands import Band
 from fedlora.data.load import load
@@ -63,7 +63,7 @@ def test_the_same_table_gives_the_same_bytes_and_pictures(csv_folder: Path, tmp_
 
 def test_an_exception_says_which_side_and_how_rare() -> None:
     band = Band(np.arange(1, 101))  # 3 to 98
-    low, high = (exception(Line(0.5, "test", "min_examples", band, number)) for number in (2, 250))
+    low, high = (exception(Measurement(0.5, "test", "min_examples", band, number)) for number in (2, 250))
     assert low == ("Dir(0.5) test, fewest examples of a client: 2 is lower than the band, 3 to 98; 2 of 100 splits had 2 or less.")
     assert high.endswith("250 is higher than the band, 3 to 98; none of 100 splits had 250 or more.")
 

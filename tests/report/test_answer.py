@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from fedlora.report.answers import answers
-from fedlora.report.contenders import Cell, cells, joined
+from fedlora.report.contenders import Contender, contenders, joined
 from fedlora.report.plots import frontier
-from fedlora.report.runs import Run, read, study
+from fedlora.report.runs import Run, comparison, read
 from fedlora.report.summary import answer_table, held, lead, losses, lost_table, notes, results, spans
 
 Write = Callable[..., Path]
@@ -28,15 +28,15 @@ def make(write: Write, tmp_path: Path) -> Callable[..., Run]:
     return make
 
 
-def found(*runs: Run) -> tuple[Cell, ...]:
-    return cells(study(runs))
+def found(*runs: Run) -> tuple[Contender, ...]:
+    return contenders(comparison(runs))
 
 
 def test_equal_to_a_tenth_of_a_point_is_a_tie(make: Any) -> None:
     """33.84 and 33.76 are both shown as 33.8; the cheaper of them is not the more accurate."""
     here = found(make("fedit", [0.3384]), make("flexlora", [0.3376], 2 * 10**6), make("lora-a2", [0.3]))
     (answer,) = answers(here)
-    assert [cell.name for cell in answer.leaders] == ["FedIT", "FlexLoRA"]
+    assert [contender.name for contender in answer.leaders] == ["FedIT", "FlexLoRA"]
     assert lead(here) == (
         "Most accurate: FedIT and FlexLoRA with 33.8 %, then LoRA-A² with 30.0 %. "
         "Fewest bytes to reach 32 %: FedIT with 1 MB uploaded; FlexLoRA needs 2 MB."
@@ -74,7 +74,7 @@ def test_what_diverged_is_not_ranked(make: Any) -> None:
     assert [row[:2] for row in results(here)[0].rows] == [("LoRA-A²", "20.0"), ("FedIT", "90.0 (diverged)")]
     assert any(
         note.startswith("Diverged, so not ranked: FedIT.")
-        for note in notes(study([run for cell in here for run in cell.runs]), here)
+        for note in notes(comparison([run for contender in here for run in contender.runs]), here)
     )
     assert frontier.picture(here) is None
     assert lead(here[1:]) == "Every run has diverged, so there is no answer."
@@ -84,7 +84,7 @@ def test_personal_models_are_a_group_of_their_own(make: Any) -> None:
     own = {"client_accuracy": {"0": 0.9, "1": 0.8}, "commonest_accuracy": 0.7}
     runs = [make("fedit", [0.4]), make("lora-a2", [0.5]), make("feddpa", [0.9], row=own), make("ce-lora", [0.8], row=own)]
     here = found(*runs)
-    assert [(cell.where, cell.name) for cell in here] == [
+    assert [(contender.where, contender.name) for contender in here] == [
         ("common model", "LoRA-A²"),
         ("common model", "FedIT"),
         ("personal models", "CE-LoRA"),
@@ -102,8 +102,8 @@ def test_personal_models_are_a_group_of_their_own(make: Any) -> None:
     assert [row[0] for row in personal.rows] == ["FedDPA", "CE-LoRA", "always the commonest class"]
     assert "personal" in personal.caption and "common" in common.caption
     alone = found(runs[2], runs[3])
-    assert {cell.kind for cell in alone} == {""}
-    assert "Each client's personal model is scored on the client's own test examples." in notes(study(runs[2:]), alone)
+    assert {contender.kind for contender in alone} == {""}
+    assert "Each client's personal model is scored on the client's own test examples." in notes(comparison(runs[2:]), alone)
 
 
 def test_the_round_that_validation_chose_is_what_is_reported(make: Any, write: Write, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_the_round_that_validation_chose_is_what_is_reported(make: Any, write: W
     (table,) = results(here)
     assert table.header[1:4] == ("20newsgroups Dir(0.5), %", "macro F1, %", "validation accuracy, %")
     assert table.rows[0][1:4] == ("50.0", "30.0", "60.0")
-    assert notes(study([run]), here) == ["Validation chose the round that is scored and written, never the test set."]
+    assert notes(comparison([run]), here) == ["Validation chose the round that is scored and written, never the test set."]
 
 
 def test_other_scores_of_several_places_have_tables_of_their_own(make: Any) -> None:
@@ -132,10 +132,10 @@ def test_other_scores_of_several_places_have_tables_of_their_own(make: Any) -> N
 def test_a_loss_that_still_falls(make: Any) -> None:
     """The fixture's loss is 1 / round."""
     runs = [make("fedit", [0.1] * 4), make("lora-a2", [0.1] * 4)]
-    assert ALL in notes(study(runs), found(*runs))
+    assert ALL in notes(comparison(runs), found(*runs))
     still = make("flexlora", [0.1] * 4, row={"loss": 1.0})
     both = [runs[0], still]
-    assert "The training loss still fell at the end, so more rounds may help: FedIT." in notes(study(both), found(*both))
+    assert "The training loss still fell at the end, so more rounds may help: FedIT." in notes(comparison(both), found(*both))
 
 
 def test_clients_that_failed(make: Any, write: Write, tmp_path: Path) -> None:
@@ -146,12 +146,12 @@ def test_clients_that_failed(make: Any, write: Write, tmp_path: Path) -> None:
         {"failures": {"1": "no number"}},
     ]
     run = read(write(tmp_path / "run", {}, [0.1] * 4, extra=[row | {"loss": 1.0} for row in rows]))
-    (cell,) = here = found(run)
-    assert losses(cell) == [("client 1", [1, 2, 4], "no number"), ("client 3", [2], "timed out")]
+    (contender,) = here = found(run)
+    assert losses(contender) == [("client 1", [1, 2, 4], "no number"), ("client 3", [2], "timed out")]
     table = lost_table(here)
     assert table is not None
     assert table.rows == (("LoRA-A²", "client 1", "3", "1–2, 4", "no number"), ("LoRA-A²", "client 3", "1", "2", "timed out"))
-    assert notes(study([run]), here) == ["Clients failed in LoRA-A²: see Clients that failed."]
+    assert notes(comparison([run]), here) == ["Clients failed in LoRA-A²: see Clients that failed."]
     assert lost_table(found(make("fedit", [0.1]))) is None
 
 
@@ -160,8 +160,8 @@ def test_paths_are_no_names(make: Any) -> None:
     runs = [
         make("fedit", [0.5], tables={"data": {"source": f"/home/me/{x}/train.csv"}, "model": {"source": "/m/bert"}}) for x in "ab"
     ]
-    assert [cell.where for cell in found(*runs)] == ["a/train.csv", "b/train.csv"]
-    assert dict(held(study(runs)))["model"] == "bert"
+    assert [contender.where for contender in found(*runs)] == ["a/train.csv", "b/train.csv"]
+    assert dict(held(comparison(runs)))["model"] == "bert"
     assert found(runs[0])[0].where == "train.csv Dir(0.5)"
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from fedlora.report.contenders import cells
+from fedlora.report.contenders import contenders
 from fedlora.report.picture import Picture
 from fedlora.report.plots import classes
-from fedlora.report.runs import read, study
+from fedlora.report.runs import comparison, read
 
 Write = Callable[..., Path]
 COUNTS = np.array([[8, 2, 0], [4, 4, 0], [1, 0, 0]])  # rows: true class; nothing is taken for c
@@ -21,7 +21,7 @@ def show(write: Write, tmp_path: Path, counts: Any, **more: Any) -> Picture | No
     names = [f"{'abcdefgh'[i % 8]}{i // 8 or ''}" for i in range(len(counts))]
     arrays = {t: {"confusion": x} for t, x in {2: counts, **more.pop("others", {})}.items()}
     folder = write(tmp_path / "run", {}, [0.1, 0.2, 0.3], arrays=arrays, label_names=names, **more)
-    return classes.picture(cells(study([read(folder)])))
+    return classes.picture(contenders(comparison([read(folder)])))
 
 
 def test_scores() -> None:
@@ -77,7 +77,7 @@ def test_several_methods_are_compared_class_by_class(write: Write, tmp_path: Pat
     for name, accuracy, counts in (("fedit", 0.5, [[3, 1], [2, 2]]), ("lora-a2", 0.9, [[4, 0], [0, 4]])):
         arrays = {1: {"confusion": np.array(counts)}}
         runs.append(read(write(tmp_path / name, {"method": {"name": name}}, [accuracy], arrays=arrays)))
-    picture = classes.picture(cells(study(runs)))
+    picture = classes.picture(contenders(comparison(runs)))
     assert picture is not None
     assert picture.finding.endswith("no two classes are confused")  # of the more accurate
     assert picture.tables[1].header == ("class", "LoRA-A²", "FedIT")
@@ -85,4 +85,4 @@ def test_several_methods_are_compared_class_by_class(write: Write, tmp_path: Pat
 
 
 def test_older_runs_have_none(write: Write, tmp_path: Path) -> None:
-    assert classes.picture(cells(study([read(write(tmp_path / "run", {}, [0.5]))]))) is None
+    assert classes.picture(contenders(comparison([read(write(tmp_path / "run", {}, [0.5]))]))) is None

@@ -1,4 +1,4 @@
-"""Runs become cells, places and contenders as a reader would sort them; the answer is computed by hand."""
+"""Runs become contenders in places, as a reader would sort them; the answer is computed by hand."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 
 from fedlora.report.answers import answers, bytes_to, params, size
-from fedlora.report.contenders import Cell, by_panel, by_place, cells, hardest, spread, title, word
-from fedlora.report.runs import read, study
+from fedlora.report.contenders import Contender, by_panel, by_place, contenders, hardest, spread, title, word
+from fedlora.report.runs import comparison, read
 from fedlora.report.summary import settings_tables
 
 Write = Callable[..., Path]
 
 
 @pytest.fixture
-def make(write: Write, tmp_path: Path) -> Callable[..., tuple[Cell, ...]]:
+def make(write: Write, tmp_path: Path) -> Callable[..., tuple[Contender, ...]]:
     """Cells of runs: (tables, accuracy by round, bytes a round)."""
 
-    def make(*runs: tuple[Mapping[str, Any], Sequence[float | None], int]) -> tuple[Cell, ...]:
-        return cells(study([read(write(tmp_path / str(i), *run)) for i, run in enumerate(runs)]))
+    def make(*runs: tuple[Mapping[str, Any], Sequence[float | None], int]) -> tuple[Contender, ...]:
+        return contenders(comparison([read(write(tmp_path / str(i), *run)) for i, run in enumerate(runs)]))
 
     return make
 
@@ -53,7 +53,7 @@ def test_a_mean_is_over_the_rounds_that_every_seed_has(make: Any) -> None:
 
 def test_reading_order_and_names(make: Any) -> None:
     found = make(*[(at(m, a, r), [0.5], 1) for a in (0.01, 0.5) for r in (1, 8) for m in ("ce-lora", "ffa-lora", "lora-a2")])
-    assert [(cell.where, cell.name) for cell in found[:7]] == [
+    assert [(contender.where, contender.name) for contender in found[:7]] == [
         ("Dir(0.5)", "LoRA-A² rank 8"),
         ("Dir(0.5)", "LoRA-A² rank 1"),
         ("Dir(0.5)", "FFA-LoRA rank 8"),
@@ -69,12 +69,12 @@ def test_reading_order_and_names(make: Any) -> None:
 
 def test_settings_that_follow_from_the_method_do_not_name_a_line(make: Any) -> None:
     found = make((at("fedavg", lr=1e-4), [0.5], 1), (at("lora-a2", lr=5e-4), [0.5], 1))
-    assert [cell.name for cell in found] == ["LoRA-A²", "FedAvg"]
+    assert [contender.name for contender in found] == ["LoRA-A²", "FedAvg"]
     assert _rows(found, "Set for each method") == (("LoRA-A²", "lr = 0.0005"), ("FedAvg (full fine-tuning)", "lr = 0.0001"))
 
 
-def _rows(found: Sequence[Cell], caption: str) -> tuple[tuple[str, ...], ...]:
-    tables = settings_tables(study([run for cell in found for run in cell.runs]), found)
+def _rows(found: Sequence[Contender], caption: str) -> tuple[tuple[str, ...], ...]:
+    tables = settings_tables(comparison([run for contender in found for run in contender.runs]), found)
     return next(table.rows for table in tables if table.caption == caption)
 
 
@@ -89,7 +89,7 @@ def test_each_method_shows_what_itself_varies(make: Any) -> None:
     a2 = [at("lora-a2", lr=5e-4) | {"method": {"name": "lora-a2", "lr_ratio_b": ratio}} for ratio in (1.0, 5.0)]
     ffa = [at("ffa-lora", lr=lr) for lr in (5e-4, 2.5e-3)]
     found = make(*[(tables, [0.5], 1) for tables in (*a2, *ffa)])
-    assert [cell.name for cell in found] == [
+    assert [contender.name for contender in found] == [
         "LoRA-A² lr_ratio_b = 1",
         "LoRA-A² lr_ratio_b = 5",
         "FFA-LoRA lr = 0.0005",
@@ -100,7 +100,7 @@ def test_each_method_shows_what_itself_varies(make: Any) -> None:
 def test_modules_are_in_natural_order(make: Any) -> None:
     patterns = [r".*layer\.10\..*", r".*layer\.9\..*", "all-linear", r".*\.\d+\.output\.dense"]
     found = make(*[(at("fedit") | {"model": {"target_modules": each}}, [0.5], 1) for each in patterns])
-    assert [cell.name for cell in found] == [
+    assert [contender.name for contender in found] == [
         "FedIT in output.dense",
         "FedIT in layer.9",
         "FedIT in layer.10",
@@ -140,10 +140,10 @@ def test_the_answer(make: Any) -> None:
     ffa = (at("ffa-lora"), [0.5, 0.76, 0.70, 0.77], 5_000_000)
     slow = (at("lora-a2"), [0.1, 0.2, 0.3, 0.4], 1)
     (found,) = answers(make(fedit, ffa, slow))
-    assert [cell.name for cell in found.cells] == ["FedIT", "FFA-LoRA", "LoRA-A²"]
+    assert [contender.name for contender in found.contenders] == ["FedIT", "FFA-LoRA", "LoRA-A²"]
     assert found.target == 76
-    assert [(cell.name, cost) for cell, cost in found.reached] == [("FFA-LoRA", 10e6), ("FedIT", 30e6)]
-    assert bytes_to(found.cells[2], 76) is None
+    assert [(contender.name, cost) for contender, cost in found.reached] == [("FFA-LoRA", 10e6), ("FedIT", 30e6)]
+    assert bytes_to(found.contenders[2], 76) is None
     assert found.noise == pytest.approx(100 * 1.96 * (0.8 * 0.2 / 100) ** 0.5)  # 4 clients of 25 test examples
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fedlora.report import html
-from fedlora.report.contenders import cells
-from fedlora.report.runs import Study, read, study
+from fedlora.report.contenders import contenders
+from fedlora.report.runs import Comparison, comparison, read
 from fedlora.report.summary import answer_table, lead, results
 
 Write = Callable[..., Path]
@@ -54,7 +54,7 @@ def run(method: str, alpha: float, seed: int = 0) -> dict[str, Any]:
 
 
 @pytest.fixture
-def everything(write: Write, tmp_path: Path) -> Study:
+def everything(write: Write, tmp_path: Path) -> Comparison:
     """Two methods over two seeds, with all that a run can record."""
     rng = np.random.default_rng(0)
     runs = []
@@ -68,12 +68,12 @@ def everything(write: Write, tmp_path: Path) -> Study:
         accuracy = [0.1 + 0.01 * i, 0.2 + 0.03 * i]
         runs.append(read(write(tmp_path / str(i), run(method, 0.5, seed), accuracy, 10**6, [row, row], {2: arrays}, clients=2)))
     published = [{"method.name": "fedit", "data.alpha": 0.5, "accuracy": 61.75}]
-    return study(runs, "Title & <more>", "About it.", published, [("flexlora, Dir(0.5)", "out of memory")], "small")
+    return comparison(runs, "Title & <more>", "About it.", published, [("flexlora, Dir(0.5)", "out of memory")], "small")
 
 
 @pytest.fixture
-def page(everything: Study, tmp_path: Path) -> Page:
-    html.write(html.of_study(everything), tmp_path / "out" / "report.html", tmp_path / "out" / "figures")
+def page(everything: Comparison, tmp_path: Path) -> Page:
+    html.write(html.of_comparison(everything), tmp_path / "out" / "report.html", tmp_path / "out" / "figures")
     return Page((tmp_path / "out" / "report.html").read_text())
 
 
@@ -171,7 +171,7 @@ def figures(folder: Path) -> None:
 def test_the_answer_is_that_of_the_hardest_place(write: Write, tmp_path: Path) -> None:
     values = {("lora-a2", 0.5): 0.8, ("fedit", 0.5): 0.9, ("lora-a2", 0.01): 0.7, ("fedit", 0.01): 0.2}
     runs = [read(write(tmp_path / f"{m}{a}", run(m, a), [x, x], 1_500_000)) for (m, a), x in values.items()]
-    found = cells(study(runs))
+    found = contenders(comparison(runs))
     assert lead(found) == (
         "Most accurate at Dir(0.01): LoRA-A² with 70.0 %, then FedIT with 20.0 %. "
         "Fewest bytes to reach 66 %: LoRA-A² with 1.5 MB uploaded; no other method gets there."
@@ -187,7 +187,7 @@ def test_the_answer_is_that_of_the_hardest_place(write: Write, tmp_path: Path) -
 
 def test_a_single_run(write: Write, tmp_path: Path) -> None:
     one = read(write(tmp_path / "run", run("lora-a2", 0.5), [0.25, 0.5], 2_000_000))
-    html.write(html.of_study(study([one])), tmp_path / "report.html", tmp_path)
+    html.write(html.of_comparison(comparison([one])), tmp_path / "report.html", tmp_path)
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert page.text("h1") == ["LoRA-A² on 20newsgroups Dir(0.5)"]
@@ -202,7 +202,7 @@ def test_what_is_missing_is_left_out(write: Write, tmp_path: Path) -> None:
     """A run in its first round, not scored yet, without a picture of its split; nothing else says anything."""
     folder = write(tmp_path / "run", {"train": {"rounds": 5}}, [None], extra=[{"train_s": None, "wall_s": None}])
     (folder / "split.png").unlink()
-    html.write(html.of_study(study([read(folder)])), tmp_path / "report.html", tmp_path / "figures")
+    html.write(html.of_comparison(comparison([read(folder)])), tmp_path / "report.html", tmp_path / "figures")
     page = Page((tmp_path / "report.html").read_text())
     assert "No round has been scored yet." in page.text("p")
     assert "not scored" in page.text("td")
@@ -213,15 +213,15 @@ def test_what_is_missing_is_left_out(write: Write, tmp_path: Path) -> None:
 def test_an_unfinished_cell_says_how_far_it_is(write: Write, tmp_path: Path) -> None:
     long = {"train": {"rounds": 9}}
     runs = [read(write(tmp_path / m, run(m, 0.5) | long, accuracy)) for m, accuracy in (("fedit", [0.5] * 9), ("lora-a2", [0.25]))]
-    html.write(html.of_study(study(runs)), tmp_path / "report.html", tmp_path / "figures")
+    html.write(html.of_comparison(comparison(runs)), tmp_path / "report.html", tmp_path / "figures")
     numbers = Page((tmp_path / "report.html").read_text()).text("td")
     assert "25.0 (round 1)" in numbers
     assert "50.0" in numbers
 
 
 def test_the_report_is_replaced_whole(write: Write, tmp_path: Path) -> None:
-    one = study([read(write(tmp_path / "run", {}, [None]))])
+    one = comparison([read(write(tmp_path / "run", {}, [None]))])
     (tmp_path / "report.html").write_text("old")
-    html.write(html.of_study(one), tmp_path / "report.html", tmp_path / "figures")
+    html.write(html.of_comparison(one), tmp_path / "report.html", tmp_path / "figures")
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert not list(tmp_path.glob(".*.part"))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from fedlora.report.contenders import Cell, cells
+from fedlora.report.contenders import Contender, contenders
 from fedlora.report.picture import Panel, Picture
 from fedlora.report.plots import ablation, accuracy, clients, clock, discordance, energy, frontier, published, ranks, similarity
 from fedlora.report.plots.lines import percent_limits
-from fedlora.report.runs import read, study
+from fedlora.report.runs import comparison, read
 
 Write = Callable[..., Path]
 
@@ -35,11 +35,11 @@ def only(picture: Picture | None) -> Picture:
 
 
 @pytest.fixture
-def make(write: Write, tmp_path: Path) -> Callable[..., tuple[Cell, ...]]:
+def make(write: Write, tmp_path: Path) -> Callable[..., tuple[Contender, ...]]:
     """Cells of runs: keywords of `write_run` each."""
 
-    def make(*runs: Mapping[str, Any]) -> tuple[Cell, ...]:
-        return cells(study([read(write(tmp_path / str(i), **run)) for i, run in enumerate(runs)]))
+    def make(*runs: Mapping[str, Any]) -> tuple[Contender, ...]:
+        return contenders(comparison([read(write(tmp_path / str(i), **run)) for i, run in enumerate(runs)]))
 
     return make
 

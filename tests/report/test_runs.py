@@ -9,7 +9,7 @@ import pytest
 
 from fedlora.config import resolve
 from fedlora.errors import BadInput
-from fedlora.report.runs import as_text, cumulative, published_row, read, read_published, study
+from fedlora.report.runs import as_text, comparison, cumulative, published_row, read, read_published
 
 Write = Callable[..., Path]
 
@@ -55,7 +55,7 @@ def test_what_varies_and_what_does_not(write: Write, tmp_path: Path) -> None:
     tables = [
         {"seed": s, "method": {"name": m}, "data": {"alpha": a}} for s in (0, 1) for m in ("fedit", "fedavg") for a in (0.5, 0.1)
     ]
-    found = study([read(write(tmp_path / str(i), table, [0.1])) for i, table in enumerate(tables)], "title")
+    found = comparison([read(write(tmp_path / str(i), table, [0.1])) for i, table in enumerate(tables)], "title")
     assert set(found.varied) == {"method.name", "data.alpha", "seed"}
     assert found.varied[-1] == "seed"
     assert found.fixed["train.rounds"] == 1
@@ -64,9 +64,9 @@ def test_what_varies_and_what_does_not(write: Write, tmp_path: Path) -> None:
 
 def test_runs_without_a_round_are_left_out(write: Write, tmp_path: Path) -> None:
     empty, one = read(write(tmp_path / "empty", {"train": {"rounds": 2}}, [])), read(write(tmp_path / "one", {}, [0.5]))
-    assert study([empty, one]).runs == (one,)
+    assert comparison([empty, one]).runs == (one,)
     with pytest.raises(BadInput, match="no run has finished a round"):
-        study([empty])
+        comparison([empty])
 
 
 def test_published_rows_are_found_by_their_dotted_keys() -> None:

@@ -1,4 +1,4 @@
-"""Whole runs of several tasks on a tiny model, and of a model that depends on the input."""
+"""Whole runs of several domains on a tiny model, and of a model that depends on the input."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ def rows_of(out: Path) -> list[dict]:
 
 
 def colours(folder: Path) -> Path:
-    """Another task in the same words: one of two classes, given away by how the text begins."""
+    """Another domain in the same words: one of two classes, given away by how the text begins."""
     rng = np.random.default_rng(9)
     with open(folder / "colour.csv", "w", newline="") as file:
         out = csv.writer(file)
@@ -53,7 +53,7 @@ def two(bert_folder: Path, csv_folder: Path, tmp_path: Path) -> dict:
 
 @pytest.mark.parametrize("name", ["fedit", "fl-tac", "fedlease"])
 def test_stopped_and_resumed_equals_uninterrupted(name: str, two: dict, tmp_path: Path) -> None:
-    config = resolve(two, {"method": {"name": name}, "clients": {"tasks": 2 if name == "fl-tac" else 1}})
+    config = resolve(two, {"method": {"name": name}, "clients": {"domains": 2 if name == "fl-tac" else 1}})
     play.execute(config, tmp_path / "whole", False, Silent())
     with pytest.raises(KeyboardInterrupt):
         play.execute(config, tmp_path / "parts", False, Silent(2))
@@ -69,39 +69,45 @@ def test_stopped_and_resumed_equals_uninterrupted(name: str, two: dict, tmp_path
 
 
 @pytest.mark.parametrize("name", ["fedit", "fl-tac"])
-def test_accuracy_by_task_adds_up_to_the_whole(name: str, two: dict, tmp_path: Path) -> None:
+def test_accuracy_by_domain_adds_up_to_the_whole(name: str, two: dict, tmp_path: Path) -> None:
     config = resolve(two, {"method": {"name": name}})
     summary = play.execute(config, tmp_path / "run", False, Silent())
     context = play.prepare(config, Silent())
-    counts = np.bincount(context.dataset.test.tasks)
+    counts = np.bincount(context.dataset.test.domains)
     for row in rows_of(tmp_path / "run"):
-        by_task = row["task_accuracy"]
-        assert list(by_task) == [task.name for task in context.dataset.tasks] == [Path(two["data"]["source"][0]).name, "colour"]
-        assert np.average(list(by_task.values()), weights=counts) == pytest.approx(row["accuracy"])
-        assert all(0 <= value <= 1 for value in by_task.values())
-        # With its own logits only, colour is a choice between two: wrong classes of the other task are no answer.
-        assert by_task["colour"] > 0.2
-    if name == "fedit":  # from the logits of the finished model, cut to each task's own range by hand
+        by_domain = row["domain_accuracy"]
+        assert (
+            list(by_domain)
+            == [domain.name for domain in context.dataset.domains]
+            == [Path(two["data"]["source"][0]).name, "colour"]
+        )
+        assert np.average(list(by_domain.values()), weights=counts) == pytest.approx(row["accuracy"])
+        assert all(0 <= value <= 1 for value in by_domain.values())
+        # With its own logits only, colour is a choice between two: wrong classes of the other domain are no answer.
+        assert by_domain["colour"] > 0.2
+    if name == "fedit":  # from the logits of the finished model, cut to each domain's own range by hand
         _, _, model, head = read_result(tmp_path / "run")
-        logits = tiny.logits(context.trainer, model, head, replace(context.test, tasks=context.test.tasks[:0]))
-        for t, task in enumerate(context.dataset.tasks):
-            rows = context.dataset.test.tasks == t
-            best = logits[rows, task.first : task.first + task.count].argmax(axis=1) + task.first
-            assert by_task[task.name] == pytest.approx((best == context.dataset.test.labels[rows]).mean())
+        logits = tiny.logits(context.trainer, model, head, replace(context.test, domains=context.test.domains[:0]))
+        for t, domain in enumerate(context.dataset.domains):
+            rows = context.dataset.test.domains == t
+            best = logits[rows, domain.first : domain.first + domain.count].argmax(axis=1) + domain.first
+            assert by_domain[domain.name] == pytest.approx((best == context.dataset.test.labels[rows]).mean())
     roster = read_roster(tmp_path / "run" / "federation.json")
-    assert roster == context.roster and [list(c.tasks) for c in roster.clients] == [
-        [t.name for t in roster.tasks][k % 2 :][:1] for k in range(4)
+    assert roster == context.roster and [list(c.domains) for c in roster.clients] == [
+        [t.name for t in roster.domains][k % 2 :][:1] for k in range(4)
     ]
-    assert sum(sum(c.tasks.values()) for c in roster.clients) == len(context.dataset.train)
+    assert sum(sum(c.domains.values()) for c in roster.clients) == len(context.dataset.train)
     assert summary["result"] == "adapter"
     right = 0
-    for task in context.dataset.tasks:  # predict is the model that was scored: on the texts of each data set, by each client's own
+    for (
+        domain
+    ) in context.dataset.domains:  # predict is the model that was scored: on the texts of each data set, by each client's own
         for client in context.setup.clients if name == "fl-tac" else [None]:
             dealt = context.parts.test[client.id] if client else np.arange(len(context.dataset.test))
-            where = [i for i in dealt if context.dataset.test.tasks[i] == context.dataset.tasks.index(task)]
+            where = [i for i in dealt if context.dataset.test.domains[i] == context.dataset.domains.index(domain)]
             texts = [context.dataset.test.texts[i] for i in where]
-            found = predict(tmp_path / "run", texts, client=client and client.id, domain=task.name) if texts else []
-            assert all(label.startswith(f"{task.name}/") for label, _ in found)
+            found = predict(tmp_path / "run", texts, client=client and client.id, domain=domain.name) if texts else []
+            assert all(label.startswith(f"{domain.name}/") for label, _ in found)
             right += sum(
                 label == context.dataset.label_names[context.dataset.test.labels[i]]
                 for i, (label, _) in zip(where, found, strict=True)
@@ -115,21 +121,21 @@ def test_the_adapter_of_one_client_is_its_clusters(two: dict, tmp_path: Path) ->
     for client in range(4):
         assert export(tmp_path / "run", tmp_path / f"to{client}", client, False) == "adapter"
     one, other = (load_file(tmp_path / f"to{client}" / "adapter_model.safetensors") for client in (0, 1))
-    assert any(not torch.equal(one[name], other[name]) for name in one)  # of different tasks
+    assert any(not torch.equal(one[name], other[name]) for name in one)  # of different domains
 
 
-def test_the_upload_is_an_adapter_a_task(two: dict, tmp_path: Path) -> None:
+def test_the_upload_is_an_adapter_a_domain(two: dict, tmp_path: Path) -> None:
     sent = {}
     for each in (1, 2):
         play.execute(
-            resolve(two, {"method": {"name": "fl-tac"}, "clients": {"tasks": each}}), tmp_path / str(each), False, Silent()
+            resolve(two, {"method": {"name": "fl-tac"}, "clients": {"domains": each}}), tmp_path / str(each), False, Silent()
         )
         sent[each] = rows_of(tmp_path / str(each))[0]["upload_params"]
     assert sent[2] == 2 * sent[1] > 0
 
 
-def test_a_client_of_several_tasks_has_no_one_adapter_to_export(two: dict, tmp_path: Path) -> None:
-    config = resolve(two, {"method": {"name": "fl-tac"}, "clients": {"tasks": 2}})
+def test_a_client_of_several_domains_has_no_one_adapter_to_export(two: dict, tmp_path: Path) -> None:
+    config = resolve(two, {"method": {"name": "fl-tac"}, "clients": {"domains": 2}})
     play.execute(config, tmp_path / "run", False, Silent())
     with pytest.raises(BadInput, match="for each input") as error:
         export(tmp_path / "run", tmp_path / "to", 0, False)

@@ -49,7 +49,7 @@ def test_a_model_without_finite_numbers_is_no_result(
     bert_folder: Path, csv_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its weights may be finite, and too large for its logits."""
-    from fedlora.training.trainer import Trainer
+    from fedlora.training.batched import Trainer
 
     logits = Trainer.logits
     monkeypatch.setattr(Trainer, "logits", lambda self, asked: (np.full_like(x, np.nan) for x in logits(self, asked)))

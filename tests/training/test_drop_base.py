@@ -14,9 +14,9 @@ from fedlora.config import ModelConfig, TrainConfig
 from fedlora.models.load import Pretrained, load
 from fedlora.models.peft import is_adapter, save_model
 from fedlora.models.slots import find_targets
+from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded, encode
 from fedlora.training.learner import Job, batches
-from fedlora.training.trainer import Trainer
 from fedlora.types import BaseUpdate, Factors, Model, ProductDecay, Train
 
 ROLES = frozenset({("shared", "A"), ("shared", "B")})
@@ -98,7 +98,7 @@ def train(model: nn.Module, data: Encoded, modules: list[str], decay: float) -> 
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in trainer.parameters.items()}
+    return {name: p.detach().clone() for name, p in trainer.base.parameters.items()}
 
 
 @pytest.mark.parametrize("decay, merged", [(0.0, False), (0.05, False), (0.05, True)])

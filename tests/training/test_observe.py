@@ -12,10 +12,10 @@ from fedlora.config import ModelConfig, TrainConfig
 from fedlora.models.load import from_config, load
 from fedlora.models.packing import Form, Texts
 from fedlora.models.slots import find_targets
+from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded, encode
 from fedlora.training.learner import Job
 from fedlora.training.observe import first_of_each, observe, similarity_weights
-from fedlora.training.trainer import Trainer
 from fedlora.types import BaseUpdate, ClassMixtures, Factors, Features, Mix, Model, Observe, Similarity, Train
 
 SETTINGS = TrainConfig(batch_size=8, lr=5e-3, epochs=1)
@@ -27,10 +27,10 @@ def trainer(bert_folder: Path) -> Trainer:
     return Trainer(pretrained, find_targets(pretrained.model, "all-linear"), SETTINGS, torch.device("cpu"), torch.float32)
 
 
-def some_data(tokenizer, tasks=()) -> Encoded:
+def some_data(tokenizer, domains=()) -> Encoded:
     texts, labels = tiny.examples(21, 4)
     got = encode(tokenizer, texts, np.array([tiny.CLASSES.index(x) for x in labels]), 64)
-    return Encoded(got.ids, got.labels, np.array(tasks, dtype=np.int64))
+    return Encoded(got.ids, got.labels, np.array(domains, dtype=np.int64))
 
 
 @pytest.fixture
@@ -54,9 +54,9 @@ def test_features_are_those_of_the_pretrained_model_whatever_was_merged(bert_fol
     expected = plain_features(bert_folder, data)
     np.testing.assert_allclose(trainer.features(data), expected, atol=1e-5)
     trainer.fold(BaseUpdate(0, 1, (slot(trainer, 1),)))
-    merged = {n: p.clone() for n, p in trainer.parameters.items()}
+    merged = {n: p.clone() for n, p in trainer.base.parameters.items()}
     np.testing.assert_allclose(trainer.features(data), expected, atol=1e-5)
-    assert trainer.version == 1 and all(torch.equal(p, merged[n]) for n, p in trainer.parameters.items())
+    assert trainer.version == 1 and all(torch.equal(p, merged[n]) for n, p in trainer.base.parameters.items())
 
 
 @pytest.mark.parametrize("kind", ["roberta", "distilbert", "gpt2", "llama"])
@@ -82,7 +82,7 @@ def test_the_first_token_of_an_encoder_is_the_one_that_transformers_has(kind, fo
     expected = [plain(torch.tensor(ids.astype(np.int64))[None]).last_hidden_state[0, 0] for ids in data.ids]
     got = trainer.features(data, "first")
     np.testing.assert_allclose(got, torch.stack(expected).detach(), atol=1e-5)
-    assert trainer.has_first and float((got - trainer.features(data)).abs().max()) > 0.1
+    assert trainer.scorer.has_first and float((got - trainer.features(data)).abs().max()) > 0.1
     seen = trainer.observe(Observe(Features(99), pool="first"), data, 1).tensors["features"]
     torch.testing.assert_close(seen, got, atol=1e-5, rtol=1e-4)
 
@@ -91,7 +91,7 @@ def test_the_first_token_of_an_encoder_is_the_one_that_transformers_has(kind, fo
 def test_a_decoder_has_no_first_token_that_stands_for_the_text(kind):
     """Here its tokenizer even begins with [CLS]: but that token sees nothing of the text."""
     trainer, data = trainer_of(kind, tiny.tokenizer()), some_data(tiny.tokenizer())
-    assert not trainer.has_first
+    assert not trainer.scorer.has_first
     assert torch.equal(trainer.features(data, "first"), trainer.features(data))
 
 
@@ -118,12 +118,12 @@ def test_drawn_features_belong_to_the_data_and_the_seed(trainer, data):
     assert len(trainer.observe(Observe(Features(99)), data, 1).tensors["features"]) == len(data)
 
 
-def test_a_task_is_observed_alone(bert_folder):
+def test_a_domain_is_observed_alone(bert_folder):
     pretrained = load(ModelConfig(source=str(bert_folder)), tiny.CLASSES, seed=5)
     targets = find_targets(pretrained.model, "all-linear")
-    tasks = {"x": range(1), "y": range(1, 3)}
-    trainer = Trainer(pretrained, targets, SETTINGS, torch.device("cpu"), torch.float32, tasks)
-    data = some_data(tiny.tokenizer(), tasks=[0] * 4 + [1] * 17)
+    domains = {"x": range(1), "y": range(1, 3)}
+    trainer = Trainer(pretrained, targets, SETTINGS, torch.device("cpu"), torch.float32, domains)
+    data = some_data(tiny.tokenizer(), domains=[0] * 4 + [1] * 17)
     assert len(trainer.observe(Observe(Features(99), "x"), data, 1).tensors["features"]) == 4
     assert len(trainer.observe(Observe(Features(99)), data, 1).tensors["features"]) == 21
 
@@ -191,4 +191,4 @@ def test_a_similarity_gate_weighs_every_input_by_its_own_features(bert_folder, t
         mixed = Model(slots, gate=Mix({"local": a, "shared": 1 - a}))
         np.testing.assert_allclose(got[i], tiny.logits(trainer, mixed, {}, data.take(np.array([i])))[0], atol=1e-4)
         assert np.abs(got[i] - plain[i]).max() > 1e-2
-    assert not trainer.adapted.bound
+    assert not trainer.base.adapted.bound

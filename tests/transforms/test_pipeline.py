@@ -13,7 +13,7 @@ from toy import Trainer, federate, make_clients, make_setup, play, same
 from fedlora import methods, types, wire
 from fedlora.check import refuse
 from fedlora.clients.state import ClientState, read
-from fedlora.config import Head, TransformConfig, as_tables, resolve, to_toml
+from fedlora.config import HeadMode, TransformConfig, as_tables, resolve, to_toml
 from fedlora.errors import BadInput
 from fedlora.history import History
 from fedlora.methods.fedit import FedIT, Up
@@ -296,12 +296,12 @@ def test_methods_that_send_values_are_refused_with_the_field():
 
 
 TELLING = [
-    ("lora-a2", {}, [], Head.FROZEN, "ranks"),
-    ("fslora", {}, [], Head.FROZEN, "ranks"),
-    ("flasc", {}, [], Head.FROZEN, "where_A"),
-    ("ce-lora", {}, [], Head.PERSONAL, "mixtures"),
-    ("fedit", {}, [], Head.SHARED, "head"),
-    ("fedit", {}, [TOPK], Head.FROZEN, "topk"),
+    ("lora-a2", {}, [], HeadMode.FROZEN, "ranks"),
+    ("fslora", {}, [], HeadMode.FROZEN, "ranks"),
+    ("flasc", {}, [], HeadMode.FROZEN, "where_A"),
+    ("ce-lora", {}, [], HeadMode.PERSONAL, "mixtures"),
+    ("fedit", {}, [], HeadMode.SHARED, "head"),
+    ("fedit", {}, [TOPK], HeadMode.FROZEN, "topk"),
 ]
 
 

@@ -22,8 +22,8 @@ from fedlora.models.load import Pretrained, from_config, locate, refuse_encoder_
 from fedlora.models.slots import find_targets
 from fedlora.runs.prepare import make_method, make_setup, require_validation
 from fedlora.runs.roster import make_clients
+from fedlora.training.batched import Trainer
 from fedlora.training.precision import pick_device
-from fedlora.training.trainer import Trainer
 from fedlora.transforms import pipeline
 
 

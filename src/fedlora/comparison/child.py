@@ -10,27 +10,40 @@ import os
 import sys
 from pathlib import Path
 from threading import Thread
+from typing import TextIO
 
 from fedlora.comparison.folder import Folder
 from fedlora.comparison.grid import Cell
-from fedlora.comparison.play import Ear, attempt
+from fedlora.comparison.play import attempt
 from fedlora.config import resolve
+from fedlora.listener import Quiet, Row
 
 
 def main() -> None:
     """Run the cell that standard input asks for."""
-    task = json.loads(sys.stdin.readline())
+    job = json.loads(sys.stdin.readline())
     Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
-    torch.set_num_threads(task["threads"])
+    torch.set_num_threads(job["threads"])
     out, sys.stdout = sys.stdout, sys.stderr  # nothing but our own lines goes to the parent
+    attempt(Cell(resolve(job["config"]), 0), Folder(Path(job["folder"])), _Relay(out))
 
-    def say(message: dict[str, object]) -> None:
-        print(json.dumps(message), file=out, flush=True)
 
-    ear = Ear(lambda text: say({"note": text}), lambda number, accuracy: say({"round": number, "accuracy": accuracy}))
-    attempt(Cell(resolve(task["config"]), 0), Folder(Path(task["folder"])), ear)
+class _Relay(Quiet):
+    """Passes on to the parent what a comparison shows of a run, a line of JSON each."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.out = out
+
+    def note(self, text: str) -> None:
+        self._say({"note": text})
+
+    def round(self, row: Row) -> None:
+        self._say({"round": row["round"], "accuracy": row["accuracy"]})
+
+    def _say(self, message: dict[str, object]) -> None:
+        print(json.dumps(message), file=self.out, flush=True)
 
 
 def _end_with_parent() -> None:

@@ -10,7 +10,7 @@ from itertools import count, product, zip_longest
 from typing import Any
 
 from fedlora.comparison.recipe import Recipe
-from fedlora.config import Config, as_tables, merge, resolve
+from fedlora.config import OLD, Config, as_tables, merge, renamed, resolve
 from fedlora.errors import BadInput
 from fedlora.names import short
 
@@ -35,8 +35,8 @@ class Cell:
 
     @cached_property
     def hash(self) -> str:
-        """12 hexadecimal digits of the whole resolved configuration: the cell's folder."""
-        tables = as_tables(self.config)
+        """12 hexadecimal digits of the whole resolved configuration, its keys by their first names: the cell's folder."""
+        tables = renamed(as_tables(self.config), {new: old for old, new in OLD.items()})
         for key, default in LATER.items():  # or results of before would not be found again
             table, _, name = key.partition(".")
             if tables[table][name] == default:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fedlora.comparison.folder import Folder
 from fedlora.comparison.grid import Cell, Grid
+from fedlora.listener import Listener, Quiet, Row
 
 FRAME = 6  # lines of the terminal that the table's cells cannot have
 
@@ -29,7 +30,7 @@ STYLE = {State.WAITING: "dim", State.RUNNING: "bold", State.DONE: "", State.FAIL
 
 
 @dataclass
-class Line:
+class CellProgress:
     """A cell in the table. `played` counts the rounds of this session, which took `seconds`."""
 
     cell: Cell
@@ -40,15 +41,20 @@ class Line:
     seconds: float = 0.0
     since: float = field(default_factory=time.perf_counter)
 
+    def took(self, number: int, accuracy: float | None) -> None:
+        """A round is complete; accuracy is None where it was not evaluated."""
+        self.round, self.played, self.seconds = number, self.played + 1, time.perf_counter() - self.since
+        self.accuracy = self.accuracy if accuracy is None else accuracy
 
-class Board:
-    """Follows a comparison (see `compare.run.Watcher`). Notes go to standard error, each once."""
+
+class LiveTable:
+    """Follows a comparison, each cell by a listener of its own. Notes go to standard error, each once."""
 
     def __init__(self, grid: Grid, folder: Folder, jobs: int, quiet: bool) -> None:
         self.grid, self.folder, self.jobs, self.quiet = grid, folder, jobs, quiet
         self.console = Console(highlight=False)
         self.errors = Console(stderr=True, highlight=False)
-        self.lines = {cell.hash: Line(cell) for cell in grid.cells}
+        self.lines = {cell.hash: CellProgress(cell) for cell in grid.cells}
         self.notes: set[str] = set()
         for cell in grid.cells:
             if folder.summary(cell) is not None:
@@ -56,7 +62,7 @@ class Board:
         self.shown = not quiet and self.console.is_terminal
         self.live = Live(get_renderable=self.table, console=self.console, refresh_per_second=2)
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "LiveTable":
         if self.shown:
             self.live.start()
         return self
@@ -65,21 +71,20 @@ class Board:
         if self.shown:
             self.live.stop()
 
-    def started(self, cell: Cell) -> None:
-        line = self.lines[cell.hash]
-        line.state, line.since = State.RUNNING, time.perf_counter()
-
-    def round(self, cell: Cell, number: int, accuracy: float | None) -> None:
-        line = self.lines[cell.hash]
-        line.round, line.played, line.seconds = number, line.played + 1, time.perf_counter() - line.since
-        line.accuracy = line.accuracy if accuracy is None else accuracy
+    def follow(self, cell: Cell) -> Listener:
+        """The cell begins; what is returned follows its run."""
+        progress = self.lines[cell.hash]
+        progress.state, progress.since = State.RUNNING, time.perf_counter()
+        return _CellListener(self, progress)
 
     def note(self, text: str) -> None:
+        """Something that a user should know."""
         if text not in self.notes:
             self.notes.add(text)
             self.errors.print(f"note: {text}", markup=False, soft_wrap=True)
 
     def finished(self, cell: Cell) -> None:
+        """The cell is done or has failed, as the folder says."""
         self._settle(cell)
         if self.shown or self.quiet:
             return
@@ -109,7 +114,7 @@ class Board:
             )
         return table
 
-    def _window(self) -> Sequence[Line]:
+    def _window(self) -> Sequence[CellProgress]:
         lines = list(self.lines.values())
         room = max(5, self.console.height - FRAME)
         first = next((i for i, line in enumerate(lines) if line.state in (State.RUNNING, State.WAITING)), len(lines))
@@ -136,7 +141,20 @@ class Board:
             line.round, line.accuracy = summary["rounds"], summary["final"]["accuracy"]
 
 
-def seconds_a_round(lines: Sequence[Line]) -> Mapping[str, float]:
+class _CellListener(Quiet):
+    """Follows the run of one cell."""
+
+    def __init__(self, table: LiveTable, progress: CellProgress) -> None:
+        self.table, self.progress = table, progress
+
+    def note(self, text: str) -> None:
+        self.table.note(text)
+
+    def round(self, row: Row) -> None:
+        self.progress.took(row["round"], row["accuracy"])
+
+
+def seconds_a_round(lines: Sequence[CellProgress]) -> Mapping[str, float]:
     """Method -> seconds a round, of those that have played; "" is the mean of all rounds."""
     totals: dict[str, tuple[float, int]] = {}
     for line in lines:
@@ -146,7 +164,7 @@ def seconds_a_round(lines: Sequence[Line]) -> Mapping[str, float]:
     return {name: seconds / rounds for name, (seconds, rounds) in totals.items()}
 
 
-def _left(line: Line, rates: Mapping[str, float]) -> float | None:
+def _left(line: CellProgress, rates: Mapping[str, float]) -> float | None:
     """Seconds that a cell still takes; None while nothing is known of it."""
     rate = rates.get(line.cell.config.method.name, rates.get(""))
     return None if rate is None else rate * (line.cell.config.train.rounds - line.round)

@@ -5,77 +5,36 @@ import subprocess
 import sys
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing
-from dataclasses import dataclass
 from threading import Event
-from typing import Any, Protocol
 
 from fedlora.comparison.folder import Folder
 from fedlora.comparison.grid import Cell
 from fedlora.config import as_tables
 from fedlora.errors import BadInput, RunFailed
+from fedlora.listener import Listener
+
+Follow = Callable[[Cell], Listener]  # a cell begins: gives what follows its run
 
 
-class Watcher(Protocol):
-    """Who follows a comparison: the live table, or a test. It may be called from several threads."""
-
-    def started(self, cell: Cell) -> None:
-        """A cell begins."""
-
-    def round(self, cell: Cell, number: int, accuracy: float | None) -> None:
-        """A round of it is complete; accuracy is None where the round was not evaluated."""
-
-    def note(self, text: str) -> None:
-        """Something that a user should know."""
-
-    def finished(self, cell: Cell) -> None:
-        """A cell is done or has failed, as the folder says."""
-
-
-@dataclass(frozen=True)
-class Ear:
-    """Hears a run (`fedlora.listener.Listener`) and passes on what a comparison shows of it."""
-
-    note: Callable[[str], None]
-    on_round: Callable[[int, float | None], None]
-
-    def stage(self, text: str) -> None: ...
-
-    def begin(self, first: int, last: int, clients: int) -> None: ...
-
-    def examples(self, count: int) -> None: ...
-
-    def round(self, row: dict[str, Any]) -> None:
-        self.on_round(row["round"], row["accuracy"])
-
-
-def play(cells: Sequence[Cell], folder: Folder, watcher: Watcher, jobs: int = 1) -> Generator[Cell]:
+def play(cells: Sequence[Cell], folder: Folder, follow: Follow, jobs: int = 1) -> Generator[Cell]:
     """Run or resume each cell, in order; yields each as it is done or has failed. A cell that fails leaves its reason in the folder
-    and does not keep the others from running. Closing the iterator stops whatever runs."""
-    played = _one_by_one(cells, folder, watcher) if jobs == 1 else _side_by_side(cells, folder, watcher, jobs)
-    with closing(played):
-        for cell in played:
-            watcher.finished(cell)
-            yield cell
+    and does not keep the others from running. Closing the iterator stops whatever runs. With several jobs, `follow` and the
+    listeners that it gives are called from several threads."""
+    return _one_by_one(cells, folder, follow) if jobs == 1 else _side_by_side(cells, folder, follow, jobs)
 
 
-def _one_by_one(cells: Sequence[Cell], folder: Folder, watcher: Watcher) -> Generator[Cell]:
+def _one_by_one(cells: Sequence[Cell], folder: Folder, follow: Follow) -> Generator[Cell]:
     for cell in cells:
-        watcher.started(cell)
-
-        def on_round(number: int, accuracy: float | None, cell: Cell = cell) -> None:
-            watcher.round(cell, number, accuracy)
-
-        attempt(cell, folder, Ear(watcher.note, on_round))
+        attempt(cell, folder, follow(cell))
         yield cell
 
 
-def attempt(cell: Cell, folder: Folder, ear: Ear) -> None:
+def attempt(cell: Cell, folder: Folder, listener: Listener) -> None:
     """Run or resume one cell in this process; a failure is written down, not raised."""
     from fedlora.runs.play import execute
 
     try:
-        execute(cell.config, folder.run(cell), True, ear)
+        execute(cell.config, folder.run(cell), True, listener)
     except (BadInput, RunFailed) as error:
         folder.failed(cell, str(error), error)
     except Exception as error:  # whatever it is, the other cells go on
@@ -85,7 +44,7 @@ def attempt(cell: Cell, folder: Folder, ear: Ear) -> None:
         folder.succeeded(cell)
 
 
-def _side_by_side(cells: Sequence[Cell], folder: Folder, watcher: Watcher, jobs: int) -> Generator[Cell]:
+def _side_by_side(cells: Sequence[Cell], folder: Folder, follow: Follow, jobs: int) -> Generator[Cell]:
     import torch
 
     threads = max(1, torch.get_num_threads() // jobs)
@@ -104,8 +63,7 @@ def _side_by_side(cells: Sequence[Cell], folder: Folder, watcher: Watcher, jobs:
             children.append(child)
             if stopped.is_set():
                 child.terminate()
-            watcher.started(cell)
-            _converse(child, cell, folder, threads, watcher)
+            _converse(child, cell, folder, threads, follow(cell))
         if child.returncode and not stopped.is_set():
             folder.failed(cell, f"its process ended with status {child.returncode}")
         return cell
@@ -122,17 +80,17 @@ def _side_by_side(cells: Sequence[Cell], folder: Folder, watcher: Watcher, jobs:
                 child.terminate()
 
 
-def _converse(child: "subprocess.Popen[str]", cell: Cell, folder: Folder, threads: int, watcher: Watcher) -> None:
-    """Tell a child process what to do and hear what it says: see `compare.cell`."""
+def _converse(child: "subprocess.Popen[str]", cell: Cell, folder: Folder, threads: int, listener: Listener) -> None:
+    """Tell a child process what to do and hear what it says: see `comparison.child`."""
     assert child.stdin is not None and child.stdout is not None
-    task = {"config": as_tables(cell.config), "folder": str(folder.path), "threads": threads}
+    job = {"config": as_tables(cell.config), "folder": str(folder.path), "threads": threads}
     try:
-        print(json.dumps(task), file=child.stdin, flush=True)
+        print(json.dumps(job), file=child.stdin, flush=True)
     except BrokenPipeError:
         return  # it is gone; its status says so
     for line in child.stdout:
         match json.loads(line):
             case {"note": text}:
-                watcher.note(text)
+                listener.note(text)
             case {"round": number, "accuracy": accuracy}:
-                watcher.round(cell, number, accuracy)
+                listener.round({"round": number, "accuracy": accuracy})

@@ -34,7 +34,7 @@ def compare(
     Raises:
         BadInput: something in the recipe cannot be; nothing has been written yet.
     """
-    from fedlora.comparison.live import Board
+    from fedlora.comparison.live import LiveTable
 
     plan = recipe.read(name, scale, settings)
     folder = folders.claim(plan, out or folders.default(plan))
@@ -53,8 +53,9 @@ def compare(
         folders.begin(folder, plan)
         if not quiet:
             print(_announcement(plan, len(grid.cells), len(grid.cells) - len(left)), flush=True)
-        with Board(grid, folder, at_once, quiet) as board, closing(play(left, folder, board, at_once)) as played:
-            for _ in played:
+        with LiveTable(grid, folder, at_once, quiet) as live, closing(play(left, folder, live.follow, at_once)) as played:
+            for cell in played:
+                live.finished(cell)
                 write_results(grid, plan, folder)
         write_results(grid, plan, folder)
     failed = sum(folder.summary(cell) is None for cell in grid.cells)
@@ -86,8 +87,8 @@ def write_report(paths: Sequence[Path], html: Path | None = None) -> Path:
     Raises:
         BadInput: a path is neither a run nor a comparison, or there is nothing in them yet.
     """
-    from fedlora.report.html import of_study, write
-    from fedlora.report.runs import read, study
+    from fedlora.report.html import of_comparison, write
+    from fedlora.report.runs import comparison, read
 
     target = html or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
     plans = {path: folders.read_back(path) for path in paths if folders.is_comparison(path)}
@@ -101,8 +102,8 @@ def write_report(paths: Sequence[Path], html: Path | None = None) -> Path:
         raise BadInput(f"{', '.join(map(str, paths))}: no run is complete yet, so there is nothing to report{why}")
     said = plans[paths[0]].header if len(plans) == len(paths) == 1 else recipe.Header()
     published = [row for plan in plans.values() for row in plan.published]
-    shown = study([read(run) for run in runs], said.title or said.name, said.about, published, failed, said.scale)
-    write(of_study(shown), target, target.parent / "figures")
+    shown = comparison([read(run) for run in runs], said.title or said.name, said.about, published, failed, said.scale)
+    write(of_comparison(shown), target, target.parent / "figures")
     return target
 
 

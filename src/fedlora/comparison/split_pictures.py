@@ -14,7 +14,7 @@ from fedlora.report.looks import BLUE, INK, RED
 from fedlora.report.picture import Panel, Picture, Table
 
 if TYPE_CHECKING:
-    from fedlora.comparison.splits import Line
+    from fedlora.comparison.splits import Measurement
 
 
 def dealt(dataset: Dataset, configs: Sequence[tuple[float, Config]]) -> Picture:
@@ -38,7 +38,7 @@ def dealt(dataset: Dataset, configs: Sequence[tuple[float, Config]]) -> Picture:
     )
 
 
-def bands(source: str, lines: Sequence["Line"]) -> Picture:
+def bands(source: str, lines: Sequence["Measurement"]) -> Picture:
     """Every statistic's band, and the published number on it where there is one."""
     told = [line for line in lines if line.published is not None]
     inside = sum(bool(line.inside) for line in told)
@@ -84,7 +84,7 @@ def _draw_client(mine: Any, tallest: int, axes: Any) -> None:
     axes.grid(axis="y")
 
 
-def _draw_bands(lines: Sequence["Line"], kind: str, axes: Any) -> None:
+def _draw_bands(lines: Sequence["Measurement"], kind: str, axes: Any) -> None:
     for i, line in enumerate(lines):
         axes.plot([line.band.low, line.band.high], [i, i], color="#9dc3e6", linewidth=7, solid_capstyle="butt")
         axes.plot([line.band.median], [i], marker="|", markersize=8, color=INK, linestyle="none")
@@ -107,11 +107,11 @@ def _draw_bands(lines: Sequence["Line"], kind: str, axes: Any) -> None:
     axes.set_xlabel(kind)
 
 
-def _label(line: "Line") -> str:
+def _label(line: "Measurement") -> str:
     return f"Dir({line.alpha:g}) {line.part}, {'most' if line.statistic.startswith('max') else 'fewest'}"
 
 
-def _told(line: "Line") -> str:
+def _told(line: "Measurement") -> str:
     if line.published is None:
         return "–"
     return f"{line.published:,}" if line.inside else f"{line.published:,} (outside)"

@@ -78,7 +78,7 @@ def read(table: Mapping[str, Any]) -> Splits:
 
 
 @dataclass(frozen=True)
-class Line:
+class Measurement:
     """One statistic of one part at one alpha: what it was in every split, and what was published."""
 
     alpha: float
@@ -115,7 +115,7 @@ def run(
 
     asked = read(table)
     dataset = load(asked.config(asked.alpha[0]).data, seed=0)
-    lines: list[Line] = []
+    lines: list[Measurement] = []
     for alpha in asked.alpha:
         tell(f"{dataset.name}, Dirichlet({alpha:g}): {asked.seeds:,} splits among {asked.clients} clients")
         lines += measure(asked, alpha, dataset)
@@ -128,17 +128,17 @@ def run(
     write(page(asked, dataset, lines, pictures, title or name, about, command), out / "report.html", out / "figures")
 
 
-def measure(asked: Splits, alpha: float, dataset: Dataset) -> list[Line]:
+def measure(asked: Splits, alpha: float, dataset: Dataset) -> list[Measurement]:
     """Every statistic at one alpha."""
     config = asked.config(alpha)
     found = over_seeds(dataset, config.data, config.clients, range(asked.seeds))
     known = {"train": {}, "test": {}} | {
         part: getattr(each, part) for each in asked.published if each.alpha == alpha for part in PARTS
     }
-    return [Line(alpha, part, name, Band(values), known[part].get(name)) for (part, name), values in found.items()]
+    return [Measurement(alpha, part, name, Band(values), known[part].get(name)) for (part, name), values in found.items()]
 
 
-def markdown(asked: Splits, dataset: Dataset, lines: Sequence[Line], title: str, about: str) -> str:
+def markdown(asked: Splits, dataset: Dataset, lines: Sequence[Measurement], title: str, about: str) -> str:
     """The results for people: the published tables' form, each number with our band, and the exceptions in words."""
     columns = [(alpha, part) for alpha in asked.alpha for part in PARTS]
     at = {(line.alpha, line.part, line.statistic): line for line in lines}
@@ -163,7 +163,13 @@ def markdown(asked: Splits, dataset: Dataset, lines: Sequence[Line], title: str,
 
 
 def page(
-    asked: Splits, dataset: Dataset, lines: Sequence[Line], pictures: tuple[Picture, Picture], title: str, about: str, command: str
+    asked: Splits,
+    dataset: Dataset,
+    lines: Sequence[Measurement],
+    pictures: tuple[Picture, Picture],
+    title: str,
+    about: str,
+    command: str,
 ) -> Page:
     """The same as a page: `pictures` are those of a split and of the bands."""
     split, bands = pictures
@@ -191,7 +197,7 @@ def page(
     )
 
 
-def exception(line: Line) -> str:
+def exception(line: Measurement) -> str:
     """One number outside its band, in words."""
     assert line.published is not None
     n = len(line.band.values)
@@ -203,14 +209,14 @@ def exception(line: Line) -> str:
     )
 
 
-def _cell(line: Line, outside: str = "**{:,}**") -> str:
+def _cell(line: Measurement, outside: str = "**{:,}**") -> str:
     band = f"{line.band.low:,} to {line.band.high:,}" if line.band.low < line.band.high else f"{line.band.low:,}"
     if line.published is None:
         return f"{line.band.median:,} ({band})"
     return f"{('{:,}' if line.inside else outside).format(line.published)} ({band})"
 
 
-def _write_parquet(asked: Splits, lines: Sequence[Line], path: Path) -> None:
+def _write_parquet(asked: Splits, lines: Sequence[Measurement], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -13,20 +13,20 @@ Integers = NDArray[np.int64]
 @dataclass(frozen=True)
 class Split:
     """n examples: `texts`, and `labels` (n,) that index the data set's `label_names`. `owners` names who each example belongs
-    to where the data set has such a column, and is empty otherwise; `tasks` (n,) indexes the data set's tasks where it has
+    to where the data set has such a column, and is empty otherwise; `domains` (n,) indexes the data set's domains where it has
     several, and is empty otherwise."""
 
     texts: tuple[str, ...]
     labels: Integers
     owners: tuple[str, ...] = ()
-    tasks: Integers = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    domains: Integers = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
 @dataclass(frozen=True)
-class Task:
+class Domain:
     """One of the data sets of a run: its classes are `first` to `first + count - 1` of all."""
 
     name: str
@@ -36,7 +36,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A text classification data set. `notes` are lines that a user should read before trusting a result; `tasks` is empty
+    """A text classification data set. `notes` are lines that a user should read before trusting a result; `domains` is empty
     where there is one; `validation` is there where the round is chosen by it."""
 
     name: str
@@ -44,7 +44,7 @@ class Dataset:
     test: Split
     label_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    tasks: tuple[Task, ...] = ()
+    domains: tuple[Domain, ...] = ()
     validation: Split | None = None
 
     @property
@@ -55,7 +55,7 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """32 hexadecimal digits of all that is learned from: texts, labels, owners and tasks of every part, and class names."""
+        """32 hexadecimal digits of all that is learned from: texts, labels, owners and domains of every part, and class names."""
         found = blake2b(digest_size=16)
 
         def add(*values: bytes) -> None:
@@ -66,6 +66,6 @@ class Dataset:
 
         for name, part in self.parts:
             add(name.encode(), len(part).to_bytes(8, "little"), *map(str.encode, (*part.texts, *part.owners)))
-            add(part.labels.astype("<i8").tobytes(), part.tasks.astype("<i8").tobytes())
+            add(part.labels.astype("<i8").tobytes(), part.domains.astype("<i8").tobytes())
         add(*map(str.encode, self.label_names))
         return found.hexdigest()

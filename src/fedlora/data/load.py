@@ -39,7 +39,7 @@ CATALOGUE: Mapping[str, Entry] = {
 
 def load(config: DataConfig, seed: int) -> Dataset:
     """The data set that `config.source` names: a path, a catalogue name, or a Hub id "org/name", the first of these that it is.
-    A list names several, each a task of one data set over the union of their classes.
+    A list names several, each a domain of one data set over the union of their classes.
 
     Labels become indices of `label_names`: text labels in sorted order, integer labels in order of size, or as the source names
     them. Where a source has no test part, 20 % are held out by seed, within owners and classes; so is a validation part of the

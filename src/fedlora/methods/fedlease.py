@@ -286,7 +286,7 @@ def nearest(state: State, B: Tensors) -> int:
 
 
 def _purity(state: State, replies: list[Reply]) -> Diagnostics:
-    """Of the clusters against the task of which each client has most examples, where there are several tasks."""
-    placed = [r.client for r in replies if r.client.tasks and r.client.id in state.clusters]
-    known = [(state.clusters[client.id], max(client.tasks, key=lambda t: client.tasks[t])) for client in placed]
+    """Of the clusters against the domain of which each client has most examples, where there are several domains."""
+    placed = [r.client for r in replies if r.client.domains and r.client.id in state.clusters]
+    known = [(state.clusters[client.id], max(client.domains, key=lambda t: client.domains[t])) for client in placed]
     return {"purity": purity([j for j, _ in known], [task for _, task in known])} if known else {}

@@ -39,7 +39,7 @@ from fedlora.errors import BadInput
 from fedlora.seeds import derive
 from fedlora.types import (
     SHARED,
-    ByTask,
+    ByDomain,
     Client,
     Diagnostics,
     Factors,
@@ -100,7 +100,7 @@ class Adapter:
 
 def tasks_of(client: Client) -> Mapping[str, int]:
     """Task -> number of examples; the task "" in a run of one."""
-    return client.tasks or {"": client.num_examples}
+    return client.domains or {"": client.num_examples}
 
 
 def content(adapter: Adapter) -> tuple[float, ...]:
@@ -140,7 +140,7 @@ class FLTAC:
             raise BadInput("tries must be at least 1")
 
     def init(self, setup: Setup) -> State:
-        tasks = {task for client in setup.clients for task in client.tasks}
+        tasks = {task for client in setup.clients for task in client.domains}
         owned = {client.id: tuple(tasks_of(client)) for client in setup.clients}
         return State(setup.seed, max(1, len(tasks)), setup.fresh(one_rank(setup, self)), owned)
 
@@ -199,7 +199,7 @@ class FLTAC:
         if len(down.adapters) == 1:
             return Model({SHARED: down.adapters[0]})
         slots = {f"task{i}": mean for i, mean in enumerate(down.adapters)}
-        return Model(slots, gate=ByTask(dict(zip(client.tasks, slots, strict=True))))
+        return Model(slots, gate=ByDomain(dict(zip(client.domains, slots, strict=True))))
 
 
 def _mean(like: Factors, cluster: Sequence[Adapter]) -> Mean:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedlora.report.contenders import Cell, Spread, by_place
+from fedlora.report.contenders import Contender, Spread, by_place
 from fedlora.scores import no_better, shown
 
 NEAR = 0.95  # the share of the best accuracy that counts as getting near to it
@@ -15,31 +15,31 @@ class Answer:
     """The answer in one place.
 
     Attributes:
-        cells: those that are ranked, the most accurate first.
+        contenders: those that are ranked, the most accurate first.
         target: NEAR of the best accuracy, rounded down to whole percent points.
         reached: contenders that reach the target in their mean over seeds, fewest uploaded bytes first, with those bytes.
         commonest: accuracy in percent of always answering the commonest training class; None where the runs do not say.
     """
 
     where: str
-    cells: tuple[Cell, ...]
+    contenders: tuple[Contender, ...]
     target: int
-    reached: tuple[tuple[Cell, float], ...]
+    reached: tuple[tuple[Contender, float], ...]
     commonest: float | None
 
     @property
-    def best(self) -> Cell:
-        return self.cells[0]
+    def best(self) -> Contender:
+        return self.contenders[0]
 
     @property
-    def leaders(self) -> tuple[Cell, ...]:
+    def leaders(self) -> tuple[Contender, ...]:
         """The most accurate: more than one where they are equal to the tenth of a point."""
-        return tuple(cell for cell in self.cells if _tenths(cell) == _tenths(self.best))
+        return tuple(contender for contender in self.contenders if _tenths(contender) == _tenths(self.best))
 
     @property
-    def cheapest(self) -> tuple[Cell, ...]:
+    def cheapest(self) -> tuple[Contender, ...]:
         """Those that reach the target with fewest bytes: more than one where these are equal in three digits."""
-        return tuple(cell for cell, cost in self.reached if size(cost) == size(self.reached[0][1]))
+        return tuple(contender for contender, cost in self.reached if size(cost) == size(self.reached[0][1]))
 
     @property
     def accuracy(self) -> Spread:
@@ -57,34 +57,34 @@ class Answer:
         return 100 * 1.96 * math.sqrt(p * (1 - p) / n) if n else 0.0
 
 
-def answers(cells: Sequence[Cell]) -> list[Answer]:
+def answers(contenders: Sequence[Contender]) -> list[Answer]:
     """One for each place in which anything was scored. What has diverged is not ranked."""
     out = []
-    for where, here in by_place(cells).items():
-        ranked = sorted((cell for cell in here if cell.ranked), key=lambda cell: -_tenths(cell))
+    for where, here in by_place(contenders).items():
+        ranked = sorted((contender for contender in here if contender.ranked), key=lambda contender: -_tenths(contender))
         if ranked:
             target = math.floor(NEAR * scored(ranked[0]).mean)
-            costs = ((cell, bytes_to(cell, target)) for cell in ranked)
-            reached = sorted(((cell, cost) for cell, cost in costs if cost is not None), key=lambda pair: pair[1])
-            commonest = [x.mean for cell in ranked if (x := cell.final("commonest_accuracy"))]
+            costs = ((contender, bytes_to(contender, target)) for contender in ranked)
+            reached = sorted(((contender, cost) for contender, cost in costs if cost is not None), key=lambda pair: pair[1])
+            commonest = [x.mean for contender in ranked if (x := contender.final("commonest_accuracy"))]
             out.append(Answer(where, tuple(ranked), target, tuple(reached), max(commonest, default=None)))
     return out
 
 
-def _tenths(cell: Cell) -> float:
-    return shown(scored(cell).mean / 100)
+def _tenths(contender: Contender) -> float:
+    return shown(scored(contender).mean / 100)
 
 
-def bytes_to(cell: Cell, target: float) -> float | None:
+def bytes_to(contender: Contender, target: float) -> float | None:
     """What all clients have uploaded when the mean accuracy over seeds first reaches `target` percent; None if it never does."""
-    curve = cell.curve()
+    curve = contender.curve()
     there = (curve.mean >= target).nonzero()[0]
     return float(curve.megabytes[there[0]] * 1e6) if len(there) else None
 
 
-def scored(cell: Cell) -> Spread:
-    """The final accuracy of a cell that is known to have one."""
-    found = cell.final()
+def scored(contender: Contender) -> Spread:
+    """The final accuracy of a contender that is known to have one."""
+    found = contender.final()
     assert found is not None
     return found
 

@@ -1,8 +1,8 @@
-"""The cells of a study: runs that differ in nothing but the seed, each a contender in a place.
+"""The contenders of a comparison: runs that differ in nothing but the seed.
 
-A *place* is what the contenders meet on equal terms: the data, how they are dealt, the clients, the model, and whether one common
-model is scored on the whole test set or each client's personal model on its own part of it. A *contender* is what a person
-chooses: a method with its settings and its rank. Pictures have a panel for each place and a line for each contender.
+A *contender* is a method with its settings and its rank in one *place*: what contenders meet there on equal terms, which is the
+data, how they are dealt, the clients, the model, and whether one common model is scored on the whole test set or each client's
+personal model on its own part of it. Pictures have a panel for each place and a line for each of its contenders.
 """
 
 import re
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from fedlora.names import told_apart
 from fedlora.report.looks import FIXED, Look, page, variants
-from fedlora.report.runs import Run, Study, as_text, cumulative, settings
+from fedlora.report.runs import Comparison, Run, as_text, cumulative, settings
 
-PLACES = ("data.", "model.source", "model.head", "clients.count", "clients.sample", "clients.tasks")
+PLACES = ("data.", "model.source", "model.head", "clients.count", "clients.sample", "clients.domains")
 METHOD, RANK, ALPHA = "method.name", "clients.rank", "data.alpha"
 SOURCES = ("data.source", "model.source")
 COMMON, PERSONAL = "common model", "personal models"
@@ -51,7 +51,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Contender:
     """Runs that differ in the seed only.
 
     Attributes:
@@ -59,7 +59,7 @@ class Cell:
         rank: None where all runs have one plan of ranks.
         setting: the other varied keys of the contender, without those that follow from the method.
         title: of the method, short.
-        kind: COMMON or PERSONAL, where a study has both; else empty.
+        kind: COMMON or PERSONAL, where a comparison has both; else empty.
     """
 
     place: tuple[tuple[str, Any], ...]
@@ -82,12 +82,12 @@ class Cell:
 
     @property
     def site(self) -> str:
-        """The place in words, whichever models are scored; of a study of one place, what its data are."""
+        """The place in words, whichever models are scored; of a comparison of one place, what its data are."""
         return " ".join(word(key, value) for key, value in self.place) or place_of(self.runs[0])
 
     @property
     def where(self) -> str:
-        """The place in words; of a study of one site, no more than the kind of models where there are both."""
+        """The place in words; of a comparison of one site, no more than the kind of models where there are both."""
         return ", ".join(filter(None, (self.site if self.place else "", self.kind))) or self.site
 
     @property
@@ -140,14 +140,14 @@ class Cell:
         return float(np.mean([cumulative(run, key)[-1] for run in self.runs]))
 
 
-def cells(study: Study) -> tuple[Cell, ...]:
-    """The cells of a study in reading order: places (least heterogeneous first), then methods, then ranks (largest first)."""
-    own = [settings(run.config) for run in study.runs]
-    follows = _follow_from_method(study, own)
+def contenders(comparison: Comparison) -> tuple[Contender, ...]:
+    """The contenders in reading order: places (least heterogeneous first), then methods, then ranks (largest first)."""
+    own = [settings(run.config) for run in comparison.runs]
+    follows = _follow_from_method(comparison, own)
     names = told_apart(source for table in own for key in SOURCES for source in _listed(table[key]))
-    mixed = len({run.personal for run in study.runs if run.scored}) > 1
+    mixed = len({run.personal for run in comparison.runs if run.scored}) > 1
     groups: dict[tuple[str, ...], list[int]] = {}
-    keys = [key for key in study.varied if key != "seed"]
+    keys = [key for key in comparison.varied if key != "seed"]
     for i, table in enumerate(own):
         groups.setdefault(tuple(as_text(table.get(key)) for key in keys), []).append(i)
     found = []
@@ -158,7 +158,7 @@ def cells(study: Study) -> tuple[Cell, ...]:
         shown = [key for key in keys if not key.startswith(PLACES) and key not in {METHOD, RANK} | follows[method]]
         setting = tuple((key, table[key]) for key in shown if key in table)
         rank = as_text(table[RANK]) if RANK in keys and any(RANK not in own for own in follows.values()) else None
-        found.append((place, method, rank, setting, tuple(study.runs[i] for i in members)))
+        found.append((place, method, rank, setting, tuple(comparison.runs[i] for i in members)))
     by_method: dict[str, list[Any]] = {}
     for _, method, _, setting, _ in found:
         known = by_method.setdefault(method, [])
@@ -168,7 +168,7 @@ def cells(study: Study) -> tuple[Cell, ...]:
     shades = {method: variants(looks[method], len(known), alone=len(by_method) == 1) for method, known in by_method.items()}
     kinds = [(PERSONAL if any(run.personal for run in runs) else COMMON) if mixed else "" for *_, runs in found]
     out = [
-        Cell(place, method, rank, setting, title(method), shades[method][by_method[method].index(setting)], runs, kind)
+        Contender(place, method, rank, setting, title(method), shades[method][by_method[method].index(setting)], runs, kind)
         for (place, method, rank, setting, runs), kind in zip(found, kinds, strict=True)
     ]
     return tuple(sorted(out, key=_order))
@@ -179,21 +179,25 @@ def joined(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def by_place(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
-    return _by(cells, lambda cell: cell.where)
+def by_place(contenders: Sequence[Contender]) -> dict[str, list[Contender]]:
+    return _by(contenders, lambda contender: contender.where)
 
 
-def by_panel(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
-    """Place and rank -> the cells that a panel of lines shows, so that a colour means one thing in it."""
-    return _by(cells, lambda cell: cell.panel)
+def by_panel(contenders: Sequence[Contender]) -> dict[str, list[Contender]]:
+    """Place and rank -> the contenders that a panel of lines shows, so that a colour means one thing in it."""
+    return _by(contenders, lambda contender: contender.panel)
 
 
-def hardest(cells: Sequence[Cell]) -> str:
+def hardest(contenders: Sequence[Contender]) -> str:
     """The place that a title speaks of: the smallest Dirichlet alpha where it varies, else the last one; of common models where
     there are any."""
-    cells = [cell for cell in cells if cell.kind != PERSONAL] or cells
-    last = cells[-1]
-    return min(cells, key=lambda cell: dict(cell.place).get(ALPHA, 0)).where if ALPHA in dict(last.place) else last.where
+    contenders = [contender for contender in contenders if contender.kind != PERSONAL] or contenders
+    last = contenders[-1]
+    return (
+        min(contenders, key=lambda contender: dict(contender.place).get(ALPHA, 0)).where
+        if ALPHA in dict(last.place)
+        else last.where
+    )
 
 
 def spread(values: Sequence[float]) -> Spread | None:
@@ -247,22 +251,24 @@ def title(method: str, full: bool = False) -> str:
     return found if full else found.partition(" (")[0]
 
 
-def _follow_from_method(study: Study, tables: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
+def _follow_from_method(comparison: Comparison, tables: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
     """Method -> the varied keys that say nothing beyond its name: it has one value of each."""
     values: dict[tuple[str, str], set[str]] = {}
     for table in tables:
-        for key in study.varied:
+        for key in comparison.varied:
             values.setdefault((table[METHOD], key), set()).add(as_text(table.get(key)))
     methods = {table[METHOD] for table in tables}
-    return {method: {key for key in study.varied if len(values[method, key]) == 1} for method in methods}
+    return {method: {key for key in comparison.varied if len(values[method, key]) == 1} for method in methods}
 
 
-def _order(cell: Cell) -> tuple[Any, ...]:
-    place = tuple((-value, "") if isinstance(value, float | int) and key == ALPHA else _number(value) for key, value in cell.place)
+def _order(contender: Contender) -> tuple[Any, ...]:
+    place = tuple(
+        (-value, "") if isinstance(value, float | int) and key == ALPHA else _number(value) for key, value in contender.place
+    )
     known = list(FIXED)
-    method = (known.index(cell.method), "") if cell.method in known else (len(known), cell.method)
-    rank = _number(cell.rank)
-    return place, cell.kind, method, tuple(_number(value) for _, value in cell.setting), (-rank[0], rank[1])
+    method = (known.index(contender.method), "") if contender.method in known else (len(known), contender.method)
+    rank = _number(contender.rank)
+    return place, contender.kind, method, tuple(_number(value) for _, value in contender.setting), (-rank[0], rank[1])
 
 
 def _number(value: Any) -> tuple[float, str]:
@@ -281,8 +287,8 @@ def _named(key: str, value: Any, names: Mapping[str, str]) -> Any:
     return ", ".join(names[source] for source in _listed(value)) if key in SOURCES else value
 
 
-def _by(cells: Sequence[Cell], key: Any) -> dict[str, list[Cell]]:
-    out: dict[str, list[Cell]] = {}
-    for cell in cells:
-        out.setdefault(key(cell), []).append(cell)
+def _by(contenders: Sequence[Contender], key: Any) -> dict[str, list[Contender]]:
+    out: dict[str, list[Contender]] = {}
+    for contender in contenders:
+        out.setdefault(key(contender), []).append(contender)
     return out

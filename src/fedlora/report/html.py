@@ -8,7 +8,7 @@ from typing import Any
 
 from fedlora.config import to_toml
 from fedlora.report import summary
-from fedlora.report.contenders import Cell, by_place, cells, place_of, title
+from fedlora.report.contenders import Contender, by_place, contenders, place_of, title
 from fedlora.report.picture import Picture, Table, inline, label, save
 from fedlora.report.plots import (
     ablation,
@@ -23,7 +23,7 @@ from fedlora.report.plots import (
     ranks,
     similarity,
 )
-from fedlora.report.runs import Study
+from fedlora.report.runs import Comparison
 
 MOST_SPLITS = 4
 PAGE = 73.0  # rem between the margins of the page at its widest
@@ -97,40 +97,40 @@ def write(page: Page, html: Path, figures: Path) -> None:
     fresh.replace(html)
 
 
-def of_study(study: Study) -> Page:
+def of_comparison(comparison: Comparison) -> Page:
     """The report of runs."""
-    found = cells(study)
+    found = contenders(comparison)
     curves = accuracy.pictures(found)
     first = frontier.picture(found) or next(iter(curves), None)
-    alone = len(study.runs) == 1
+    alone = len(comparison.runs) == 1
     return Page(
-        title=study.title or _title(study, found),
-        about=study.about,
-        size=study.scale,
+        title=comparison.title or _title(comparison, found),
+        about=comparison.about,
+        size=comparison.scale,
         lead=summary.lead(found),
         answers=summary.answer_table(found),
-        notes=summary.notes(study, found),
-        held=summary.held(study),
+        notes=summary.notes(comparison, found),
+        held=summary.held(comparison),
         first=first,
         results=summary.results(found),
-        sections=_sections(study, found, [picture for picture in curves if picture is not first]),
+        sections=_sections(comparison, found, [picture for picture in curves if picture is not first]),
         photos=_photos(found),
-        settings=summary.settings_tables(study, found),
-        toml=to_toml(study.runs[0].config) if alone else "",
+        settings=summary.settings_tables(comparison, found),
+        toml=to_toml(comparison.runs[0].config) if alone else "",
         repeat="it repeats the run with fedlora run config.toml" if alone else "",
         lost=summary.lost_table(found),
-        failed=study.failed,
-        runs=len(study.runs),
-        made=summary.made(study),
+        failed=comparison.failed,
+        runs=len(comparison.runs),
+        made=summary.made(comparison),
     )
 
 
-def _sections(study: Study, found: Sequence[Cell], curves: Sequence[Picture]) -> list[Section]:
+def _sections(comparison: Comparison, found: Sequence[Contender], curves: Sequence[Picture]) -> list[Section]:
     """Those that have something to show."""
     all = {
         ("accuracy", "Accuracy by round and by upload" if len(curves) > 1 else "Accuracy by upload"): curves,
         ("variation", "What was varied"): [ablation.heterogeneity(found), ablation.places(found)],
-        ("published", "Ours beside the published numbers"): [published.picture(found, study.published)],
+        ("published", "Ours beside the published numbers"): [published.picture(found, comparison.published)],
         ("classes", "Class by class"): [classes.picture(found)],
         ("clients", "Fairness over clients"): [clients.picture(found)],
         ("discordance", "What averaging the factors apart loses"): [discordance.picture(found)],
@@ -143,7 +143,7 @@ def _sections(study: Study, found: Sequence[Cell], curves: Sequence[Picture]) ->
     return [Section(id, heading, pictures) for (id, heading), pictures in shown.items() if pictures]
 
 
-def _photos(found: Sequence[Cell]) -> list[Photo]:
+def _photos(found: Sequence[Contender]) -> list[Photo]:
     """The split of the first seed of each place, as the run folders have it drawn."""
     out: list[Photo] = []
     for where, here in by_place(found).items():
@@ -166,11 +166,11 @@ def _scale(picture: Picture) -> float:
     return min(6.6, (PAGE - 1.5 * (columns - 1)) / columns / max(panel.size[0] for panel in picture.panels))
 
 
-def _title(study: Study, found: Sequence[Cell]) -> str:
-    data = " and ".join(dict.fromkeys(run.config.data.title for run in study.runs))
-    methods = list(dict.fromkeys(title(cell.method) for cell in found))
-    if len(study.runs) == 1:
-        return f"{methods[0]} on {place_of(study.runs[0])}"
+def _title(comparison: Comparison, found: Sequence[Contender]) -> str:
+    data = " and ".join(dict.fromkeys(run.config.data.title for run in comparison.runs))
+    methods = list(dict.fromkeys(title(contender.method) for contender in found))
+    if len(comparison.runs) == 1:
+        return f"{methods[0]} on {place_of(comparison.runs[0])}"
     return f"{' and '.join(methods) if len(methods) < 3 else f'{len(methods)} methods'} on {data}"
 
 

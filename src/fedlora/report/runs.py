@@ -1,4 +1,4 @@
-"""Run folders as a report reads them, and the study that several of them make."""
+"""Run folders as a report reads them, and the comparison that several of them make."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora import summary
-from fedlora.config import Config, as_tables, read_run
+from fedlora.config import OLD, Config, as_tables, read_run
 from fedlora.errors import BadInput
 
 Row = dict[str, Any]
@@ -86,7 +86,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Study:
+class Comparison:
     """What a report shows: several runs, what differs between them and what does not.
 
     Attributes:
@@ -124,15 +124,15 @@ def read(folder: Path) -> Run:
     return Run(folder, config, rows, done, clients, modules, label_names)
 
 
-def study(
+def comparison(
     runs: Sequence[Run],
     title: str = "",
     about: str = "",
     published: Sequence[Mapping[str, Any]] = (),
     failed: Sequence[tuple[str, str]] = (),
     scale: str = "",
-) -> Study:
-    """The study of some runs; what varies is read from their configurations. BadInput when no run has a round to show."""
+) -> Comparison:
+    """The comparison of some runs; what varies is read from their configurations. BadInput when no run has a round to show."""
     shown = tuple(run for run in runs if run.rows)
     if not shown:
         raise BadInput(f"nothing to report: no run has finished a round yet in {', '.join(str(run.folder) for run in runs)}")
@@ -141,7 +141,7 @@ def study(
     differ = [key for key in keys if len({as_text(table.get(key)) for table in tables}) > 1]
     varied = tuple(sorted(differ, key=lambda key: key == "seed"))
     fixed = {key: tables[0][key] for key in keys if key not in varied}
-    return Study(title, about, shown, varied, fixed, tuple(published), tuple(failed), scale)
+    return Comparison(title, about, shown, varied, fixed, tuple(published), tuple(failed), scale)
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -177,7 +177,9 @@ def as_text(value: Any) -> str:
 
 def read_published(text: str) -> tuple[dict[str, Any], ...]:
     """The rows of a table of published numbers (CSV: dotted keys, then accuracy, spread, upload_params)."""
-    return tuple({key: _plain(cell) for key, cell in row.items() if cell != ""} for row in csv.DictReader(io.StringIO(text)))
+    return tuple(
+        {OLD.get(key, key): _plain(cell) for key, cell in row.items() if cell != ""} for row in csv.DictReader(io.StringIO(text))
+    )
 
 
 def published_row(published: Sequence[Mapping[str, Any]], config: Config) -> Mapping[str, Any] | None:

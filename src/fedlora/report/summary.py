@@ -5,9 +5,22 @@ from typing import Any
 
 from fedlora.names import short
 from fedlora.report.answers import Answer, answers, bytes_to, params, scored, size
-from fedlora.report.contenders import ALPHA, COMMON, METHOD, PERSONAL, RANK, SOURCES, Cell, by_place, hardest, joined, title, word
+from fedlora.report.contenders import (
+    ALPHA,
+    COMMON,
+    METHOD,
+    PERSONAL,
+    RANK,
+    SOURCES,
+    Contender,
+    by_place,
+    hardest,
+    joined,
+    title,
+    word,
+)
 from fedlora.report.picture import Table
-from fedlora.report.runs import Run, Study, as_text, settings
+from fedlora.report.runs import Comparison, Run, as_text, settings
 from fedlora.scores import BASELINE, still_falling
 
 MAIN = {
@@ -36,26 +49,29 @@ MOST_NAMES = 6  # in a note
 WRITTEN = "Written by fedlora report."
 
 
-def lead(cells: Sequence[Cell]) -> str:
+def lead(contenders: Sequence[Contender]) -> str:
     """The answer in a sentence or two, of the hardest place; where common and personal models were scored, a line of each."""
-    found = answers(cells)
+    found = answers(contenders)
     if not found:
-        scored_any = any(cell.final() for cell in cells)
+        scored_any = any(contender.final() for contender in contenders)
         return "Every run has diverged, so there is no answer." if scored_any else "No round has been scored yet."
-    kinds = list(dict.fromkeys(cell.kind for answer in found for cell in answer.cells))
+    kinds = list(dict.fromkeys(contender.kind for answer in found for contender in answer.contenders))
     lines = [_sentence([answer for answer in found if answer.best.kind == kind]) for kind in kinds]
     return "\n".join(f"{OF_KIND[kind]}. {line}" if kind else line for kind, line in zip(kinds, lines, strict=True))
 
 
 def _sentence(found: Sequence[Answer]) -> str:
     """The answer of the hardest place among those of one kind of scores."""
-    where = hardest([cell for answer in found for cell in answer.cells])
+    where = hardest([contender for answer in found for contender in answer.contenders])
     here = next(answer for answer in found if answer.where == where)
     several = len({answer.where for answer in found}) > 1
     at = f" at {here.best.site}" if several else ""
-    if len(here.cells) == 1:
+    if len(here.contenders) == 1:
         return _of_one(here, at)
-    names, lasts = joined([cell.name for cell in here.leaders]), [cell for cell in here.cells if cell not in here.leaders]
+    names, lasts = (
+        joined([contender.name for contender in here.leaders]),
+        [contender for contender in here.contenders if contender not in here.leaders],
+    )
     score = f"{here.accuracy.mean:.1f}" if len(here.leaders) > 1 else str(here.accuracy)
     if here.useless:
         return (
@@ -65,8 +81,8 @@ def _sentence(found: Sequence[Answer]) -> str:
     if not lasts:
         text = f"Equally accurate{at}: {names} with {score} %."
     else:
-        own = {cell.method for cell in here.leaders}
-        second = ([cell for cell in lasts if cell.method not in own] or lasts)[0]
+        own = {contender.method for contender in here.leaders}
+        second = ([contender for contender in lasts if contender.method not in own] or lasts)[0]
         text = f"Most accurate{at}: {names} with {score} %, then {second.name} with {scored(second)} %."
     return f"{text} {_cheapest(here)}" if here.reached else text
 
@@ -88,25 +104,31 @@ def _of_one(here: Answer, at: str) -> str:
 def _cheapest(here: Answer) -> str:
     """Who gets near to the best with fewest bytes, and who is next."""
     (cheap, cost), equal = here.reached[0], here.cheapest
-    text = f"Fewest bytes to reach {here.target} %: {joined([cell.name for cell in equal])} with {size(cost)} uploaded"
-    several = len({cell.method for cell in here.cells}) > 1
-    rivals = [(cell, other) for cell, other in here.reached[len(equal) :] if not several or cell.method != cheap.method]
+    text = f"Fewest bytes to reach {here.target} %: {joined([contender.name for contender in equal])} with {size(cost)} uploaded"
+    several = len({contender.method for contender in here.contenders}) > 1
+    rivals = [
+        (contender, other) for contender, other in here.reached[len(equal) :] if not several or contender.method != cheap.method
+    ]
     if rivals:
         return f"{text}; {rivals[0][0].name} needs {size(rivals[0][1])}."
-    return f"{text}." if len(equal) == len(here.cells) else f"{text}; no other{' method' * several} gets there."
+    return f"{text}." if len(equal) == len(here.contenders) else f"{text}; no other{' method' * several} gets there."
 
 
-def answer_table(cells: Sequence[Cell]) -> Table | None:
+def answer_table(contenders: Sequence[Contender]) -> Table | None:
     """For each place who is best by accuracy and by bytes; None of a single contender."""
-    found = answers(cells)
-    if not found or max(len(answer.cells) for answer in found) < 2:
+    found = answers(contenders)
+    if not found or max(len(answer.contenders) for answer in found) < 2:
         return None
     known = any(answer.commonest is not None for answer in found)
     rows = []
     for answer in found:
-        best = joined([cell.name for cell in answer.leaders])
+        best = joined([contender.name for contender in answer.leaders])
         baseline = (f"{answer.commonest:.1f} %" if answer.commonest is not None else "–",) if known else ()
-        cheap = (joined([cell.name for cell in answer.cheapest]), size(answer.reached[0][1])) if answer.reached else ("–", "–")
+        cheap = (
+            (joined([contender.name for contender in answer.cheapest]), size(answer.reached[0][1]))
+            if answer.reached
+            else ("–", "–")
+        )
         rows.append(
             (*((answer.where,) if len(found) > 1 else ()), best, f"{answer.accuracy} %", *baseline, f"{answer.target} %", *cheap)
         )
@@ -115,36 +137,40 @@ def answer_table(cells: Sequence[Cell]) -> Table | None:
     return Table("The best by final accuracy, and by upload to reach 95 % of that", header, tuple(rows))
 
 
-def notes(study: Study, cells: Sequence[Cell]) -> list[str]:
+def notes(comparison: Comparison, contenders: Sequence[Contender]) -> list[str]:
     """What a reader must know before believing small differences."""
     out = []
-    diverged = [cell for cell in cells if any(run.diverged for run in cell.runs)]
+    diverged = [contender for contender in contenders if any(run.diverged for run in contender.runs)]
     if diverged:
-        out.append(f"Diverged, so not ranked: {_each(diverged, cells)}. Nothing that clients sent in the last round could be used.")
-    lost = [cell for cell in cells if losses(cell)]
+        out.append(
+            f"Diverged, so not ranked: {_each(diverged, contenders)}. Nothing that clients sent in the last round could be used."
+        )
+    lost = [contender for contender in contenders if losses(contender)]
     if lost:
-        out.append(f"Clients failed in {_each(lost, cells)}: see Clients that failed.")
-    found = answers(cells)
-    seeds = {len(cell.runs) for cell in cells}
+        out.append(f"Clients failed in {_each(lost, contenders)}: see Clients that failed.")
+    found = answers(contenders)
+    seeds = {len(contender.runs) for contender in contenders}
     if found:
         noise = max(answer.noise for answer in found)
-        if seeds == {1} and noise and len(study.runs) > 1:
+        if seeds == {1} and noise and len(comparison.runs) > 1:
             out.append(f"One seed a cell: the test set's size alone makes differences below about {noise:.1f} points uncertain.")
         elif seeds != {1}:
             low, high = min(seeds), max(seeds)
             out.append(f"± is the sample standard deviation over {high if low == high else f'{low} to {high}'} seeds.")
-    if any(cell.kind for cell in cells):
+    if any(contender.kind for contender in contenders):
         out.append("Scores of personal models are of other test examples for each client, so they are not ranked with common ones.")
-    elif any(cell.personal for cell in cells):
+    elif any(contender.personal for contender in contenders):
         out.append("Each client's personal model is scored on the client's own test examples.")
-    if any(run.validated for cell in cells for run in cell.runs):
+    if any(run.validated for contender in contenders for run in contender.runs):
         out.append("Validation chose the round that is scored and written, never the test set.")
-    falling = [cell for cell in cells if not cell.unfinished and any(_may_learn_more(run) for run in cell.runs)]
+    falling = [
+        contender for contender in contenders if not contender.unfinished and any(_may_learn_more(run) for run in contender.runs)
+    ]
     if falling:
-        out.append(f"The training loss still fell at the end, so more rounds may help: {_each(falling, cells)}.")
-    short = [cell for cell in cells if cell.unfinished]
+        out.append(f"The training loss still fell at the end, so more rounds may help: {_each(falling, contenders)}.")
+    short = [contender for contender in contenders if contender.unfinished]
     if short:
-        out.append(f"Not finished yet, shown as far as they got: {_each(short, cells)}.")
+        out.append(f"Not finished yet, shown as far as they got: {_each(short, contenders)}.")
     return out
 
 
@@ -154,19 +180,19 @@ def _may_learn_more(run: Run) -> bool:
     return (last or not run.validated) and still_falling([row.get("loss") for row in run.rows])
 
 
-def _each(cells: Sequence[Cell], among: Sequence[Cell]) -> str:
+def _each(contenders: Sequence[Contender], among: Sequence[Contender]) -> str:
     """Their names, with the place where there are several."""
-    if len(cells) == len(among) > 1:
+    if len(contenders) == len(among) > 1:
         return "all of them"
-    several = len({cell.where for cell in among}) > 1
-    names = [f"{cell.name} ({cell.where})" if several else cell.name for cell in cells]
+    several = len({contender.where for contender in among}) > 1
+    names = [f"{contender.name} ({contender.where})" if several else contender.name for contender in contenders]
     return joined(names) if len(names) <= MOST_NAMES else f"{', '.join(names[:MOST_NAMES])} and {len(names) - MOST_NAMES} more"
 
 
-def losses(cell: Cell) -> list[tuple[str, list[int], str]]:
-    """(client's name, the rounds in which it failed, why at first) of each client of a cell that failed, over all seeds."""
+def losses(contender: Contender) -> list[tuple[str, list[int], str]]:
+    """(client's name, the rounds in which it failed, why at first) of each client of a contender that failed, over all seeds."""
     found: dict[str, tuple[set[int], str]] = {}
-    for run in cell.runs:
+    for run in contender.runs:
         names = {str(client["id"]): str(client["name"]) for client in run.clients}
         for row in run.rows:
             for id, why in (row.get("failures") or {}).items():
@@ -175,14 +201,14 @@ def losses(cell: Cell) -> list[tuple[str, list[int], str]]:
     return [(name, sorted(rounds), why) for name, (rounds, why) in found.items()]
 
 
-def lost_table(cells: Sequence[Cell]) -> Table | None:
+def lost_table(contenders: Sequence[Contender]) -> Table | None:
     """The clients that failed, those of most rounds first; None where none did."""
-    found = [(cell, *loss) for cell in cells for loss in losses(cell)]
+    found = [(contender, *loss) for contender in contenders for loss in losses(contender)]
     found.sort(key=lambda loss: -len(loss[2]))
-    data = len({cell.where for cell in cells}) > 1
+    data = len({contender.where for contender in contenders}) > 1
     rows = tuple(
-        (*((cell.where,) if data else ()), cell.name, name, str(len(rounds)), spans(rounds), why)
-        for cell, name, rounds, why in found
+        (*((contender.where,) if data else ()), contender.name, name, str(len(rounds)), spans(rounds), why)
+        for contender, name, rounds, why in found
     )
     header = (*(("data",) if data else ()), "method", "client", "times", "in rounds", "why, at first")
     return Table("What these clients sent in these rounds counts for nothing", header, rows, heads=2 + data) if rows else None
@@ -199,9 +225,9 @@ def spans(rounds: Sequence[int]) -> str:
     return ", ".join(f"{part[0]}–{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 
-def held(study: Study) -> list[tuple[str, str]]:
+def held(comparison: Comparison) -> list[tuple[str, str]]:
     """The main settings that all runs have in common."""
-    fixed = dict(study.fixed)
+    fixed = dict(comparison.fixed)
     share = fixed.get("clients.sample")
     if isinstance(share, float):
         fixed["clients.sample"] = f"{100 * share:g} %" if share < 1 else "all"
@@ -217,38 +243,42 @@ def _said(key: str, value: Any) -> str:
     return as_text(value)
 
 
-def results(cells: Sequence[Cell]) -> list[Table]:
+def results(contenders: Sequence[Contender]) -> list[Table]:
     """A row for each contender, a column of final accuracy for each place, and what it cost; common and personal models apart.
     Where there are several places, tables of the other scores."""
     out = []
-    for kind in dict.fromkeys(cell.kind for cell in cells):
-        own = [cell for cell in cells if cell.kind == kind]
+    for kind in dict.fromkeys(contender.kind for contender in contenders):
+        own = [contender for contender in contenders if contender.kind == kind]
         out.append(_main_table(own, kind))
         if len(by_place(own)) > 1:
             out += [table for key, name in OTHERS.items() if (table := _score_table(own, kind, key, name))]
     return out
 
 
-def _caption(cells: Sequence[Cell], kind: str, what: str) -> str:
-    chosen = " of the round that validation chose" if any(run.validated for cell in cells for run in cell.runs) else ""
-    personal = ", each client's personal model on its own test examples" if any(cell.personal for cell in cells) else ""
+def _caption(contenders: Sequence[Contender], kind: str, what: str) -> str:
+    chosen = (
+        " of the round that validation chose" if any(run.validated for contender in contenders for run in contender.runs) else ""
+    )
+    personal = (
+        ", each client's personal model on its own test examples" if any(contender.personal for contender in contenders) else ""
+    )
     common = ", one common model" if kind == COMMON else ""
     return f"{what}{chosen}{personal}{common}"
 
 
-def _main_table(cells: Sequence[Cell], kind: str) -> Table:
-    places = list(by_place(cells))
-    contenders = _contenders(cells)
-    found = {answer.where: answer for answer in answers(cells)}
+def _main_table(contenders: Sequence[Contender], kind: str) -> Table:
+    places = list(by_place(contenders))
+    by_name = _by_name(contenders)
+    found = {answer.where: answer for answer in answers(contenders)}
     single = found.get(places[0]) if len(places) == 1 else None
     others: list[str] = []
     if single:  # one column of accuracy: the best first
-        place = {cell.name: i for i, cell in enumerate(single.cells)}
-        contenders = dict(sorted(contenders.items(), key=lambda pair: place.get(pair[0], len(place))))
-        others = [key for key in OTHERS if any(cell.final(key) for cell in cells)]
-    reach = single.target if single and len(contenders) > 1 else None
+        place = {contender.name: i for i, contender in enumerate(single.contenders)}
+        by_name = dict(sorted(by_name.items(), key=lambda pair: place.get(pair[0], len(place))))
+        others = [key for key in OTHERS if any(contender.final(key) for contender in contenders)]
+    reach = single.target if single and len(by_name) > 1 else None
     rows = []
-    for name, here in contenders.items():
+    for name, here in by_name.items():
         own = list(here.values())
         row = [name, *(_accuracy(here[where]) if where in here else "–" for where in places)]
         row += [str(own[0].final(key) or "–") for key in others]
@@ -260,85 +290,86 @@ def _main_table(cells: Sequence[Cell], kind: str) -> Table:
     if any(answer.commonest is not None for answer in found.values()):
         baseline = [f"{x:.1f}" if (x := found[w].commonest if w in found else None) is not None else "–" for w in places]
         rows.append((BASELINE, *baseline, *["–"] * (len(others) + (reach is not None) + 3)))
-    sites = [here[0].site for here in by_place(cells).values()]
+    sites = [here[0].site for here in by_place(contenders).values()]
     reached = (f"upload to {reach} %",) if reach is not None else ()
     header = ("method", *(f"{site}, %" for site in sites), *(f"{OTHERS[key]}, %" for key in others), *reached)
     costs = ("uploaded", "uploaded parameters", "downloaded")
     return Table(
-        _caption(cells, kind, "Final test accuracy") + "; totals over all rounds and clients", (*header, *costs), tuple(rows)
+        _caption(contenders, kind, "Final test accuracy") + "; totals over all rounds and clients", (*header, *costs), tuple(rows)
     )
 
 
-def _score_table(cells: Sequence[Cell], kind: str, key: str, name: str) -> Table | None:
+def _score_table(contenders: Sequence[Contender], kind: str, key: str, name: str) -> Table | None:
     """Another score of each contender in each place; None where no run has it."""
-    if not any(cell.final(key) for cell in cells):
+    if not any(contender.final(key) for contender in contenders):
         return None
-    places = list(by_place(cells))
-    sites = [here[0].site for here in by_place(cells).values()]
+    places = list(by_place(contenders))
+    sites = [here[0].site for here in by_place(contenders).values()]
     rows = tuple(
-        (n, *(str(here[w].final(key) or "–") if w in here else "–" for w in places)) for n, here in _contenders(cells).items()
+        (n, *(str(here[w].final(key) or "–") if w in here else "–" for w in places)) for n, here in _by_name(contenders).items()
     )
-    return Table(_caption(cells, kind, f"Final {name}"), ("method", *(f"{site}, %" for site in sites)), rows)
+    return Table(_caption(contenders, kind, f"Final {name}"), ("method", *(f"{site}, %" for site in sites)), rows)
 
 
-def _contenders(cells: Sequence[Cell]) -> dict[str, dict[str, Cell]]:
-    """Name -> place -> cell."""
-    out: dict[str, dict[str, Cell]] = {}
-    for cell in cells:
-        out.setdefault(cell.name, {})[cell.where] = cell
+def _by_name(contenders: Sequence[Contender]) -> dict[str, dict[str, Contender]]:
+    """Name -> place -> contender."""
+    out: dict[str, dict[str, Contender]] = {}
+    for contender in contenders:
+        out.setdefault(contender.name, {})[contender.where] = contender
     return out
 
 
-def settings_tables(study: Study, cells: Sequence[Cell]) -> list[Table]:
+def settings_tables(comparison: Comparison, contenders: Sequence[Contender]) -> list[Table]:
     """Everything that was held fixed, and what was varied with its values."""
-    tables = [settings(run.config) for run in study.runs]
+    tables = [settings(run.config) for run in comparison.runs]
     out = []
-    if study.varied:
+    if comparison.varied:
         rows = []
-        for key in study.varied:
+        for key in comparison.varied:
             values = list(dict.fromkeys(_said(key, table.get(key)) for table in tables))
             if key == METHOD:
                 values = [f"{title(name, full=True)} ({name})" for name in values]
             rows.append((key, "; ".join(values)))
         out.append(Table("Varied", ("key", "values"), tuple(rows)))
-    own = _own_settings(study, cells)
+    own = _own_settings(comparison, contenders)
     if own:
         out.append(Table("Set for each method", ("method", "settings"), own))
-    fixed = tuple((key, _said(key, value)) for key, value in study.fixed.items())
+    fixed = tuple((key, _said(key, value)) for key, value in comparison.fixed.items())
     return [*out, Table("Held fixed", ("key", "value"), fixed)]
 
 
-def made(study: Study) -> str:
+def made(comparison: Comparison) -> str:
     """The software and hardware of the runs, where a finished one says."""
-    done = [run.summary for run in study.runs if run.summary]
+    done = [run.summary for run in comparison.runs if run.summary]
     if not done:
         return WRITTEN
     versions = ", ".join(f"{name} {version}" for name, version in done[0].get("versions", {}).items())
     places = (f"{one['device']} in {one['precision']}" for one in done if {"device", "precision"} <= set(one))
     where = " and ".join(dict.fromkeys(places))
-    return f"{len(study.runs)} run{'s' if len(study.runs) > 1 else ''} with {versions}{f'; {where}' if where else ''}. {WRITTEN}"
+    count = len(comparison.runs)
+    return f"{count} run{'s' if count > 1 else ''} with {versions}{f'; {where}' if where else ''}. {WRITTEN}"
 
 
-def _own_settings(study: Study, cells: Sequence[Cell]) -> tuple[tuple[str, str], ...]:
+def _own_settings(comparison: Comparison, contenders: Sequence[Contender]) -> tuple[tuple[str, str], ...]:
     """Method -> the varied keys of which it has one value, so that no line's name shows them."""
     rows: dict[str, str] = {}
-    for cell in cells:
-        shown = {METHOD, "seed", *dict(cell.place), *dict(cell.setting)} | ({RANK} if cell.rank else set())
-        own = settings(cell.runs[0].config)
-        words = ", ".join(word(key, own[key]) for key in study.varied if key in own and key not in shown)
+    for contender in contenders:
+        shown = {METHOD, "seed", *dict(contender.place), *dict(contender.setting)} | ({RANK} if contender.rank else set())
+        own = settings(contender.runs[0].config)
+        words = ", ".join(word(key, own[key]) for key in comparison.varied if key in own and key not in shown)
         if words:
-            rows[title(cell.method, full=True)] = words
+            rows[title(contender.method, full=True)] = words
     return tuple(rows.items())
 
 
-def _accuracy(cell: Cell) -> str:
-    final = cell.final()
+def _accuracy(contender: Contender) -> str:
+    final = contender.final()
     if final is None:
         return "not scored"
-    if any(run.diverged for run in cell.runs):
+    if any(run.diverged for run in contender.runs):
         return f"{final} (diverged)"
-    return f"{final} (round {cell.runs[0].rows[-1]['round']})" if cell.unfinished else str(final)
+    return f"{final} (round {contender.runs[0].rows[-1]['round']})" if contender.unfinished else str(final)
 
 
-def _mean(cells: Sequence[Cell], key: str, form: Any) -> str:
-    return str(form(sum(cell.total(key) for cell in cells) / len(cells)))
+def _mean(contenders: Sequence[Contender], key: str, form: Any) -> str:
+    return str(form(sum(contender.total(key) for contender in contenders) / len(contenders)))

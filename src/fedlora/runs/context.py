@@ -8,8 +8,8 @@ from fedlora.data.dataset import Dataset
 from fedlora.data.partition import Parts
 from fedlora.models.trial import Findings
 from fedlora.runs.roster import Roster
+from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded
-from fedlora.training.trainer import Trainer
 from fedlora.transforms.pipeline import Pipeline
 from fedlora.types import Method, Setup
 

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from fedlora import wire
-from fedlora.config import Config, Head
+from fedlora.config import Config, HeadMode
 from fedlora.listener import Listener
 from fedlora.runs.context import RunContext
 from fedlora.runs.costs import Round, made_up_rounds
 from fedlora.runs.prepare import prepare
 from fedlora.server.sampling import sampler
-from fedlora.training.trainer import ScoreJob
+from fedlora.training.score import ScoreJob
 from fedlora.transports.inprocess import InProcess
 from fedlora.types import Order
 
@@ -52,7 +52,7 @@ def rehearse(config: Config, listener: Listener) -> str:
     listener.stage(f"playing {min(ROUNDS, context.setup.rounds)} rounds with made-up training")
     start = time.perf_counter()
     participants = sampler(context.setup.clients, context.setup.seed, config.clients.sample)
-    heads = wire.measure(context.trainer.head).total if config.model.head is Head.SHARED else 0
+    heads = wire.measure(context.trainer.head).total if config.model.head is HeadMode.SHARED else 0
     played = [
         replace(each, upload_bytes=each.upload_bytes + more, download_bytes=each.download_bytes + more)
         for t, each in enumerate(
@@ -88,7 +88,7 @@ def _pace(context: RunContext) -> Pace:
         context.method, context.setup, context.trainer, data, head, on_examples=heard, transforms=context.transforms
     )
     state = context.method.init(context.setup)
-    shared = context.trainer.head if head is Head.SHARED else {}
+    shared = context.trainer.head if head is HeadMode.SHARED else {}
     clients = sampler(context.setup.clients, context.setup.seed, context.config.clients.sample)(1)
     orders = [Order(1, client, context.method.send(state, client, 1), shared) for client in clients]
     first = next(context.method.local(orders[0].down, transport.kept_by(clients[0]).held, clients[0], 1))

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from fedlora.config import Head
+from fedlora.config import HeadMode
 from fedlora.data.dataset import Integers
 from fedlora.runs.context import RunContext
 from fedlora.runs.prepare import has_own_models
 from fedlora.server.loop import Server
 from fedlora.training.encode import Encoded
 from fedlora.training.metrics import UNDECIDED, accuracy, confusion, decided, macro_f1
-from fedlora.training.trainer import ScoreJob
+from fedlora.training.score import ScoreJob
 from fedlora.transports.inprocess import InProcess
 from fedlora.types import Client, own_model
 
@@ -35,7 +35,7 @@ class Answers:
 def evaluate(context: RunContext, server: Server, transport: InProcess) -> tuple[dict[str, Any], Tensor]:
     """Scores on the test part, and on the validation part where there is one; and how often each class (row) was taken for each
     (column) on the test part, (C, C)."""
-    test, tasks = context.test, context.dataset.tasks
+    test, tasks = context.test, context.dataset.domains
     found = list(_answers(context, server, transport, test, context.parts.test))
     rows, predicted = _joined(found)
     labels = test.labels[rows]
@@ -50,8 +50,8 @@ def evaluate(context: RunContext, server: Server, transport: InProcess) -> tuple
     if has_own_models(context.config):
         scores["client_accuracy"] = {str(e.client.id): accuracy(e.predicted, test.labels[e.rows]) for e in found if e.client}
     if tasks:
-        own, right = test.tasks[rows], predicted == labels
-        scores["task_accuracy"] = {task.name: float(right[own == i].mean()) for i, task in enumerate(tasks) if (own == i).any()}
+        own, right = test.domains[rows], predicted == labels
+        scores["domain_accuracy"] = {task.name: float(right[own == i].mean()) for i, task in enumerate(tasks) if (own == i).any()}
     if context.validation is not None:
         where, said = _joined(list(_answers(context, server, transport, context.validation, context.parts.validation)))
         held = context.validation.labels[where]
@@ -75,7 +75,7 @@ def _answers(
             model = own_model(context.method, server.state, kept.held, client, server.round + 1)
         else:
             model = context.method.deploy(server.state)
-        head = kept.head if context.config.model.head is Head.PERSONAL else server.head
+        head = kept.head if context.config.model.head is HeadMode.PERSONAL else server.head
         return ScoreJob(model, head, part.take(owned[client.id]))
 
     for client, logits in zip(scored, context.trainer.logits(map(ask, scored)), strict=True):
@@ -91,13 +91,13 @@ def _joined(found: Sequence[Answers]) -> tuple[Integers, Integers]:
 def _commonest(context: RunContext, answers: Answers) -> Integers:
     """What one would answer on these test rows who knows only the commonest training class: of everybody, or of the client whose
     model is scored; in a run of several tasks, of the row's task."""
-    train, tasks = context.dataset.train, context.dataset.tasks
+    train, tasks = context.dataset.train, context.dataset.domains
     own = slice(None) if answers.client is None else context.parts.train[answers.client.id]
     said = np.zeros(len(answers.rows), dtype=np.int64)
     for t in range(max(1, len(tasks))):
-        here = context.test.tasks[answers.rows] == t if tasks else slice(None)
-        mine = train.labels[own][train.tasks[own] == t] if tasks else train.labels[own]
+        here = context.test.domains[answers.rows] == t if tasks else slice(None)
+        mine = train.labels[own][train.domains[own] == t] if tasks else train.labels[own]
         if not len(mine):  # nothing of its own to go by
-            mine = train.labels[train.tasks == t] if tasks else train.labels
+            mine = train.labels[train.domains == t] if tasks else train.labels
         said[here] = np.bincount(mine).argmax()
     return said

@@ -12,7 +12,7 @@ from typing import Any
 from fedlora import wire
 from fedlora.clients.state import StateStore
 from fedlora.clients.watch import similarity
-from fedlora.config import Config, Head, as_tables, to_toml
+from fedlora.config import Config, HeadMode, as_tables, to_toml
 from fedlora.disk import alone, founding, write_whole
 from fedlora.errors import BadInput
 from fedlora.listener import Listener
@@ -163,4 +163,4 @@ def _row(round: int, tally: RoundCounts) -> Row:
 
 
 def _head(context: RunContext) -> dict[str, Any]:
-    return context.trainer.head if context.config.model.head is Head.SHARED else {}
+    return context.trainer.head if context.config.model.head is HeadMode.SHARED else {}

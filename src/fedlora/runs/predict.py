@@ -19,8 +19,9 @@ from fedlora.models.load import Pretrained
 from fedlora.runs.export import located, read_result, which_client
 from fedlora.runs.prepare import has_own_models, load_pretrained, make_trainer, try_pretrained
 from fedlora.runs.roster import Roster
+from fedlora.training.batched import Trainer
 from fedlora.training.encode import encode
-from fedlora.training.trainer import ScoreJob, Trainer
+from fedlora.training.score import ScoreJob
 from fedlora.types import Model, Tensors
 
 Say = Callable[[str], None]
@@ -59,7 +60,7 @@ class Choice:
         """Of the run's classes, those that can be the answer."""
         if self.task is None:
             return slice(0, len(self.roster.label_names))
-        task = self.roster.tasks[self.task]
+        task = self.roster.domains[self.task]
         return slice(task.first, task.first + task.count)
 
 
@@ -84,7 +85,7 @@ class Predictor:
         if data.cut:
             self.note(f"{data.cut:,} of {len(texts):,} texts are longer than {self.limit} tokens, and cut")
         if self.choice.task is not None:
-            data = replace(data, tasks=np.full(len(texts), self.choice.task, dtype=np.int64))
+            data = replace(data, domains=np.full(len(texts), self.choice.task, dtype=np.int64))
         (logits,) = self.trainer.logits([ScoreJob(self.choice.model, self.choice.head, data)])
         own = torch.from_numpy(logits[:, self.choice.classes])
         if not bool(own.isfinite().all()):
@@ -110,7 +111,7 @@ def choose(run: Path, client: int | str | None = None, domain: str | None = None
         raise BadInput(f"{run}: each client has a model of its own, and no common one was scored; give --client: {names}")
     task = _task(run, roster, domain)
     notes: tuple[str, ...] = ()
-    if id is not None and domain is not None and domain not in roster.clients[id].tasks:
+    if id is not None and domain is not None and domain not in roster.clients[id].domains:
         notes = (f"{roster.names[id]} has no training example of {domain}, and its model was not scored on it",)
     return Choice(located(config, run), roster, model, head, task, notes)
 
@@ -124,12 +125,12 @@ def load(choice: Choice, note: Say = lambda text: None, stage: Say = lambda text
     pretrained = load_pretrained(config, choice.roster)
     stage("trying the model")
     findings = try_pretrained(config, pretrained)
-    trainer = make_trainer(config, pretrained, findings, choice.roster.tasks)
+    trainer = make_trainer(config, pretrained, findings, choice.roster.domains)
     return Predictor(choice, pretrained, trainer, choice.roster.max_length or findings.limit, note)
 
 
 def _task(run: Path, roster: Roster, domain: str | None) -> int | None:
-    names = [task.name for task in roster.tasks]
+    names = [task.name for task in roster.domains]
     if not names and domain is not None:
         raise BadInput(f"--domain {domain}: {run} is of one data set; leave --domain out")
     if not names:

@@ -10,8 +10,8 @@ import torch
 
 from fedlora import methods, seeds
 from fedlora.algebra.tensors import flat
-from fedlora.config import Config, Head
-from fedlora.data.dataset import Dataset, Split, Task
+from fedlora.config import Config, HeadMode
+from fedlora.data.dataset import Dataset, Domain, Split
 from fedlora.data.domains import deal
 from fedlora.data.load import load as load_data
 from fedlora.errors import BadInput, some
@@ -25,9 +25,9 @@ from fedlora.models.trial import Findings, try_model
 from fedlora.runs.context import RunContext
 from fedlora.runs.packages import require
 from fedlora.runs.roster import Roster, make_clients
+from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded, encode
 from fedlora.training.precision import pick_device, pick_dtype
-from fedlora.training.trainer import Trainer
 from fedlora.transforms import pipeline
 from fedlora.types import Client, Factors, Method, Setup
 
@@ -86,7 +86,7 @@ def make_method(config: Config) -> Method:
 def has_own_models(config: Config) -> bool:
     """Whether clients end with models of their own, so that each is scored on its own test part, and no common one is."""
     personal: bool = methods.find(config.method.name).FACTS.personal
-    return personal or config.model.head is Head.PERSONAL
+    return personal or config.model.head is HeadMode.PERSONAL
 
 
 def load_pretrained(config: Config, roster: Roster) -> Pretrained:
@@ -130,7 +130,7 @@ def rehearsed(config: Config, pretrained: Pretrained, findings: Findings) -> Fin
     return replace(findings, targets=tuple(held), notes=(*findings.notes, note))
 
 
-def make_trainer(config: Config, pretrained: Pretrained, findings: Findings, tasks: Sequence[Task] = ()) -> Trainer:
+def make_trainer(config: Config, pretrained: Pretrained, findings: Findings, tasks: Sequence[Domain] = ()) -> Trainer:
     """The trainer on the configured device and in the configured precision."""
     device = pick_device(config.device)
     dtype = pick_dtype(config.precision, device)
@@ -159,7 +159,7 @@ def prepare(config: Config, listener: Listener) -> RunContext:
     parts = deal(dataset, config.data, config.clients, config.seed)
     clients = make_clients(config.clients, dataset, parts)
     num_test = tuple(len(where) for where in parts.test)
-    roster = Roster(dataset.label_names, clients, parts.names, num_test, dataset.tasks, data=dataset.digest)
+    roster = Roster(dataset.label_names, clients, parts.names, num_test, dataset.domains, data=dataset.digest)
     listener.stage(f"loading {config.model.source}")
     pretrained = load_pretrained(config, roster)
     listener.stage("trying the model")
@@ -169,13 +169,13 @@ def prepare(config: Config, listener: Listener) -> RunContext:
     listener.stage("tokenising")
 
     def encoded(part: Split) -> Encoded:
-        return replace(encode(pretrained.tokenizer, part.texts, part.labels, findings.limit), tasks=part.tasks)
+        return replace(encode(pretrained.tokenizer, part.texts, part.labels, findings.limit), domains=part.domains)
 
     train, test = encoded(dataset.train), encoded(dataset.test)
     validation = None if dataset.validation is None else encoded(dataset.validation)
     for note in _about_tokens(train, test, findings.limit):
         listener.note(note)
-    trainer = make_trainer(config, pretrained, findings, dataset.tasks)
+    trainer = make_trainer(config, pretrained, findings, dataset.domains)
     form, modules = findings.form, tuple(trainer.shapes)
     roster = replace(roster, modules=modules, rows=trainer.rows, max_length=findings.limit, padding=form.padding)
     setup = make_setup(config, trainer, clients)

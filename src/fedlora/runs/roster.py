@@ -1,14 +1,16 @@
 """Who takes part in a run, and with which ranks."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fedlora.config import RANK_SHARES, ClientsConfig, RankPlan
-from fedlora.data.dataset import Dataset, Task
-from fedlora.data.domains import task_counts
+from fedlora.data.dataset import Dataset, Domain
+from fedlora.data.domains import domain_counts
 from fedlora.data.partition import Parts
 from fedlora.errors import BadInput
 from fedlora.types import Client
@@ -21,7 +23,7 @@ class Roster:
     Attributes:
         names: of the clients, by id.
         num_test: test examples of each client.
-        tasks: of a run of several.
+        domains: of a run of several.
         modules: the adapted layers, in the order of arrays that have a row for each. No matter of who takes part, so two rosters
             may differ in it.
         rows: tokens that fill a step of training, which decides who trains together; a run that is resumed keeps it.
@@ -34,7 +36,7 @@ class Roster:
     clients: tuple[Client, ...]
     names: tuple[str, ...]
     num_test: tuple[int, ...]
-    tasks: tuple[Task, ...] = ()
+    domains: tuple[Domain, ...] = ()
     modules: tuple[str, ...] = field(default=(), compare=False)
     rows: int | None = field(default=None, compare=False)
     max_length: int | None = field(default=None, compare=False)
@@ -44,13 +46,13 @@ class Roster:
     def to_json(self) -> str:
         rows = [
             {"id": c.id, "name": name, "rank": c.rank, "num_examples": c.num_examples, "num_test": n}
-            | ({"tasks": dict(c.tasks)} if c.tasks else {})
+            | ({"domains": dict(c.domains)} if c.domains else {})
             for c, name, n in zip(self.clients, self.names, self.num_test, strict=True)
         ]
-        tasks = {"tasks": [asdict(task) for task in self.tasks]} if self.tasks else {}
+        domains = {"domains": [asdict(domain) for domain in self.domains]} if self.domains else {}
         model = {"modules": self.modules, "rows": self.rows, "max_length": self.max_length, "padding": self.padding}
         model |= {"data": self.data}
-        return json.dumps({"label_names": self.label_names, **tasks, **model, "clients": rows}, indent=1)
+        return json.dumps({"label_names": self.label_names, **domains, **model, "clients": rows}, indent=1)
 
 
 def read_roster(path: Path) -> Roster:
@@ -60,10 +62,10 @@ def read_roster(path: Path) -> Roster:
         rows = found["clients"]
         return Roster(
             tuple(found["label_names"]),
-            tuple(Client(r["id"], r["rank"], r["num_examples"], r.get("tasks", {})) for r in rows),
+            tuple(Client(r["id"], r["rank"], r["num_examples"], _domains(r, {})) for r in rows),
             tuple(r["name"] for r in rows),
             tuple(r["num_test"] for r in rows),
-            tuple(Task(t["name"], t["first"], t["count"]) for t in found.get("tasks", ())),
+            tuple(Domain(t["name"], t["first"], t["count"]) for t in _domains(found, ())),
             tuple(found.get("modules", ())),
             found.get("rows"),
             found.get("max_length"),
@@ -72,6 +74,11 @@ def read_roster(path: Path) -> Roster:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: missing or damaged, so this is no run folder ({error})") from error
+
+
+def _domains(table: Mapping[str, Any], default: Any) -> Any:
+    """What a table of the file says of domains, which earlier versions called tasks."""
+    return table.get("domains", table.get("tasks", default))
 
 
 def client_ranks(config: ClientsConfig, count: int) -> list[int]:
@@ -96,4 +103,4 @@ def make_clients(config: ClientsConfig, dataset: Dataset, parts: Parts) -> tuple
             f"clients.sample = {config.sample}: the run has {len(parts.train)} clients; a share up to 1.0 is possible, too"
         )
     dealt = zip(client_ranks(config, len(parts.train)), parts.train, strict=True)
-    return tuple(Client(i, rank, len(where), task_counts(dataset, where)) for i, (rank, where) in enumerate(dealt))
+    return tuple(Client(i, rank, len(where), domain_counts(dataset, where)) for i, (rank, where) in enumerate(dealt))

@@ -11,14 +11,14 @@ from fedlora.errors import BadInput
 
 @dataclass(frozen=True)
 class Encoded:
-    """Examples of one client or one test set: token ids of each text, (length,) int32, and labels, (n,) int64. `tasks`, (n,)
-    int64, is the place of each example's task among the trainer's; empty in a run of one task. Of a whole part as it was encoded,
-    `cut` counts the texts that were longer than allowed, and `unknown` is the share of tokens that the tokenizer does not know (a
-    text that it finds none in counts as one)."""
+    """Examples of one client or one test set: token ids of each text, (length,) int32, and labels, (n,) int64. `domains`, (n,)
+    int64, is the place of each example's domain among the trainer's; empty in a run of one domain. Of a whole part as it was
+    encoded, `cut` counts the texts that were longer than allowed, and `unknown` is the share of tokens that the tokenizer does not
+    know (a text that it finds none in counts as one)."""
 
     ids: tuple[np.ndarray, ...]
     labels: np.ndarray
-    tasks: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    domains: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     cut: int = 0
     unknown: float = 0.0
 
@@ -27,7 +27,9 @@ class Encoded:
 
     def take(self, where: np.ndarray) -> "Encoded":
         """The examples at these positions."""
-        return Encoded(tuple(self.ids[i] for i in where), self.labels[where], self.tasks[where] if len(self.tasks) else self.tasks)
+        return Encoded(
+            tuple(self.ids[i] for i in where), self.labels[where], self.domains[where] if len(self.domains) else self.domains
+        )
 
 
 def encode(tokenizer: Any, texts: Sequence[str], labels: np.ndarray, max_length: int) -> Encoded:

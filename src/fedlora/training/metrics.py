@@ -6,8 +6,8 @@ UNDECIDED = -1  # the class of a text for which a model gives no finite numbers:
 
 
 def decided(logits: np.ndarray) -> np.ndarray:
-    """The class (n,) with the largest of logits (n, C), or UNDECIDED where that is no finite number. The classes of other tasks are
-    at -inf."""
+    """The class (n,) with the largest of logits (n, C), or UNDECIDED where that is no finite number. The classes of other domains
+    are at -inf."""
     return np.where(np.isfinite(logits.max(axis=1)), logits.argmax(axis=1), UNDECIDED)
 
 

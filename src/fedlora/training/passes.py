@@ -19,7 +19,7 @@ class Part:
     """One client's share of a forward pass: its texts and what they pass through."""
 
     ids: Sequence[np.ndarray]
-    tasks: np.ndarray
+    domains: np.ndarray
     slots: Mapping[str, Factors]
     gate: Gate | None
     weights: Mapping[str, Weight]  # of slots; absent counts as 1
@@ -48,8 +48,8 @@ def take(part: Part, where: np.ndarray) -> Part:
     """Some of the examples of a part."""
     chosen = torch.from_numpy(where)
     weights = {s: w[chosen.to(w.device)] if isinstance(w, Tensor) else w for s, w in part.weights.items()}
-    tasks = part.tasks[where] if len(part.tasks) else part.tasks
-    return replace(part, ids=[part.ids[i] for i in where], tasks=tasks, weights=weights)
+    domains = part.domains[where] if len(part.domains) else part.domains
+    return replace(part, ids=[part.ids[i] for i in where], domains=domains, weights=weights)
 
 
 def fill(pieces: Iterable[Piece], size: Callable[[Piece], int], limit: int) -> Iterator[list[Piece]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedlora import seeds, transforms, wire
 from fedlora.algebra.tensors import minus, plus
-from fedlora.config import Head, TransformConfig
+from fedlora.config import HeadMode, TransformConfig
 from fedlora.errors import BadInput
 from fedlora.transforms import Transform
 from fedlora.types import Client, Method, Nothing, Tensors, Unfit
@@ -111,7 +111,7 @@ class Pipeline:
 UNCHANGED = Pipeline()
 
 
-def make(configs: Sequence[TransformConfig], method: Method, seed: int, head: Head = Head.FROZEN) -> Pipeline:
+def make(configs: Sequence[TransformConfig], method: Method, seed: int, head: HeadMode = HeadMode.FROZEN) -> Pipeline:
     """The configured transforms.
 
     Raises:
@@ -149,12 +149,12 @@ def _declared(method: Method) -> list[Field[Any]]:
     return [f for f in found if "kind" in f.metadata]
 
 
-def _beside(method: Method, head: Head, configs: Sequence[TransformConfig], steps: Sequence[Transform]) -> dict[str, str]:
+def _beside(method: Method, head: HeadMode, configs: Sequence[TransformConfig], steps: Sequence[Transform]) -> dict[str, str]:
     """What tells of a client's data and is no change, by name, after these transforms."""
     kinds = {"index": "which entries {} sends", "statistic": "a statistic that {} sends"}
     told = {f.name: kinds[f.metadata["kind"]].format(method.FACTS.title) for f in _declared(method) if f.metadata["kind"] in kinds}
     told |= {config.name: "which entries it chose" for config, step in zip(configs, steps, strict=True) if step.bare is None}
-    return told | {"head": "the shared head"} if head is Head.SHARED else told
+    return told | {"head": "the shared head"} if head is HeadMode.SHARED else told
 
 
 def _changes(up: Any) -> dict[str, Tensor]:

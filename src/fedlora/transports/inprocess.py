@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from fedlora import seeds
 from fedlora.clients.state import ClientState, StateStore
 from fedlora.clients.watch import MOST_CLIENTS, LocalUpdate
-from fedlora.config import Head
+from fedlora.config import HeadMode
+from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded
 from fedlora.training.learner import Job
-from fedlora.training.trainer import Trainer
 from fedlora.transforms.pipeline import UNCHANGED, Pipeline
 from fedlora.types import (
     BASE,
@@ -61,7 +61,7 @@ class InProcess:
         setup: Setup,
         trainer: Trainer,
         data: Mapping[int, Encoded],
-        head: Head,
+        head: HeadMode,
         shelf: StateStore | None = None,
         on_examples: Callable[[int], None] = lambda n: None,
         transforms: Pipeline = UNCHANGED,
@@ -76,7 +76,7 @@ class InProcess:
         kept = self.shelf.get(client.id)
         if kept is not None:
             return kept
-        return ClientState(self.method.hold(self.setup, client), self.trainer.head if self.head is Head.PERSONAL else {})
+        return ClientState(self.method.hold(self.setup, client), self.trainer.head if self.head is HeadMode.PERSONAL else {})
 
     def exchange(self, orders: Sequence[Order]) -> Iterator[Reply]:
         self.learned = []
@@ -85,7 +85,7 @@ class InProcess:
         for order in sorted(orders, key=lambda o: o.client.id):
             kept = self.kept_by(order.client)
             local = self.method.local(order.down, kept.held, order.client, order.round)
-            head = kept.head if self.head is Head.PERSONAL else order.head
+            head = kept.head if self.head is HeadMode.PERSONAL else order.head
             run = _Running(order, local, next(local), head, kept.memory)
             extra = self.trained_bytes(run.ask, order.client)
             if wave and size + extra > WAVE_BYTES:
@@ -146,7 +146,7 @@ class InProcess:
         except StopIteration as end:
             up, held = end.value
             id = run.order.client.id
-            personal = self.head is Head.PERSONAL
+            personal = self.head is HeadMode.PERSONAL
             up, memory = self.transforms.pack(up, run.memory, run.order.round, run.order.client)
             if not finite([held, run.head if personal else {}, memory]):
                 up = Unfit("what it would keep is not finite: its training diverged")

@@ -1,1 +1,1 @@
-"""The pictures of the report, a module a family: each makes `Picture`s of the cells that have something to show."""
+"""The pictures of the report, a module a family: each makes `Picture`s of the contenders that have something to show."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.report.answers import answers
-from fedlora.report.contenders import Cell, hardest
+from fedlora.report.contenders import Contender, hardest
 from fedlora.report.looks import INK
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots import heat
@@ -51,18 +51,20 @@ def confusion(run: Run) -> tuple[int, Counts] | None:
     return None
 
 
-def picture(cells: Sequence[Cell]) -> Picture | None:
+def picture(contenders: Sequence[Contender]) -> Picture | None:
     """A map of true and predicted classes, or the pairs that are confused most; None where no run counted them."""
-    found = {id(cell): one for cell in cells if (one := confusion(cell.runs[0]))}
-    ranked = [(answer.where, cell) for answer in answers(cells) for cell in answer.cells if id(cell) in found]
+    found = {id(contender): one for contender in contenders if (one := confusion(contender.runs[0]))}
+    ranked = [
+        (answer.where, contender) for answer in answers(contenders) for contender in answer.contenders if id(contender) in found
+    ]
     if not ranked:
         return None
-    where = hardest([cell for _, cell in ranked])
-    here = [cell for place, cell in ranked if place == where]
+    where = hardest([contender for _, contender in ranked])
+    here = [contender for place, contender in ranked if place == where]
     best = here[0]
     round, counts = found[id(best)]
     names = _names(best.runs[0], len(counts))
-    which = f" Shown: {best.name}{f', {where}' if len(cells) > 1 else ''}, after round {round}"
+    which = f" Shown: {best.name}{f', {where}' if len(contenders) > 1 else ''}, after round {round}"
     which += f", seed {best.runs[0].config.seed}." if len(best.runs) > 1 else "."
     if len(counts) <= MOST_CLASSES:
         about, paint = "Test examples by true class (down) and predicted class (across), in percent of the true class.", _paint_map
@@ -73,7 +75,7 @@ def picture(cells: Sequence[Cell]) -> Picture | None:
         size = (5.6, 0.9 + row_height(confused or [""]) * len(confused))
     tables = [_table(best, counts, names)]
     if len(here) > 1:
-        tables.append(_compared(here, [found[id(cell)][1] for cell in here], names))
+        tables.append(_compared(here, [found[id(contender)][1] for contender in here], names))
     tables.append(_pairs_table(counts, names))
     return Picture(
         "confusion",
@@ -117,21 +119,23 @@ def _percent(share: float) -> str:
     return "–" if np.isnan(share) else f"{100 * share:.1f}"
 
 
-def _table(cell: Cell, counts: Counts, names: Sequence[str]) -> Table:
+def _table(contender: Contender, counts: Counts, names: Sequence[str]) -> Table:
     own = scores(counts)
     rows = tuple(
         (names[i], _percent(own.precision[i]), _percent(own.recall[i]), _percent(own.f1[i]), f"{own.examples[i]:,}")
         for i in _worst_first(counts)
     )
     return Table(
-        f"Scores of each class, worst first: {cell.name}", ("class", "precision, %", "recall, %", "F1, %", "test examples"), rows
+        f"Scores of each class, worst first: {contender.name}",
+        ("class", "precision, %", "recall, %", "F1, %", "test examples"),
+        rows,
     )
 
 
-def _compared(cells: Sequence[Cell], counts: Sequence[Counts], names: Sequence[str]) -> Table:
+def _compared(contenders: Sequence[Contender], counts: Sequence[Counts], names: Sequence[str]) -> Table:
     each = [scores(one).f1 for one in counts]
     rows = tuple((names[i], *(_percent(f1[i]) for f1 in each)) for i in _worst_first(counts[0]))
-    return Table("F1 of each class in percent", ("class", *(cell.name for cell in cells)), rows)
+    return Table("F1 of each class in percent", ("class", *(contender.name for contender in contenders)), rows)
 
 
 def _pairs_table(counts: Counts, names: Sequence[str]) -> Table:

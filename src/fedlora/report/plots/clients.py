@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.report.contenders import Cell, by_panel, hardest
+from fedlora.report.contenders import Contender, by_panel, hardest
 from fedlora.report.looks import INK, QUIET
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots.lines import Line, columns, draw, panel_size
@@ -15,36 +15,44 @@ from fedlora.report.plots.lines import Line, columns, draw, panel_size
 Scores = dict[str, float]  # client's name -> percent, lowest first
 
 
-def picture(cells: Sequence[Cell]) -> Picture | None:
-    """Clients from the least to the most accurate, bars of one contender or lines of several; of each cell's first seed."""
-    scores = {id(cell): client_scores(cell) for cell in cells}
-    shown = [cell for cell in cells if scores[id(cell)]]
+def picture(contenders: Sequence[Contender]) -> Picture | None:
+    """Clients from the least to the most accurate, bars of one contender or lines of several; of each contender's first seed."""
+    scores = {id(contender): client_scores(contender) for contender in contenders}
+    shown = [contender for contender in contenders if scores[id(contender)]]
     if not shown:
         return None
     panels = by_panel(shown)
-    here = [cell for cell in shown if cell.where == hardest(shown)]
-    worst = sorted(here, key=lambda cell: -worst_tenth(scores[id(cell)]))
+    here = [contender for contender in shown if contender.where == hardest(shown)]
+    worst = sorted(here, key=lambda contender: -worst_tenth(scores[id(contender)]))
     place = worst[0].at if len(panels) > 1 else ""
     tail = f", {worst[-1].name}'s {worst_tenth(scores[id(worst[-1])]):.1f} %" if len(worst) > 1 else ""
     finding = f"The worst tenth of {worst[0].name}'s clients has {worst_tenth(scores[id(worst[0])]):.1f} %{tail}{place}"
-    rows = tuple((cell.where, cell.name, name, f"{value:.1f}") for cell in shown for name, value in scores[id(cell)].items())
+    rows = tuple(
+        (contender.where, contender.name, name, f"{value:.1f}")
+        for contender in shown
+        for name, value in scores[id(contender)].items()
+    )
     summary = tuple(
         (
-            cell.where,
-            cell.name,
+            contender.where,
+            contender.name,
             *(f"{x:.1f}" for x in (worst_tenth(own), *np.quantile(list(own.values()), [0.5, 1]))),
             str(len(own)),
         )
-        for cell in shown
-        for own in [scores[id(cell)]]
+        for contender in shown
+        for own in [scores[id(contender)]]
     )
-    seed = " Of the first seed." if any(len(cell.runs) > 1 for cell in shown) else ""
+    seed = " Of the first seed." if any(len(contender.runs) > 1 for contender in shown) else ""
     return Picture(
         "clients",
         finding,
         f"Accuracy in percent of each client on its own test examples at the end, from the worst client to the best.{seed}",
         tuple(
-            Panel(name if len(panels) > 1 else "", partial(_paint, [(cell, scores[id(cell)]) for cell in here]), panel_size(shown))
+            Panel(
+                name if len(panels) > 1 else "",
+                partial(_paint, [(contender, scores[id(contender)]) for contender in here]),
+                panel_size(shown),
+            )
             for name, here in panels.items()
         ),
         (
@@ -57,9 +65,9 @@ def picture(cells: Sequence[Cell]) -> Picture | None:
     )
 
 
-def client_scores(cell: Cell) -> Scores:
-    """Of the cell's first seed; empty where clients are not scored one by one."""
-    run = cell.runs[0]
+def client_scores(contender: Contender) -> Scores:
+    """Of the contender's first seed; empty where clients are not scored one by one."""
+    run = contender.runs[0]
     last = next((row for row in reversed(run.scored) if row.get("client_accuracy")), None)
     if last is None:
         return {}
@@ -74,21 +82,21 @@ def worst_tenth(scores: Scores) -> float:
     return float(np.mean(values[: max(1, len(values) // 10)]))
 
 
-def _paint(cells: Sequence[tuple[Cell, Scores]], axes: Any) -> None:
-    if len(cells) == 1:
-        _bars(*cells[0], axes)
+def _paint(contenders: Sequence[tuple[Contender, Scores]], axes: Any) -> None:
+    if len(contenders) == 1:
+        _bars(*contenders[0], axes)
     else:
         lines = []
-        for cell, scores in cells:
+        for contender, scores in contenders:
             y: NDArray[Any] = np.array(list(scores.values()))
-            lines.append(Line(cell.line, cell.look, np.arange(1, len(y) + 1), y))
+            lines.append(Line(contender.line, contender.look, np.arange(1, len(y) + 1), y))
         draw(axes, lines, (0, 100))
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.set_xlabel("clients, least accurate first")
     axes.set_ylabel("accuracy on its own test, %")
 
 
-def _bars(cell: Cell, scores: Scores, axes: Any) -> None:
+def _bars(contender: Contender, scores: Scores, axes: Any) -> None:
     values = list(scores.values())
     worst = max(1, len(values) // 10)
     x = np.arange(1, len(values) + 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedlora.report.contenders import Cell
+from fedlora.report.contenders import Contender
 from fedlora.report.looks import INK
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots.lines import fold, row_height
@@ -15,37 +15,37 @@ PARTS = {"train": "#1f4e79", "evaluate": "#5b8fbe", "aggregate": "#9dc3e6", "wir
 MOST_BARS = 12
 
 
-def picture(cells: Sequence[Cell]) -> Picture | None:
+def picture(contenders: Sequence[Contender]) -> Picture | None:
     """Seconds of each contender's mean round by what they went to; None where no row says."""
-    seconds = {id(cell): parts(cell) for cell in cells}
-    shown = [cell for cell in cells if sum(seconds[id(cell)].values()) > 0]
+    seconds = {id(contender): parts(contender) for contender in contenders}
+    shown = [contender for contender in contenders if sum(seconds[id(contender)].values()) > 0]
     if not shown:
         return None
-    names = [part for part in PARTS if any(seconds[id(cell)].get(part) for cell in shown)]
-    total = {part: sum(seconds[id(cell)].get(part, 0.0) for cell in shown) for part in names}
+    names = [part for part in PARTS if any(seconds[id(contender)].get(part) for contender in shown)]
+    total = {part: sum(seconds[id(contender)].get(part, 0.0) for contender in shown) for part in names}
     first = max(total, key=lambda part: total[part])
     share = total[first] / sum(total.values())
-    drawn = sorted(shown, key=lambda cell: -sum(seconds[id(cell)].values()))[:MOST_BARS]
+    drawn = sorted(shown, key=lambda contender: -sum(seconds[id(contender)].values()))[:MOST_BARS]
     rows = tuple(
-        (cell.where, cell.name, *(f"{own.get(part, 0):.3g}" for part in names), f"{sum(own.values()):.3g}")
-        for cell in shown
-        for own in [seconds[id(cell)]]
+        (contender.where, contender.name, *(f"{own.get(part, 0):.3g}" for part in names), f"{sum(own.values()):.3g}")
+        for contender in shown
+        for own in [seconds[id(contender)]]
     )
     more = f" The {len(drawn)} slowest of {len(shown)}." if len(drawn) < len(shown) else ""
-    draw = partial(_paint, [(_label(cell, shown), seconds[id(cell)]) for cell in drawn], names)
+    draw = partial(_paint, [(_label(contender, shown), seconds[id(contender)]) for contender in drawn], names)
     return Picture(
         "time",
         f"{100 * share:.0f} % of the time goes to {first}",
         f"Wall seconds of a mean round by what they went to.{more}",
-        (Panel("", draw, (4.4, 0.9 + row_height([_label(cell, shown) for cell in drawn]) * len(drawn))),),
+        (Panel("", draw, (4.4, 0.9 + row_height([_label(contender, shown) for contender in drawn]) * len(drawn))),),
         (Table("Seconds of a mean round", ("data", "method", *names, "in all"), rows, heads=2),),
         columns=1,
     )
 
 
-def parts(cell: Cell) -> dict[str, float]:
+def parts(contender: Contender) -> dict[str, float]:
     """Part -> wall seconds of a mean round. What a row does not name is the rest of its wall_s."""
-    rows = [row for run in cell.runs for row in run.rows]
+    rows = [row for run in contender.runs for row in run.rows]
     out = {part: float(np.mean([row.get(f"{part}_s") or 0.0 for row in rows])) for part in PARTS}
     if not any(row.get("other_s") for row in rows):
         wall = float(np.mean([row.get("wall_s") or 0.0 for row in rows]))
@@ -53,8 +53,8 @@ def parts(cell: Cell) -> dict[str, float]:
     return out
 
 
-def _label(cell: Cell, cells: Sequence[Cell]) -> str:
-    return f"{cell.name}, {cell.where}" if len({other.where for other in cells}) > 1 else cell.name
+def _label(contender: Contender, contenders: Sequence[Contender]) -> str:
+    return f"{contender.name}, {contender.where}" if len({other.where for other in contenders}) > 1 else contender.name
 
 
 def _paint(bars: Sequence[tuple[str, dict[str, float]]], names: Sequence[str], axes: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.report.contenders import Cell, hardest
+from fedlora.report.contenders import Contender, hardest
 from fedlora.report.looks import INK, QUIET, mix
 from fedlora.report.picture import Panel, Picture, Table, spread_apart
 
@@ -23,40 +23,46 @@ ABOUT = (
 History = dict[int, NDArray[np.float64]]  # round -> percent of each direction, (r,); a mean over seeds
 
 
-def picture(cells: Sequence[Cell]) -> Picture | None:
+def picture(contenders: Sequence[Contender]) -> Picture | None:
     """A panel for each contender where clients differ most, a stack of bands of directions for each scored round. None where no
     model has more than one direction."""
-    found = {id(cell): history(cell) for cell in cells}
-    measured = [cell for cell in cells if any(len(x) > 1 for x in found[id(cell)].values())]
+    found = {id(contender): history(contender) for contender in contenders}
+    measured = [contender for contender in contenders if any(len(x) > 1 for x in found[id(contender)].values())]
     if not measured:
         return None
-    here = [cell for cell in measured if cell.where == hardest(measured)]
-    bands = split([int(client["rank"]) for cell in here for client in cell.runs[0].clients], most(found[id(cell)] for cell in here))
-    stacks = {id(cell): {t: added(x, bands) for t, x in found[id(cell)].items()} for cell in here}
-    rounds = sorted({t for cell in here for t in found[id(cell)]})
+    here = [contender for contender in measured if contender.where == hardest(measured)]
+    bands = split(
+        [int(client["rank"]) for contender in here for client in contender.runs[0].clients],
+        most(found[id(contender)] for contender in here),
+    )
+    stacks = {id(contender): {t: added(x, bands) for t, x in found[id(contender)].items()} for contender in here}
+    rounds = sorted({t for contender in here for t in found[id(contender)]})
     rows = tuple(
-        (cell.name, said(band), *(f"{own[t][i]:.2f}" if t in own else "–" for t in rounds))
-        for cell in here
-        for own in [stacks[id(cell)]]
+        (contender.name, said(band), *(f"{own[t][i]:.2f}" if t in own else "–" for t in rounds))
+        for contender in here
+        for own in [stacks[id(contender)]]
         for i, band in enumerate(bands)
     )
     shown = here[:MOST]
     notes = [f" The first {len(shown)} of {len(here)}." if len(shown) < len(here) else ""]
-    notes += [f" Shown: {here[0].where}." if len({cell.where for cell in measured}) > 1 else ""]
-    notes += [" Means over seeds." if any(len(cell.runs) > 1 for cell in here) else ""]
+    notes += [f" Shown: {here[0].where}." if len({contender.where for contender in measured}) > 1 else ""]
+    notes += [" Means over seeds." if any(len(contender.runs) > 1 for contender in here) else ""]
     return Picture(
         "energy",
         _finding(here, stacks, bands),
         ABOUT + "".join(notes),
-        tuple(Panel(cell.name if len(shown) > 1 else "", partial(_paint, stacks[id(cell)], bands), (3.3, 2.7)) for cell in shown),
+        tuple(
+            Panel(contender.name if len(shown) > 1 else "", partial(_paint, stacks[id(contender)], bands), (3.3, 2.7))
+            for contender in shown
+        ),
         (Table("Energy by direction, percent", ("method", "directions", *(f"round {t}" for t in rounds)), rows, heads=2),),
         columns=2 if len(shown) in (2, 4) else 3,
     )
 
 
-def history(cell: Cell) -> History:
+def history(contender: Contender) -> History:
     """Over the rounds in which every seed measured it."""
-    runs = [{row["round"]: row["energy"] for row in run.rows if row.get("energy")} for run in cell.runs]
+    runs = [{row["round"]: row["energy"] for row in run.rows if row.get("energy")} for run in contender.runs]
     rounds = sorted(set.intersection(*map(set, runs)))
     length = max((len(one[t]) for one in runs for t in rounds), default=0)
     padded = {t: [np.pad(np.array(one[t], dtype=float), (0, length - len(one[t]))) for one in runs] for t in rounds}
@@ -87,10 +93,12 @@ def said(band: tuple[int, int]) -> str:
     return f"{low + 1}–{high}" if high > low + 1 else str(high)
 
 
-def _finding(cells: Sequence[Cell], stacks: dict[int, dict[int, NDArray[np.float64]]], bands: Sequence[tuple[int, int]]) -> str:
-    last = {id(cell): max(stacks[id(cell)]) for cell in cells}
-    share = {id(cell): float(stacks[id(cell)][last[id(cell)]][0]) for cell in cells}
-    order = sorted(cells, key=lambda cell: share[id(cell)])
+def _finding(
+    contenders: Sequence[Contender], stacks: dict[int, dict[int, NDArray[np.float64]]], bands: Sequence[tuple[int, int]]
+) -> str:
+    last = {id(contender): max(stacks[id(contender)]) for contender in contenders}
+    share = {id(contender): float(stacks[id(contender)][last[id(contender)]][0]) for contender in contenders}
+    order = sorted(contenders, key=lambda contender: share[id(contender)])
     first, of = bands[0][1], bands[-1][1]
     what = f"the first {first} of {of} directions hold" if first > 1 else f"the first of {of} directions holds"
     text = f"In round {max(last.values())} {what} {share[id(order[-1])]:.0f} % of the energy"

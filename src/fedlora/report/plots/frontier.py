@@ -5,19 +5,19 @@ from functools import partial
 from typing import Any
 
 from fedlora.report.answers import params, scored
-from fedlora.report.contenders import Cell, by_place, hardest, joined
+from fedlora.report.contenders import Contender, by_place, hardest, joined
 from fedlora.report.looks import QUIET
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots.labels import Label, annotate
 from fedlora.report.plots.lines import fold, percent_limits, upload_axis
 from fedlora.scores import shown
 
-Point = tuple[Cell, float, float]  # megabytes, percent
+Point = tuple[Contender, float, float]  # megabytes, percent
 
 
-def picture(cells: Sequence[Cell]) -> Picture | None:
+def picture(contenders: Sequence[Contender]) -> Picture | None:
     """A panel for each place, a point for each contender; the ranks of one method are joined. None of a single contender."""
-    ranked = [cell for cell in cells if cell.ranked]
+    ranked = [contender for contender in contenders if contender.ranked]
     panels = by_place(ranked)
     if not ranked or max(map(len, panels.values())) < 2:
         return None
@@ -25,18 +25,18 @@ def picture(cells: Sequence[Cell]) -> Picture | None:
     limits = percent_limits([y for here in points.values() for _, _, y in here])
     where = hardest(ranked)
     best = frontier(points[where])
-    names = list(dict.fromkeys(cell.name for cell, _, _ in best))
+    names = list(dict.fromkeys(contender.name for contender, _, _ in best))
     at = best[0][0].at if len(panels) > 1 else ""
     finding = f"On the frontier{at}: " + (joined(names) if len(names) < 5 else f"{', '.join(names[:4])} and {len(names) - 4} more")
     about = "Final test accuracy in percent against megabytes uploaded by all clients in the whole run (log axis)."
     about += " Up and left is better; the stepped line is the frontier: for less upload, nothing is more accurate."
-    if any(cell.rank for cell in ranked):
+    if any(contender.rank for contender in ranked):
         about += " Points of one method at several ranks are joined; r is the rank."
     rows = tuple(
-        (w, cell.name, f"{x:.3f}", params(cell.total("upload_params")), str(scored(cell)), "yes" if on else "")
+        (w, contender.name, f"{x:.3f}", params(contender.total("upload_params")), str(scored(contender)), "yes" if on else "")
         for w, here in points.items()
-        for cell, x, _ in here
-        for on in [any(cell is other for other, _, _ in frontier(here))]
+        for contender, x, _ in here
+        for on in [any(contender is other for other, _, _ in frontier(here))]
     )
     header = ("data", "method", "uploaded, MB", "uploaded parameters", "accuracy, %", "on the frontier")
     return Picture(
@@ -98,8 +98,10 @@ def _paint(points: Sequence[Point], limits: tuple[float, float], axes: Any) -> N
         )
         top = max(here, key=lambda p: p[2])
         for point in here:
-            cell, x, y = point
-            parts = ([fold(name)] if point is top else []) + ([f"r{cell.rank}"] if cell.rank is not None and len(here) > 1 else [])
+            contender, x, y = point
+            parts = ([fold(name)] if point is top else []) + (
+                [f"r{contender.rank}"] if contender.rank is not None and len(here) > 1 else []
+            )
             if parts:
                 labels.append(Label(x, y, " ".join(parts), look.text))
     strokes = [[(x, y) for _, x, y in sorted(here, key=lambda p: p[1])] for here in lines.values()]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.report.contenders import Cell, by_panel
+from fedlora.report.contenders import Contender, by_panel
 from fedlora.report.looks import SOLID, Look
 from fedlora.report.picture import spread_apart
 from fedlora.report.plots.labels import Label, annotate
@@ -105,15 +105,15 @@ def row_height(names: Sequence[str]) -> float:
     return 0.11 + 0.135 * max(fold(name).count("\n") + 1 for name in names)
 
 
-def panel_size(cells: Sequence[Cell]) -> tuple[float, float]:
+def panel_size(contenders: Sequence[Contender]) -> tuple[float, float]:
     """Wide enough for the names beside the lines, in inches."""
-    longest = max(len(line) for cell in cells for line in fold(cell.line).split("\n"))
+    longest = max(len(line) for contender in contenders for line in fold(contender.line).split("\n"))
     return 4.1 + 0.065 * max(0, longest - 10), 3.0
 
 
-def columns(cells: Sequence[Cell]) -> int:
+def columns(contenders: Sequence[Contender]) -> int:
     """Panels side by side where there is one for each place and rank: ranks in columns, as far as they fit."""
-    ranks, panels = len({cell.rank for cell in cells}), len(by_panel(cells))
+    ranks, panels = len({contender.rank for contender in contenders}), len(by_panel(contenders))
     return {1: 2 if panels in (2, 4) else 3, 3: 3}.get(ranks, 2)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.report.contenders import Cell, hardest
+from fedlora.report.contenders import Contender, hardest
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots import heat
 from fedlora.report.runs import Run
@@ -39,16 +39,20 @@ def choices(run: Run) -> list[Choice]:
     return out
 
 
-def pictures(cells: Sequence[Cell]) -> list[Picture]:
-    """Of one run: the first seed of the cell with the smallest rank where clients differ most."""
-    found = [cell for cell in cells if choices(cell.runs[0])]
+def pictures(contenders: Sequence[Contender]) -> list[Picture]:
+    """Of one run: the first seed of the contender with the smallest rank where clients differ most."""
+    found = [contender for contender in contenders if choices(contender.runs[0])]
     if not found:
         return []
-    cell = [cell for cell in found if cell.where == hardest(found)][-1]
-    run = cell.runs[0]
+    contender = [contender for contender in found if contender.where == hardest(found)][-1]
+    run = contender.runs[0]
     history = choices(run)
     grid = Grid.of(run.modules or tuple(f"{i}.module" for i in range(history[0].chosen.shape[1])))
-    which = "" if len(found) == 1 and len(cell.runs) == 1 else f" Shown: {cell.name}, {cell.where}, seed {run.config.seed}."
+    which = (
+        ""
+        if len(found) == 1 and len(contender.runs) == 1
+        else f" Shown: {contender.name}, {contender.where}, seed {run.config.seed}."
+    )
     return [_by_round(history, grid, which), _by_client(history[-1], grid, run, which)]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.report.contenders import Cell, by_place
+from fedlora.report.contenders import Contender, by_place
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots import heat
 from fedlora.report.plots.ranks import choices, common
@@ -17,19 +17,21 @@ MOST = 4  # panels of one kind
 COSINE, WHO = "similarity", "similarity_clients"
 
 
-def pictures(cells: Sequence[Cell]) -> list[Picture]:
-    """Of the first seed of one cell in each place, preferring methods that select ranks."""
-    selects = {id(cell): bool(choices(cell.runs[0])) for cell in cells}
-    picked = [sorted(here, key=lambda cell: not selects[id(cell)])[0] for here in by_place(_with_any(cells)).values()]
-    cosines = [(cell, *found) for cell in picked if (found := cosine(cell.runs[0]))]
-    shared = [(cell, *found) for cell in picked if (found := overlap(cell.runs[0]))]
+def pictures(contenders: Sequence[Contender]) -> list[Picture]:
+    """Of the first seed of one contender in each place, preferring methods that select ranks."""
+    selects = {id(contender): bool(choices(contender.runs[0])) for contender in contenders}
+    picked = [
+        sorted(here, key=lambda contender: not selects[id(contender)])[0] for here in by_place(_with_any(contenders)).values()
+    ]
+    cosines = [(contender, *found) for contender in picked if (found := cosine(contender.runs[0]))]
+    shared = [(contender, *found) for contender in picked if (found := overlap(contender.runs[0]))]
     out = []
     if cosines:
         about = "Cosine of clients' local updates over all modules: 1 is the same direction, 0 nothing in common."
         out.append(_picture("similarity", cosines, "Mean cosine of two clients' updates: {}", about, "cosine", "{:.2f}", 1.0))
     if shared:
         about = "Ranks that both clients chose, in percent of those of the one that chose fewer."
-        percent = [(cell, t, ids, 100 * values) for cell, t, ids, values in shared]
+        percent = [(contender, t, ids, 100 * values) for contender, t, ids, values in shared]
         finding = "Ranks that two clients have in common: {}"
         out.append(_picture("ranks-in-common", percent, finding, about, "% in common", "{:.0f} %", 100.0))
     return out
@@ -55,25 +57,25 @@ def off_diagonal(values: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(values[~np.eye(len(values), dtype=bool)])
 
 
-def _with_any(cells: Sequence[Cell]) -> list[Cell]:
-    return [cell for cell in cells if cosine(cell.runs[0]) or overlap(cell.runs[0])]
+def _with_any(contenders: Sequence[Contender]) -> list[Contender]:
+    return [contender for contender in contenders if cosine(contender.runs[0]) or overlap(contender.runs[0])]
 
 
 def _picture(name: str, found: Sequence[Any], finding: str, about: str, unit: str, form: str, top: float) -> Picture:
     shown = found[-MOST:]
     means = [form.format(np.nanmean(off_diagonal(values))) for _, _, _, values in shown]
-    places = [f"{mean}{cell.at}" for mean, (cell, *_) in zip(means, shown, strict=True)]
+    places = [f"{mean}{contender.at}" for mean, (contender, *_) in zip(means, shown, strict=True)]
     low = min(0.0, *(float(np.nanmin(values)) for _, _, _, values in shown))
     panels, tables = [], []
-    for cell, t, ids, values in shown:
-        names = {int(client["id"]): str(client["name"]) for client in cell.runs[0].clients}
+    for contender, t, ids, values in shown:
+        names = {int(client["id"]): str(client["name"]) for client in contender.runs[0].clients}
         labels = [names.get(i, str(i)) for i in ids]
-        heading = f"{cell.where}, {cell.name}, round {t}"
+        heading = f"{contender.where}, {contender.name}, round {t}"
         panels.append(Panel(heading, partial(_paint, values, _bare(labels), low, unit, form.removesuffix(" %"), top), (3.9, 3.3)))
         rows = tuple((label, *(form.format(x) for x in row)) for label, row in zip(labels, values, strict=True))
         tables.append(Table(f"{unit.capitalize()}, {heading}", ("client", *labels), rows))
     said = means[0] if len(shown) == 1 else ", ".join(places)
-    seed = " Of the first seed." if any(len(cell.runs) > 1 for cell, *_ in shown) else ""
+    seed = " Of the first seed." if any(len(contender.runs) > 1 for contender, *_ in shown) else ""
     return Picture(name, finding.format(said), about + seed, tuple(panels), tuple(tables), columns=2)
 
 

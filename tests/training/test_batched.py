@@ -13,9 +13,9 @@ import transformers
 from fedlora.config import ModelConfig, TrainConfig
 from fedlora.models.load import Pretrained, from_config, load
 from fedlora.models.slots import find_targets
+from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded, encode
 from fedlora.training.learner import Job, batches
-from fedlora.training.trainer import Trainer
 from fedlora.types import BASE, FULL, BaseUpdate, Factors, Model, TailNorm, Train
 
 AB = frozenset({("shared", "A"), ("shared", "B")})
@@ -266,7 +266,7 @@ def test_a_base_has_the_same_bits_however_it_got_there(bert_folder: Path, data: 
         one.fold(BaseUpdate(v - 1, v, pairs[v - 1 : v]))
     two.fold(BaseUpdate(0, 3, pairs))
     two.fold(BaseUpdate(0, 3, pairs))  # nothing twice
-    assert all(torch.equal(one.parameters[n], two.parameters[n]) for n in one.parameters)
+    assert all(torch.equal(one.base.parameters[n], two.base.parameters[n]) for n in one.base.parameters)
     with pytest.raises(ValueError, match="version 3"):
         one.fold(BaseUpdate(4, 5, pairs[:1]))
 

@@ -1,4 +1,4 @@
-"""A routed mixture of experts and several tasks in the trainer, against a plain torch model with its own layers."""
+"""A routed mixture of experts and several domains in the trainer, against a plain torch model with its own layers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +12,10 @@ import transformers
 from fedlora.config import ModelConfig, TrainConfig
 from fedlora.models.load import Pretrained, load
 from fedlora.models.slots import LiveRouter, find_targets, route
+from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded, encode
 from fedlora.training.learner import Job, batches
-from fedlora.training.trainer import Trainer
-from fedlora.types import GATE, ByTask, Factors, Model, Router, Train
+from fedlora.types import GATE, ByDomain, Factors, Model, Router, Train
 
 SETTINGS = TrainConfig(batch_size=8, lr=5e-3, epochs=2)
 TASKS = {"two": range(1), "one": range(1, 3)}
@@ -32,9 +32,9 @@ def data(pretrained: Pretrained) -> Encoded:
     return encode(pretrained.tokenizer, texts, np.array([tiny.CLASSES.index(x) for x in labels]), 64)
 
 
-def make(pretrained: Pretrained, tasks=None) -> Trainer:
+def make(pretrained: Pretrained, domains=None) -> Trainer:
     targets = find_targets(pretrained.model, "all-linear")
-    return Trainer(pretrained, targets, SETTINGS, torch.device("cpu"), torch.float32, tasks)
+    return Trainer(pretrained, targets, SETTINGS, torch.device("cpu"), torch.float32, domains)
 
 
 def adapter(trainer: Trainer, seed: int, rank: int = 3) -> Factors:
@@ -145,16 +145,16 @@ def test_of_equal_places_the_own_expert_wins() -> None:
     torch.testing.assert_close(weights, torch.tensor([[0.0, 1.0, 0.0]] * 3))
 
 
-def test_an_example_sees_the_classes_of_its_task_only(bert_folder, pretrained, data) -> None:
-    tasks = (data.labels > 0).astype(np.int64)  # class 0 is task "two", 1 and 2 are task "one"
-    several, plain = replace(data, tasks=tasks), data
+def test_an_example_sees_the_classes_of_its_domain_only(bert_folder, pretrained, data) -> None:
+    domains = (data.labels > 0).astype(np.int64)  # class 0 is domain "two", 1 and 2 are domain "one"
+    several, plain = replace(data, domains=domains), data
     trainer = make(pretrained, TASKS)
     slots = {"shared": adapter(trainer, 1)}
     free, own = tiny.logits(trainer, Model(slots), {}, plain), tiny.logits(trainer, Model(slots), {}, several)
-    for row, logits, t in zip(own, free, tasks, strict=True):
+    for row, logits, t in zip(own, free, domains, strict=True):
         keep = np.array([t == 0, t == 1, t == 1])
         assert np.array_equal(row[keep], logits[keep]) and np.isneginf(row[~keep]).all()
-    assert (own.argmax(axis=1)[tasks == 0] == 0).all() and (own.argmax(axis=1)[tasks == 1] > 0).all()
+    assert (own.argmax(axis=1)[domains == 0] == 0).all() and (own.argmax(axis=1)[domains == 1] > 0).all()
     one_step = Train(slots, frozenset({("shared", "B")}), epochs=1)
     outcome = tiny.train_one(trainer, Job(one_step, several.take(np.arange(8)), 0, {}))
     first = zip(free[:8].astype(np.float64), data.labels[:8], strict=True)
@@ -163,8 +163,8 @@ def test_an_example_sees_the_classes_of_its_task_only(bert_folder, pretrained, d
     assert all(bool(x.isfinite().all()) for x in outcome.trained.slots["shared"].B.values())
 
 
-def test_training_on_one_task_is_training_on_its_examples_alone(pretrained, data) -> None:
-    several = replace(data, tasks=(data.labels > 0).astype(np.int64))
+def test_training_on_one_domain_is_training_on_its_examples_alone(pretrained, data) -> None:
+    several = replace(data, domains=(data.labels > 0).astype(np.int64))
     trainer = make(pretrained, TASKS)
     ask = Train({"shared": adapter(trainer, 1)}, frozenset({("shared", "A"), ("shared", "B")}), data="one")
     got = tiny.train_one(trainer, Job(ask, several, 3, {}))
@@ -177,16 +177,16 @@ def test_training_on_one_task_is_training_on_its_examples_alone(pretrained, data
     assert got.trained.loss == expected.trained.loss
 
 
-def test_a_gate_by_task_runs_each_example_through_its_tasks_slot(pretrained, data) -> None:
-    tasks = (data.labels > 0).astype(np.int64)
-    several = replace(data, tasks=tasks)
+def test_a_gate_by_domain_runs_each_example_through_its_domains_slot(pretrained, data) -> None:
+    domains = (data.labels > 0).astype(np.int64)
+    several = replace(data, domains=domains)
     trainer = make(pretrained, TASKS)
     a, b = adapter(trainer, 1), adapter(trainer, 2)
-    got = tiny.logits(trainer, Model({"s0": a, "s1": b}, gate=ByTask({"one": "s0", "two": "s1"})), {}, several)
+    got = tiny.logits(trainer, Model({"s0": a, "s1": b}, gate=ByDomain({"one": "s0", "two": "s1"})), {}, several)
     by_a, by_b = (tiny.logits(trainer, Model({"x": f}), {}, several) for f in (a, b))
-    np.testing.assert_allclose(got[tasks == 1], by_a[tasks == 1], atol=1e-5)
-    np.testing.assert_allclose(got[tasks == 0], by_b[tasks == 0], atol=1e-5)
+    np.testing.assert_allclose(got[domains == 1], by_a[domains == 1], atol=1e-5)
+    np.testing.assert_allclose(got[domains == 0], by_b[domains == 0], atol=1e-5)
     finite = np.isfinite(by_a)
     assert np.abs(by_a[finite] - by_b[finite]).max() > 0.1
-    partly = tiny.logits(trainer, Model({"s0": a}, gate=ByTask({"one": "s0"})), {}, several)
-    np.testing.assert_allclose(partly[tasks == 0], tiny.logits(trainer, Model(), {}, several)[tasks == 0], atol=1e-5)
+    partly = tiny.logits(trainer, Model({"s0": a}, gate=ByDomain({"one": "s0"})), {}, several)
+    np.testing.assert_allclose(partly[domains == 0], tiny.logits(trainer, Model(), {}, several)[domains == 0], atol=1e-5)

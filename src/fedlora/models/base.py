@@ -1,0 +1,105 @@
+"""The base model that stays in memory: frozen, with slots on its target modules, and with what has been merged into it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from fedlora.models.load import Pretrained
+from fedlora.models.slots import Adapted, transposed
+from fedlora.types import BaseUpdate
+
+
+class ResidentBase:
+    """A pre-trained model on `device`, computing in `dtype`.
+
+    Attributes:
+        pretrained: parameter name -> its pre-trained value, fp32.
+        parameters: parameter name -> the model's own, as it computes.
+        shapes: target module -> (d_out, d_in).
+        params: parameter name -> shape, of what full fine-tuning trains: everything but the head.
+        version: how many merges it holds.
+        merged: target module -> the sum of all merges, (d_out, d_in) in fp32.
+        dropped: whether the target modules are without their own weights: see `drop`.
+    """
+
+    def __init__(self, pretrained: Pretrained, targets: Sequence[str], device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        # The fp32 values live on here: casting the model below gives its parameters new storage.
+        self.pretrained: dict[str, Tensor] = {name: p.detach() for name, p in pretrained.model.named_parameters()}
+        self.head_names = pretrained.head
+        self.model = pretrained.model.to(device=device, dtype=dtype)
+        self.adapted = Adapted(self.model, targets)
+        self.shapes = self.adapted.shapes
+        self.parameters = dict(self.model.named_parameters())
+        self.params = {name: tuple(p.shape) for name, p in self.pretrained.items() if name not in self.head_names}
+        self.version, self.merged, self.dropped = 0, dict[str, Tensor](), False
+
+    def base_weight(self, module: str) -> Tensor:
+        """The pre-trained weight of a target module, (d_out, d_in) in fp32."""
+        weight: Tensor = self.pretrained[f"{module}.weight"]
+        return weight.mT if transposed(self.adapted.modules[module]) else weight
+
+    @property
+    def transposed(self) -> frozenset[str]:
+        """The target modules whose weight parameter is stored (d_in, d_out)."""
+        return frozenset(m for m in self.shapes if transposed(self.adapted.modules[m]))
+
+    @property
+    def head(self) -> dict[str, Tensor]:
+        """The head's parameters as the seed drew them, fp32."""
+        return {name: self.pretrained[name] for name in self.head_names}
+
+    def fold(self, update: BaseUpdate) -> None:
+        """Bring the base to `update.version`. The sum of all merges is kept apart in fp32 and added to the pre-trained weight,
+        so the base at a version has the same bits however it got there."""
+        if update.version == self.version:
+            return
+        if update.dense:
+            self.merged = dict(update.dense)
+        else:
+            if not update.since <= self.version < update.version:
+                if update.since:
+                    raise ValueError(
+                        f"the base is at version {self.version}, the update leads from {update.since} to {update.version}"
+                    )
+                self._unmerge()  # the update holds the whole history, so start over
+            for pair in update.pairs[self.version - update.since :]:
+                for m, B in pair.B.items():
+                    self.merged[m] = self.merged.get(m, torch.zeros(())) + pair.scale * (B @ pair.A[m])
+        self.version = update.version
+        self._show(self.merged)
+
+    def drop(self, dropped: bool) -> None:
+        """With True, a target module's own weight is what was merged into it, or zero; with False, it is itself again."""
+        if dropped != self.dropped:
+            self.dropped = dropped
+            self._show(self.shapes)
+
+    def _unmerge(self) -> None:
+        gone, self.version, self.merged = self.merged, 0, {}
+        self._show(gone)
+
+    def _show(self, modules: Iterable[str]) -> None:
+        """Give these modules the weights that the state of the base says."""
+        for m in modules:
+            name = f"{m}.weight"
+            value = torch.zeros_like(self.pretrained[name]) if self.dropped else self.pretrained[name]
+            if m in self.merged:
+                value = value + (self.merged[m].mT if transposed(self.adapted.modules[m]) else self.merged[m])
+            self._write(name, value)
+
+    @contextmanager
+    def as_pretrained(self) -> Iterator[None]:
+        """Within, all weights are the pre-trained ones."""
+        dropped = self.dropped
+        for name in (f"{m}.weight" for m in {*self.merged, *(self.shapes if dropped else ())}):
+            self._write(name, self.pretrained[name])
+        try:
+            yield
+        finally:
+            self._show({*self.merged, *(self.shapes if dropped else ())})
+
+    def _write(self, name: str, value: Tensor) -> None:
+        self.parameters[name].data = value.to(device=self.device, dtype=self.dtype)

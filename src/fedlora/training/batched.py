@@ -1,0 +1,180 @@
+"""Local training: Train requests of many clients over one base model that stays in memory.
+
+Clients train together: a step takes the next batch of each of several clients, side by side in one forward and backward pass, each
+passing through its own slots. A client that has finished makes room for the next one. How many take part in a step follows from
+the number of tokens in their batches alone, so a run that is repeated or resumed makes the same steps.
+
+The frozen model computes in `dtype` (bfloat16 where the hardware has it); what trains is kept, differentiated into and stepped in
+float32. Dropout is off. A masked entry has no gradient and is put back after each step, so weight decay cannot move it either.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.profiler import record_function
+
+from fedlora.config import TrainConfig
+from fedlora.models.base import ResidentBase
+from fedlora.models.heads import padding
+from fedlora.models.load import Pretrained, prepended
+from fedlora.models.packing import Form
+from fedlora.models.trial import try_model
+from fedlora.training.encode import Encoded
+from fedlora.training.forward import Forward
+from fedlora.training.learner import Job, Learner, Outcome, on_device, penalty
+from fedlora.training.observe import observe
+from fedlora.training.passes import Part
+from fedlora.training.score import ScoreJob, Scorer
+from fedlora.types import BASE, BaseUpdate, Observe, Observed, Pool
+
+# Tokens in one step: on a CPU what its caches hold, on a GPU what keeps it busy. On "meta" there are only shapes.
+ROWS = {"cpu": 2048, "cuda": 32768, "meta": 0}
+
+
+class Trainer:
+    """Trains, observes and scores on one resident base model.
+
+    Attributes:
+        base: the model, with slots on its target modules and with what has been merged into it.
+        forward: how it is run. Its form is tried here where none is given, on texts of at most 128 tokens.
+        scorer: runs models on examples.
+    """
+
+    def __init__(
+        self,
+        pretrained: Pretrained,
+        targets: Sequence[str],
+        settings: TrainConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        domains: Mapping[str, range] | None = None,
+        rows: int | None = None,
+        form: Form | None = None,
+    ) -> None:
+        self.settings, self.device, self.dtype = settings, device, dtype
+        self.pad = padding(pretrained.model)
+        first = None if pretrained.tokenizer is None else prepended(pretrained.tokenizer)
+        if form is None:
+            form = Form() if device.type == "meta" else try_model(pretrained.model, targets, 128).form
+        self.base = ResidentBase(pretrained, targets, device, dtype)
+        self.forward = Forward(self.base, form, self.pad, domains or {}, ROWS[device.type] if rows is None else rows)
+        self.scorer = Scorer(self.forward, first)
+        self.shapes, self.params, self.pretrained = self.base.shapes, self.base.params, self.base.pretrained
+
+    @property
+    def rows(self) -> int:
+        """Tokens that fill a step."""
+        return self.forward.rows
+
+    @rows.setter
+    def rows(self, rows: int) -> None:
+        self.forward.rows = rows
+
+    @property
+    def version(self) -> int:
+        """Of the base."""
+        return self.base.version
+
+    @property
+    def transposed(self) -> frozenset[str]:
+        """The target modules whose weight parameter is stored (d_in, d_out)."""
+        return self.base.transposed
+
+    @property
+    def head(self) -> dict[str, Tensor]:
+        """The head's parameters as the seed drew them, fp32."""
+        return self.base.head
+
+    def base_weight(self, module: str) -> Tensor:
+        """The pre-trained weight of a target module, (d_out, d_in) in fp32."""
+        return self.base.base_weight(module)
+
+    def fold(self, update: BaseUpdate) -> None:
+        """Bring the base to `update.version`."""
+        self.base.fold(update)
+
+    def logits(self, jobs: Iterable[ScoreJob]) -> Iterator[np.ndarray]:
+        """See `Scorer.logits`."""
+        return self.scorer.logits(jobs)
+
+    def features(self, data: Encoded, pool: Pool = "mean") -> Tensor:
+        """See `Scorer.features`."""
+        return self.scorer.features(data, pool)
+
+    def observe(self, ask: Observe, data: Encoded, seed: int) -> Observed:
+        """A statistic of a client's data."""
+        own = self.forward.of_domain(data, ask.data)
+        return Observed(observe(ask.statistic, own.labels, lambda where: self.features(own.take(where), ask.pool), seed))
+
+    def train(self, jobs: deque[Job], on_examples: Callable[[int], None] = lambda n: None) -> Iterator[tuple[Job, Outcome]]:
+        """Take jobs from the left until there are none and all are done; each with its outcome, as they finish. Jobs may be added
+        meanwhile. `on_examples` hears of every batch."""
+        active: dict[Learner, Job] = {}
+        while active or jobs:
+            while jobs and self._has_room(active, jobs[0]):
+                active[self._begin(jobs[0])] = jobs[0]
+                jobs.popleft()
+            going = [learner for learner in active if learner.where is not None]
+            if going:
+                on_examples(self._step(going))
+            for learner in [each for each in active if each.where is None]:
+                yield active.pop(learner), learner.outcome(self.pretrained)
+        self.base.drop(False)
+
+    def _has_room(self, active: Iterable[Learner], job: Job) -> bool:
+        """Whether a job can begin beside those that are under way: on the same base, while their next batches leave rows free."""
+        under_way = [learner for learner in active if learner.where is not None]
+        if not under_way:
+            return True
+        alone = _trains_base(job) or _trains_base(under_way[0].job)
+        same = job.ask.base.version == self.base.version and job.ask.drop_base == self.base.dropped
+        return same and not alone and sum(learner.rows for learner in under_way) < self.rows
+
+    def _begin(self, job: Job) -> Learner:
+        self.base.fold(job.ask.base)
+        self.base.drop(job.ask.drop_base)
+        job = replace(job, data=self.forward.of_domain(job.data, job.ask.data))
+        return Learner(job, self.pretrained, self.params, self.settings, self.device, self.dtype)
+
+    @record_function("train step")
+    def _step(self, learners: Sequence[Learner]) -> int:
+        """One step of each learner; returns how many examples they saw."""
+        parts: list[Part] = []
+        body: dict[str, Tensor] = {}
+        data = [learner.job.data.take(learner.where) for learner in learners if learner.where is not None]
+        for learner, batch in zip(learners, data, strict=True):
+            values = learner.values(self.dtype)
+            slots, gate = learner.placed(values)
+            own = [(key, x) for key, x in values.items() if key.slot == BASE]
+            body |= {key.name: x for key, x in own if key.role == "W"}  # whoever trains the base is alone
+            head = {key.name: x for key, x in own if key.role == "head"}
+            parts.append(Part(batch.ids, batch.domains, slots, gate, {}, head))
+        total = torch.zeros((), device=self.device)
+        losses: list[Tensor] = []
+        for learner, logits, batch in zip(learners, self.forward.logits(parts, body), data, strict=True):
+            # A class of another domain is at -inf: it weighs nothing.
+            loss = cross_entropy(logits, torch.from_numpy(batch.labels).to(self.device))
+            losses.append(loss)
+            total = total + loss + self._penalty(learner)
+        if total.requires_grad:
+            total.backward()  # type: ignore[no-untyped-call]
+        for learner, loss in zip(learners, losses, strict=True):
+            learner.step()
+            learner.took(loss)
+        return sum(map(len, data))
+
+    def _penalty(self, learner: Learner) -> Tensor | float:
+        term = learner.job.ask.penalty
+        if term is None:
+            return 0.0
+        slot = on_device({"": learner.job.ask.slots[term.slot]}, self.device, learner.master)[""]
+        return penalty(term, slot, learner.values(learner.master))
+
+
+def _trains_base(job: Job) -> bool:
+    return any(slot == BASE for slot, _ in job.ask.roles)

@@ -1,0 +1,140 @@
+"""A forward pass of texts of several clients side by side, each passing through its own slots."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate, pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from fedlora.models.base import ResidentBase
+from fedlora.models.heads import Body, Head, Whole
+from fedlora.models.packing import Form, Texts, pack
+from fedlora.models.slots import Weight, bind, bind_routers
+from fedlora.training.encode import Encoded
+from fedlora.training.passes import Part, in_order, passes, take
+from fedlora.types import Mix
+
+
+class Forward:
+    """Runs the resident base model.
+
+    Attributes:
+        form: how the model is run.
+        pad: the id of the padding token.
+        domains: domain -> its classes, in a run of several: an example competes among the logits of its own domain only, which
+            makes one head a head a domain.
+        rows: tokens that fill a pass.
+    """
+
+    def __init__(self, base: ResidentBase, form: Form, pad: int, domains: Mapping[str, range], rows: int) -> None:
+        self.base, self.form, self.pad, self.domains, self.rows = base, form, pad, dict(domains), rows
+        self._seen_by = _own_classes(list(self.domains.values())).to(base.device)
+        self._body, self._head, self._whole = Body(base.model, form), Head(base.model, form), Whole(base.model, form)
+
+    @property
+    def classes(self) -> int:
+        """How many logits an example has."""
+        return int(self.base.model.config.num_labels)
+
+    def _pack(self, ids: Sequence[np.ndarray]) -> Texts:
+        return pack(ids, self.form, self.pad, self.base.device)
+
+    def logits(self, parts: Sequence[Part], body: Mapping[str, Tensor]) -> list[Tensor]:
+        """Logits of each part's texts, (texts, classes); -inf for the classes of other domains. `body` replaces parameters of the
+        model below its head."""
+        found: list[list[Tensor]] = [[] for _ in parts]
+        places: list[list[np.ndarray]] = [[] for _ in parts]
+        for pieces in passes(parts, self.form):
+            shares = [parts[i] if len(where) == len(parts[i].ids) else take(parts[i], where) for i, where in pieces]
+            for (i, where), logits in zip(pieces, self._pass(shares, body), strict=True):
+                found[i].append(logits)
+                places[i].append(where)
+        whole = [x[0] if len(x) == 1 else in_order(x, where, self.base.device) for x, where in zip(found, places, strict=True)]
+        return [self._of_own_domain(logits, part.domains) for logits, part in zip(whole, parts, strict=True)]
+
+    def _pass(self, parts: Sequence[Part], body: Mapping[str, Tensor]) -> list[Tensor]:
+        """Logits of each part's texts, from one forward pass."""
+        texts = self._pack([row for part in parts for row in part.ids])
+        spans = [slice(a, b) for a, b in pairwise(accumulate((len(part.ids) for part in parts), initial=0))]
+        ends = np.concatenate([[0], np.cumsum(texts.lengths)])
+        rows = [slice(None)] if self.form.apart else [slice(int(ends[s.start]), int(ends[s.stop])) for s in spans]
+        self._bind(parts, rows, [texts.lengths[s] for s in spans])
+        try:
+            if not self.form.split:  # one part, where parts have heads of their own
+                whole = _call(self._whole, {**body, **parts[0].head}, texts)
+                return [whole[s] for s in spans]
+            hidden = _call(self._body, body, texts)
+            if any(part.head for part in parts) or texts.layout is None:
+                each = zip(parts, spans, strict=True)
+                return [_call(self._head, {**body, **part.head}, hidden[s], _some(texts, s)) for part, s in each]
+            whole = _call(self._head, body, hidden, texts)
+            return [whole[s] for s in spans]
+        finally:
+            self.base.adapted.bound, self.base.adapted.routers = {}, {}
+
+    def _bind(self, parts: Sequence[Part], rows: Sequence[slice], lengths: Sequence[np.ndarray]) -> None:
+        bound, routers = [], []
+        for part, own in zip(parts, lengths, strict=True):
+            weights = (
+                part.gate.weights if isinstance(part.gate, Mix) else {s: self._by_row(w, own) for s, w in part.weights.items()}
+            )
+            bound.append(bind(part.slots, list(self.base.shapes), weights))
+            routers.append(bind_routers(part.gate, part.slots))
+        self.base.adapted.bound = {
+            m: [(where, slots[m]) for where, slots in zip(rows, bound, strict=True)]
+            for m in self.base.shapes
+            if any(s[m] for s in bound)
+        }
+        self.base.adapted.routers = {m: [r.get(m) for r in routers] for m in self.base.shapes if any(m in r for r in routers)}
+
+    def _by_row(self, weight: Weight, lengths: np.ndarray) -> Weight:
+        """What weighs each text, for each of its rows."""
+        if not isinstance(weight, Tensor):
+            return weight
+        return float(weight) if self.form.apart else weight.repeat_interleave(torch.from_numpy(lengths).to(weight.device))
+
+    def _of_own_domain(self, logits: Tensor, domains: np.ndarray) -> Tensor:
+        if not len(domains):
+            return logits
+        return logits.masked_fill(~self._seen_by[torch.from_numpy(domains).to(self.base.device)], -torch.inf)
+
+    def hidden(self, ids: Sequence[np.ndarray], read: Callable[[Tensor, Texts], Tensor]) -> Tensor:
+        """What `read` makes of the last hidden states of texts that share a pass, (n, d)."""
+        texts = self._pack(ids)
+        hidden = self._body.all_tokens(texts).float()
+        if texts.layout is None and hidden.shape[1] != texts.ids.shape[1]:  # a body that shortens its texts
+            if len(ids) > 1:
+                return torch.cat([self.hidden([each], read) for each in ids])
+            texts = replace(texts, lengths=np.array([hidden.shape[1]]), mask=None)
+        return read(hidden.flatten(0, -2), texts).cpu()
+
+    def of_domain(self, data: Encoded, domain: str) -> Encoded:
+        """The examples of one domain; all where the domain is ""."""
+        return data.take(np.flatnonzero(data.domains == list(self.domains).index(domain))) if domain else data
+
+
+def _call(module: torch.nn.Module, parameters: Mapping[str, Tensor], *args: object) -> Tensor:
+    """The module's output, with these tensors in the place of its model's parameters."""
+    if not parameters:
+        plain: Tensor = module(*args)
+        return plain
+    out: Tensor = functional_call(module, {f"model.{name}": x for name, x in parameters.items()}, args)
+    return out
+
+
+def _some(texts: Texts, where: slice) -> Texts:
+    """Some of the texts, as far as a head needs to know them."""
+    if texts.layout is not None:
+        return texts
+    return replace(texts, ids=texts.ids[where], mask=None if texts.mask is None else texts.mask[where])
+
+
+def _own_classes(domains: Sequence[range]) -> Tensor:
+    """Which of all classes are a domain's own: (domains, classes), bool."""
+    own = torch.zeros(len(domains), sum(map(len, domains)), dtype=torch.bool)
+    for row, classes in zip(own, domains, strict=True):
+        row[classes.start : classes.stop] = True
+    return own

@@ -1,0 +1,118 @@
+"""Logits of models on examples, and features of texts; nothing trains."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedlora.models.slots import Weight
+from fedlora.training.encode import Encoded, by_length
+from fedlora.training.forward import Forward
+from fedlora.training.learner import on_device
+from fedlora.training.observe import first_of_each, mean_of_each, similarity_weights
+from fedlora.training.passes import Part, fill, in_order, passes, take
+from fedlora.types import ByDomain, Model, Pool, Similarity, Tensors
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreJob:
+    """A model to run on examples. `head` may be empty: the seed's."""
+
+    model: Model
+    head: Tensors
+    data: Encoded
+
+
+class Scorer:
+    """Scores models that share the resident base. `first` is the id of the token that the tokenizer puts before every text, where
+    there is one."""
+
+    def __init__(self, forward: Forward, first: int | None) -> None:
+        self.forward, self.base, self._first = forward, forward.base, first
+
+    @torch.no_grad()
+    def logits(self, jobs: Iterable[ScoreJob]) -> Iterator[np.ndarray]:
+        """Logits of every example of each job, (n, classes) in fp32; -inf for the classes of other domains. Jobs on one
+        base share forward passes."""
+        waiting: list[tuple[ScoreJob, Part]] = []
+        rows = 0
+        for job in jobs:
+            if waiting and not (rows < self.forward.rows and self._shares(waiting[0][0], job)):
+                yield from self._answer(waiting)
+                waiting, rows = [], 0
+            waiting.append((job, self.part(job)))
+            rows += sum(map(len, job.data.ids))
+        if waiting:
+            yield from self._answer(waiting)
+        self.base.drop(False)
+
+    def _shares(self, one: ScoreJob, other: ScoreJob) -> bool:
+        a, b = one.model, other.model
+        plain = not any(model.full or isinstance(model.gate, ByDomain) for model in (a, b))
+        return plain and a.base.version == b.base.version and a.drop_base == b.drop_base
+
+    def part(self, job: ScoreJob) -> Part:
+        """A job as a part of a forward pass, with all its examples."""
+        model, data = job.model, job.data
+        weights: dict[str, Weight] = {}
+        if isinstance(model.gate, Similarity):
+            near = similarity_weights(self.features(data), model.gate.anchors, model.gate.cap).to(self.base.device)
+            weights = {slot: near if slot == model.gate.slot else 1.0 - near for slot in model.slots}
+        head = {name: x.to(self.base.device, self.base.dtype) for name, x in job.head.items()}
+        return Part(data.ids, data.domains, on_device(model.slots, self.base.device, self.base.dtype), model.gate, weights, head)
+
+    def _answer(self, asked: Sequence[tuple[ScoreJob, Part]]) -> Iterator[np.ndarray]:
+        first = asked[0][0].model
+        if isinstance(first.gate, ByDomain):
+            yield self._by_domain(asked[0][0], first.gate)
+            return
+        self.base.fold(first.base)
+        self.base.drop(first.drop_base)
+        body = {n: (self.base.pretrained[n] + delta).to(self.base.device, self.base.dtype) for n, delta in first.full.items()}
+        out = [np.zeros((len(q.data), self.forward.classes), dtype=np.float32) for q, _ in asked]
+        pieces = [(i, where) for i, (q, _) in enumerate(asked) for where in by_length(q.data, self.forward.rows)]
+        for group in fill(pieces, lambda piece: sum(len(asked[piece[0]][0].data.ids[j]) for j in piece[1]), self.forward.rows):
+            parts = [take(asked[i][1], where) for i, where in group]
+            for (i, where), logits in zip(group, self.forward.logits(parts, body), strict=True):
+                out[i][where] = logits.cpu().numpy()
+        yield from out
+
+    def _by_domain(self, job: ScoreJob, gate: ByDomain) -> np.ndarray:
+        """Each example through the slot of its domain alone."""
+        model, data = job.model, job.data
+        out = np.zeros((len(data), self.forward.classes), dtype=np.float32)
+        for t, domain in enumerate(self.forward.domains):
+            where = np.flatnonzero(data.domains == t)
+            slots = {name: slot for name, slot in model.slots.items() if name == gate.slots.get(domain)}
+            alone = ScoreJob(replace(model, slots=slots, gate=None), job.head, data.take(where))
+            (out[where],) = self._answer([(alone, self.part(alone))])
+        return out
+
+    @torch.no_grad()
+    def features(self, data: Encoded, pool: Pool = "mean") -> Tensor:
+        """Features of each text (see `types.Observe`), (n, d) in fp32 on the CPU. No slots are bound, and what has been merged is
+        out of the way meanwhile."""
+        found: list[Tensor] = []
+        places: list[np.ndarray] = []
+        with self.base.as_pretrained():
+            read = first_of_each if pool == "first" and self.has_first else mean_of_each
+            for near in by_length(data, self.forward.rows):
+                for ((_, where),) in passes([Part([data.ids[i] for i in near], data.domains, {}, None, {}, {})], self.forward.form):
+                    found.append(self.forward.hidden([data.ids[i] for i in near[where]], read))
+                    places.append(near[where])
+            if not found:
+                return self.forward.hidden([np.zeros(1, dtype=np.int64)], read)[:0]
+        return in_order(found, places, torch.device("cpu"))
+
+    @cached_property
+    def has_first(self) -> bool:
+        """Whether the first token stands for the text: it is the same for all of them, and sees what follows."""
+        if self._first is None:
+            return False
+        with torch.no_grad(), self.base.as_pretrained():
+            texts = [np.array([self._first, id, id]) for id in (0, 1)]
+            one, two = (self.forward.hidden([ids], first_of_each) for ids in texts)
+        return not torch.allclose(one, two, rtol=1e-3, atol=1e-5 * float(one.abs().max()))
