@@ -44,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "comparison": {
         "runs",
+        "methods",
         "transforms",
         "report",
         "models",

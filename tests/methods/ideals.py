@@ -87,6 +87,29 @@ def apart(weights: Weights, slot: str = SHARED) -> Rule:
     return rule
 
 
+def by_owner(weights: Weights, rank: int) -> Rule:
+    """RBLA: each rank's row of A and column of B is the mean over those who have it; where nobody has, it stays."""
+
+    def rule(rounds: Sequence[Round]) -> Dense:
+        now = rounds[-1]
+        w = weights([p.reply for p in now.parts])
+
+        def weight(m: str) -> np.ndarray:
+            before = now.before.slots[SHARED]
+            total = np.zeros((before.B[m].shape[0], before.A[m].shape[1]))
+            for j in range(rank):
+                has = [(x, p.done[SHARED]) for x, p in zip(w, now.parts, strict=True) if len(p.done[SHARED].A[m]) > j]
+                n = sum(x for x, _ in has)
+                a = sum(x / n * _np(f.A[m][j]) for x, f in has) if has else _np(before.A[m][j])
+                b = sum(x / n * _np(f.B[m][:, j]) for x, f in has) if has else _np(before.B[m][:, j])
+                total += before.scale * np.outer(b, a)
+            return total
+
+        return changed(now, weight)
+
+    return rule
+
+
 def mean_of_products(now: Round, weights: Weights, m: str) -> np.ndarray:
     w = shares(weights, now.parts)
     return sum(

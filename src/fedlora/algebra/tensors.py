@@ -99,6 +99,22 @@ def padded_mean(terms: Iterable[tuple[float, tuple[Tensors, ...]]], like: tuple[
     return tuple({m: (total[m] / weight).to(x[m].dtype) for m in total} for total, x in zip(totals, like, strict=True))
 
 
+def owners_mean(terms: Iterable[tuple[float, tuple[Tensors, ...]]], like: tuple[Tensors, ...]) -> tuple[Tensors, ...]:
+    """The same, where an entry's mean is over the terms that reach as far; zero where none does."""
+    totals = [{m: torch.zeros_like(t, dtype=torch.float64) for m, t in x.items()} for x in like]
+    weights = [{m: torch.zeros_like(t, dtype=torch.float64) for m, t in x.items()} for x in like]
+    for w, maps in terms:
+        for total, weight, x in zip(totals, weights, maps, strict=True):
+            for m, t in x.items():
+                where = tuple(map(slice, t.shape))
+                total[m][where].add_(t, alpha=w)
+                weight[m][where].add_(w)
+    return tuple(
+        {m: torch.where(weight[m] > 0, total[m] / weight[m], 0.0).to(x[m].dtype) for m in total}
+        for total, weight, x in zip(totals, weights, like, strict=True)
+    )
+
+
 def _blank(like: Tensors) -> Flat:
     """Zeros in float64 of these shapes."""
     shapes = {m: t.shape for m, t in like.items()}

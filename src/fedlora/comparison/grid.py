@@ -9,6 +9,7 @@ from hashlib import blake2b
 from itertools import count, product, zip_longest
 from typing import Any
 
+from fedlora import methods as known
 from fedlora.comparison.recipe import Recipe
 from fedlora.config import OLD, Config, as_tables, merge, renamed, resolve
 from fedlora.errors import BadInput
@@ -94,7 +95,8 @@ def said(value: Any) -> str:
 
 
 def _by_method(recipe: Recipe) -> list[dict[str, Any]]:
-    """The tables of each method, `with` laid over those of all."""
+    """The tables of each method, `with` laid over those of all. The name "*" stands for every method of the package that the list
+    does not name."""
     listed = recipe.tables.get("method")
     if not isinstance(listed, list):
         return [recipe.tables]
@@ -108,8 +110,16 @@ def _by_method(recipe: Recipe) -> list[dict[str, Any]]:
         if not isinstance(own, dict):
             raise BadInput(f"{recipe.header.name}: `with` of method {method['name']} is {own!r}, not tables")
         common = {key: value for key, value in recipe.tables.items() if key != "method"}
-        found.append(merge(common, own, {"method": {key: value for key, value in method.items() if key != "with"}}))
+        fields = {key: value for key, value in method.items() if key != "with"}
+        for name in _unnamed(listed) if method["name"] == "*" else [method["name"]]:
+            found.append(merge(common, own, {"method": fields | {"name": name}}))
     return found
+
+
+def _unnamed(listed: Sequence[Any]) -> list[str]:
+    """The methods of the package that a list of methods does not name."""
+    names = [method.get("name") for method in listed if isinstance(method, dict)]
+    return [name for name in known.names() if name not in names]
 
 
 def _points(tables: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """What each method sends, measured on its real messages: the table of docs/methods.md.
 
-    python -m fedlora.runs.costs > docs/methods.md
+    python -m fedlora.runs.costs docs/methods.md                  every method, some minutes
+    python -m fedlora.runs.costs docs/methods.md --only rbla      some seconds; the other rows stay as they are
 
 Ten clients play four rounds with RoBERTa-base's shapes at rank 8 on all 72 linear layers of its blocks. A second run is long, and
 its clients skip rounds: half of six are drawn anew for each of sixty rounds. Its blocks are narrow. Methods that merge into the
@@ -12,14 +13,17 @@ Training is made up (every trained entry moves at random), messages and aggregat
 turns of a client.
 """
 
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedlora import methods, seeds, wire
+from fedlora.disk import write_whole
 from fedlora.runs.prepare import fresh_adapter
 from fedlora.transforms.pipeline import UNCHANGED, Pipeline
 from fedlora.types import (
@@ -148,26 +152,43 @@ def made_up_rounds(
         yield Round(up, down, epochs / len(present(setup, t)))
 
 
-def table() -> str:
-    """The markdown page."""
+def table(known: Mapping[str, str] | None = None) -> str:
+    """The markdown page. `known` are rows, by method, that are not measured again."""
     once, long = roberta_setup(), long_setup()
 
     def row(name: str) -> str:
+        if known and name in known:
+            return known[name]
         method = methods.make(name, {})
         return _row(name, method.FACTS, cost(method, once), cost(method, long, half))
 
     return "\n".join([*HEADING, *map(row, methods.names()), ""])
 
 
+def rows_of(page: str) -> dict[str, str]:
+    """Method -> its row of the page."""
+    return {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+
+
+def main() -> None:
+    """Write the page that the command line names, or some of its rows."""
+    arguments = ArgumentParser(prog="python -m fedlora.runs.costs")
+    arguments.add_argument("page", type=Path)
+    arguments.add_argument("--only", nargs="+", choices=methods.names(), default=methods.names(), metavar="METHOD")
+    asked = arguments.parse_args()
+    there = rows_of(asked.page.read_text()) if asked.page.exists() else {}
+    write_whole(asked.page, table({name: row for name, row in there.items() if name not in asked.only}).encode())
+
+
 HEADING = [
     "# Methods",
     "",
-    "Made by `python -m fedlora.runs.costs`; do not edit. MB are what one client sends and receives in a round on average,",
-    f"encoded, with RoBERTa-base's shapes at rank {RANK}, {CLIENTS} clients that all take part, {ROUNDS} rounds. The long run has",
-    f"{LONG_ROUNDS} rounds, {LONG_CLIENTS} clients, half of them drawn anew for each round, and {BLOCKS} blocks of width {NARROW},",
-    "where pairs of a few rounds outweigh the weights: who missed more receives the whole change of the base instead. *Exact*: the",
-    "server's update equals the weighted mean of the clients' updates B_k A_k. Server cost is of one module in one round: K",
-    "clients, rank r, R the sum of ranks, d = d_out + d_in.",
+    "Made by `python -m fedlora.runs.costs docs/methods.md`; do not edit. MB are what one client sends and receives in a round",
+    f"on average, encoded, with RoBERTa-base's shapes at rank {RANK}, {CLIENTS} clients that all take part, {ROUNDS} rounds. The",
+    f"long run has {LONG_ROUNDS} rounds, {LONG_CLIENTS} clients, half of them drawn anew for each round, and {BLOCKS} blocks of",
+    f"width {NARROW}, where pairs of a few rounds outweigh the weights: who missed more receives the whole change of the base instead.",
+    "*Exact*: the server's update equals the weighted mean of the clients' updates B_k A_k. Server cost is of one module in one",
+    "round: K clients, rank r, R the sum of ranks, d = d_out + d_in.",
     "",
     "| method | paper | year | exact | mixed ranks | personal | MB up | MB down | long: MB up | long: MB down | upload, a module "
     "| download, a module | server |",
@@ -230,4 +251,4 @@ def _moved(start: Tensors, mask: Mapping[str, Tensor] | None, noise: Any) -> dic
 
 
 if __name__ == "__main__":
-    print(table(), end="")
+    main()
