@@ -186,9 +186,9 @@ HEADING = [
     "Made by `python -m fedlora.runs.costs docs/methods.md`; do not edit. MB are what one client sends and receives in a round",
     f"on average, encoded, with RoBERTa-base's shapes at rank {RANK}, {CLIENTS} clients that all take part, {ROUNDS} rounds. The",
     f"long run has {LONG_ROUNDS} rounds, {LONG_CLIENTS} clients, half of them drawn anew for each round, and {BLOCKS} blocks of",
-    f"width {NARROW}, where pairs of a few rounds outweigh the weights: who missed more receives the whole change of the base instead.",
-    "*Exact*: the server's update equals the weighted mean of the clients' updates B_k A_k. Server cost is of one module in one",
-    "round: K clients, rank r, R the sum of ranks, d = d_out + d_in.",
+    f"width {NARROW}, where pairs of a few rounds outweigh the weights: who missed more receives the whole change of the base",
+    "instead. *Exact*: the server's update equals the weighted mean of the clients' updates B_k A_k. Server cost is of one module",
+    "in one round: K clients, rank r, R the sum of ranks, d = d_out + d_in.",
     "",
     "| method | paper | year | exact | mixed ranks | personal | MB up | MB down | long: MB up | long: MB down | upload, a module "
     "| download, a module | server |",
