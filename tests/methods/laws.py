@@ -46,10 +46,16 @@ def some(setup):
 
 
 @cache
-def standard(row: Row):
-    """Five rounds of a row with `some` clients: (method, setup, run)."""
+def standard_with_requests(row: Row):
+    """Five rounds of a row with `some` clients: (method, setup, run), and what was asked of the clients."""
     method, setup = world(row)
-    return method, setup, federate(method, setup, 5, some(setup), Trainer(setup, lr=row.lr))
+    trainer = Trainer(setup, lr=row.lr)
+    return (method, setup, federate(method, setup, 5, some(setup), trainer)), [ask for _, ask, _ in trainer.log]
+
+
+def standard(row: Row):
+    """The first of these."""
+    return standard_with_requests(row)[0]
 
 
 @cache

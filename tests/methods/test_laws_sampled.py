@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cases import ROWS, Row
-from laws import every_row, law, outcome, some, standard, through_the_wire, trained_change, truncated, world
+from laws import every_row, law, outcome, some, standard, standard_with_requests, through_the_wire, trained_change, truncated, world
 from toy import Trainer, dense, deployed, distance, federate, play, same, tensors, weighted
 
 from fedlora import methods, seeds
@@ -121,15 +121,15 @@ def test_law_12_who_sits_out_keeps_what_is_its_own(row):
 def test_law_12_a_lost_attempt_changes_nothing(row):
     """All replies of an attempt are lost, and the next one has them: the same bits as if it had been the first."""
     method, setup = world(row, rounds=3)
-    one = _played(method, setup, row, lost=())
-    two = _played(method, setup, row, lost=(2,))
+    one = _with_lost(method, setup, row, lost=())
+    two = _with_lost(method, setup, row, lost=(2,))
     assert same(one, two)
 
 
 @every_row
 @law(12)
 def test_law_12_whatever_a_client_lost_of_what_it_was_sent_it_trains_to_the_same(row):
-    """Every client, in each of four rounds: with what the state says that it has, and with a base at each version it ever had
+    """Two clients, in each of four rounds: with what the state says that it has, and with a base at each version it ever had
     and nothing else, but for what it holds."""
     method, setup = world(row)
     trainer, run = Trainer(setup, lr=row.lr), federate(method, setup, 0)
@@ -138,7 +138,7 @@ def test_law_12_whatever_a_client_lost_of_what_it_was_sent_it_trains_to_the_same
     compared = 0
     for t in range(1, 5):
         state, held = run.states[-1], run.held[-1]
-        for c in setup.clients:
+        for c in setup.clients[:2]:
             ups = []
             for since in (None, *bases[c.id]):
                 version = trainer.base.get(c.id, (0,))[0] if since is None else since
@@ -153,7 +153,7 @@ def test_law_12_whatever_a_client_lost_of_what_it_was_sent_it_trains_to_the_same
         run = federate(method, setup, t, half(setup), trainer, resume=(t - 1, state, held))
         for id, (version, W) in trainer.base.items():
             bases[id][version] = W, trainer.merged[id]
-    assert compared >= 16
+    assert compared >= 8
 
 
 # ---- 9. linear ----------------------------------------------------------------------------------------------------------------
@@ -210,14 +210,13 @@ def used(ask: Train) -> set[str]:
 
 @pytest.mark.parametrize("name", methods.names())
 def test_law_9_requests_use_what_the_facts_say(name):
-    """All that a method's rows use, together, is what it claims."""
-    found = set()
-    for row in [row for row in ROWS if row.method == name]:
-        for method in (row.make(), methods.make(name, {})):
-            _, setup = world(row)
-            trainer = Trainer(setup, lr=row.lr)
-            federate(method, setup, 5, half(setup), trainer)
-            found |= {word for _, ask, _ in trainer.log for word in used(ask)}
+    """All that a method's rows and its defaults use, together, is what it claims."""
+    rows = [row for row in ROWS if row.method == name]
+    _, setup = world(rows[0])
+    trainer, method = Trainer(setup, lr=rows[0].lr), methods.make(name, {})
+    federate(method, setup, 3, half(setup), trainer)
+    asked = [ask for _, ask, _ in trainer.log] + [ask for row in rows for ask in standard_with_requests(row)[1]]
+    found = {word for ask in asked for word in used(ask)}
     assert found == method.FACTS.asks
 
 
@@ -240,7 +239,7 @@ def test_law_10_a_client_knows_none_of_the_others(row):
             assert same(there, here)
 
 
-def _played(method, setup: Setup, row: Row, lost: tuple[int, ...]):
+def _with_lost(method, setup: Setup, row: Row, lost: tuple[int, ...]):
     """The states after three rounds of our own loop, where the first attempts of these rounds lose every reply."""
     transport = _Lossy(method, setup, Trainer(setup, lr=row.lr), set(lost))
     played = rounds(method, setup, Server(0, method.init(setup)), transport, half(setup))
