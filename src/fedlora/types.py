@@ -51,6 +51,10 @@ class Factors:
         changes: dict[str, Any] = {name: tensors}
         return replace(self, **changes)
 
+    def first(self, rank: int) -> "Factors":
+        """The first `rank` ranks of A and B, at the same scale."""
+        return replace(self, A={m: A[:rank] for m, A in self.A.items()}, B={m: B[:, :rank] for m, B in self.B.items()})
+
     def left(self, m: str) -> Tensor:
         """scale * D B C of one module, in float64, (d_out, r): what stands left of A."""
         B = self.B[m].to(torch.float64) * self.scale

@@ -10,7 +10,7 @@ from toy import Trainer, federate, make_clients, make_setup, same
 
 from fedlora import wire
 from fedlora.methods import make
-from fedlora.methods.hetlora import HetLoRA, State, Up, truncate
+from fedlora.methods.hetlora import HetLoRA, State, Up
 from fedlora.types import SHARED, Client, Factors, Reply, TailNorm, Train, Trained
 
 SHAPES = {"q": (12, 8), "up": (20, 12)}
@@ -152,7 +152,7 @@ def test_one_scale_for_all_ranks_and_truncating_undoes_padding():
         assert down.scale == setup.lora_alpha / 4 and down.A["q"].shape == (client.rank, 8)
     up = random_up(1, 2)
     state, _ = method.aggregate(state, iter([Reply(setup.clients[1], up)]), 1)
-    assert_factors(truncate(state.shared, 2), {m: A.numpy() for m, A in up.A.items()}, {m: B.numpy() for m, B in up.B.items()})
+    assert_factors(state.shared.first(2), {m: A.numpy() for m, A in up.A.items()}, {m: B.numpy() for m, B in up.B.items()})
     assert not any(torch.count_nonzero(A[2:]) for A in state.shared.A.values())
 
 
@@ -183,7 +183,7 @@ def test_zero_local_steps_keep_the_ranks_that_everybody_has():
     method = HetLoRA(gamma=1.0)
     run = federate(method, setup, 3)
     idle = federate(method, setup, 4, trainer=Trainer(setup, steps_per_epoch=0), resume=(3, run.states[-1], run.held[-1]))
-    before, after = (truncate(s.shared, 2) for s in idle.states)
+    before, after = (s.shared.first(2) for s in idle.states)
     assert_factors(after, {m: A.numpy() for m, A in before.A.items()}, {m: B.numpy() for m, B in before.B.items()})
     assert all((after.A[m][2:].abs() <= before.A[m][2:].abs()).all() for m in SHAPES)
     assert any(not torch.equal(idle.states[0].shared.A[m][3], idle.states[1].shared.A[m][3]) for m in SHAPES)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fedlora.algebra.products import norm
-from fedlora.algebra.tensors import each, padded_mean
+from fedlora.algebra.tensors import padded_mean
 from fedlora.errors import BadInput
 from fedlora.types import SHARED, Client, Diagnostics, Factors, Facts, Local, Model, Reply, Setup, TailNorm, Tensors, Train, value
 
@@ -32,11 +32,6 @@ class State:
 class Up:
     A: Tensors = value("kept", "in")
     B: Tensors = value("out", "kept")
-
-
-def truncate(factors: Factors, rank: int) -> Factors:
-    """The first `rank` ranks, at the same scale."""
-    return replace(factors, A=each(lambda A: A[:rank], factors.A), B=each(lambda B: B[:, :rank], factors.B))
 
 
 def joint_norm(factors: Factors | Up, first: int = 0) -> float:
@@ -80,7 +75,7 @@ class HetLoRA:
         return None
 
     def send(self, state: State, client: Client, round: int, since: int | None = None) -> Factors:
-        return truncate(state.shared, state.ranks[client.id])
+        return state.shared.first(state.ranks[client.id])
 
     def local(self, down: Factors, held: None, client: Client, round: int) -> Local:
         rank = next(iter(down.A.values())).shape[0]
@@ -89,7 +84,7 @@ class HetLoRA:
         penalty = TailNorm(SHARED, tail, self.penalty) if has_tail else None
         done = (yield Train({SHARED: down}, frozenset({(SHARED, "A"), (SHARED, "B")}), penalty=penalty)).slots[SHARED]
         if has_tail and joint_norm(done, tail) < joint_norm(down, tail):
-            done = truncate(done, max(tail, min(self.min_rank, rank)))
+            done = done.first(max(tail, min(self.min_rank, rank)))
         return Up(done.A, done.B), held
 
     def aggregate(self, state: State, replies: Iterator[Reply], round: int) -> tuple[State, Diagnostics]:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fedlora.algebra.tensors import each, minus, owners_mean, plus
+from fedlora.algebra.tensors import minus, owners_mean, plus
 from fedlora.types import SHARED, Client, Diagnostics, Factors, Facts, Local, Model, Reply, Setup, Tensors, Train, change
 
 
@@ -49,8 +49,7 @@ class RBLA:
         return None
 
     def send(self, state: Factors, client: Client, round: int, since: int | None = None) -> Factors:
-        r = client.rank
-        return replace(state, A=each(lambda A: A[:r], state.A), B=each(lambda B: B[:, :r], state.B))
+        return state.first(client.rank)
 
     def local(self, down: Factors, held: None, client: Client, round: int) -> Local:
         done = (yield Train({SHARED: down}, frozenset({(SHARED, "A"), (SHARED, "B")}))).slots[SHARED]
