@@ -12,10 +12,12 @@ from benchmarks import harness, ours
 from benchmarks.harness import Measured, Side
 from benchmarks.peers import peft_loop
 from fedlora import seeds
+from fedlora.clients.worker import Examples, Worker
 from fedlora.config import Config, HeadMode
+from fedlora.gather.mean import Mean
 from fedlora.models.load import from_config
 from fedlora.runs.prepare import make_method, make_setup, make_trainer, try_pretrained
-from fedlora.server.loop import Server, rounds
+from fedlora.server.loop import Federation, Server, play_round
 from fedlora.server.sampling import sampler
 from fedlora.training.encode import Encoded
 from fedlora.transports.inprocess import InProcess
@@ -54,12 +56,15 @@ def fedlora(config: Config, model: PretrainedConfig, data: Mapping[int, Encoded]
     assert isinstance(rank, int)
     setup = make_setup(config, trainer, [Client(k, rank, len(own)) for k, own in data.items()])
     method = make_method(config)
-    transport = InProcess(method, setup, trainer, data, HeadMode.FROZEN)
-    played = rounds(method, setup, Server(0, method.init(setup)), transport, sampler(setup.clients, setup.seed, 1.0))
+    worker = Worker(method, setup, trainer, {id: Examples(own) for id, own in data.items()}, HeadMode.FROZEN)
+    participants = sampler(setup.clients, setup.seed, 1.0)
+    federation = Federation(method, setup, InProcess(worker), Mean(method, setup), participants)
+    servers = [Server(0, method.init(setup))]
 
     def run() -> harness.Sample:
-        _, tally, _ = next(played)
-        return ours.work(tally.exchange_s, list(data.values()), 1)
+        server, counts, _ = play_round(federation, servers.pop())
+        servers.append(server)
+        return ours.work(counts.exchange_s, list(data.values()), 1)
 
     return run, setup
 

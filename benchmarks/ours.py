@@ -6,15 +6,15 @@ from typing import Any
 
 from benchmarks.harness import Sample, Side
 from fedlora.config import Config, as_tables, resolve
+from fedlora.gather.gather import RoundCounts
 from fedlora.listener import Quiet
+from fedlora.runs.connect import Connection, connected
 from fedlora.runs.context import RunContext
-from fedlora.runs.evaluate import evaluate
 from fedlora.runs.prepare import prepare
-from fedlora.server.loop import RoundCounts, Server, rounds
-from fedlora.server.sampling import sampler
+from fedlora.server.evaluate import evaluate
+from fedlora.server.loop import Server, play_round
 from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded
-from fedlora.transports.inprocess import InProcess
 
 # The published setting: thirty clients of a strongly heterogeneous split, rank 8 on every linear layer of the blocks. The head is
 # frozen and dropout is off, here and for every peer.
@@ -42,35 +42,33 @@ def configured_tables(config: Config) -> dict[str, Any]:
     return {name: tables[name] for name in ("seed", "method", "model", "data", "clients", "train")}
 
 
-def play(context: RunContext) -> tuple[InProcess, Iterator[tuple[Server, RoundCounts]]]:
-    """The transport, and the rounds from the method's first state, one at a `next`."""
-    participants = sampler(context.setup.clients, context.setup.seed, context.config.clients.sample)
-    transport = InProcess(
-        context.method, context.setup, context.trainer, context.train, context.config.model.head, transforms=context.transforms
-    )
-    start = Server(0, context.method.init(context.setup))
-    played = rounds(context.method, context.setup, start, transport, participants, context.transforms)
-    return transport, (_whole(server, tally) for server, tally, _ in played)
+def play(context: RunContext) -> Iterator[tuple[Server, RoundCounts]]:
+    """The rounds from the method's first state, one at a `next`."""
+    with connected(context, None) as connection:
+        yield from _rounds(context, connection)
 
 
-def _whole(server: Server, tally: RoundCounts) -> tuple[Server, RoundCounts]:
-    if tally.failed:
-        raise RuntimeError(f"clients failed: {tally.failed}")
-    return server, tally
+def _rounds(context: RunContext, connection: Connection) -> Iterator[tuple[Server, RoundCounts]]:
+    server = Server(0, context.method.init(context.setup))
+    while server.round < context.setup.rounds:
+        server, counts, _ = play_round(connection.federation, server)
+        if counts.failed:
+            raise RuntimeError(f"clients failed: {counts.failed}")
+        yield server, counts
 
 
 def accuracy(context: RunContext) -> float:
     """Test accuracy after the last round."""
-    transport, played = play(context)
-    *_, (server, _) = played
-    scores, _ = evaluate(context, server, transport)
+    with connected(context, None) as connection:
+        *_, (server, _) = _rounds(context, connection)
+        scores, _ = evaluate(connection.federation, server, connection.panel)
     return float(scores["accuracy"])
 
 
 def side(context: RunContext, rounds: int = 1, passes: int = 1) -> Side:
     """So many rounds a repetition, going on where the last one stopped; an example is trained on `passes` times a round. What
     counts is the time in the transport: training and all that a client does around it, without aggregation and evaluation."""
-    _, played = play(context)
+    played = play(context)
     clients = [context.train[c.id] for c in context.setup.clients]
 
     def run() -> Sample:

@@ -19,6 +19,7 @@ from benchmarks.harness import Row
 from benchmarks.peers import flower_sim
 from fedlora.listener import Quiet
 from fedlora.runs import play
+from fedlora.runs.connect import connected
 from fedlora.runs.context import RunContext
 from fedlora.runs.record import Record
 from fedlora.server.checkpoint import Saved
@@ -78,8 +79,9 @@ def fedlora(context: RunContext, population: Population) -> Row:
     stamps = Stamps(clock)
     with tempfile.TemporaryDirectory(prefix="bench-") as temp:
         timed: Any = replace(context, trainer=clock)  # type: ignore[arg-type]
-        saved = Saved(Server(0, context.method.init(context.setup)), {})
-        play.play(timed, saved, Record(Path(temp)), Path(temp), stamps)
+        saved = Saved(Server(0, context.method.init(context.setup)))
+        with connected(timed, Path(temp), 1, stamps) as connection:
+            play.play(timed, connection, saved, Record(Path(temp)), Path(temp), stamps)
     pairs = list(zip(stamps.rows, stamps.rows[1:-1], strict=False))
     whole = [after[0] - before[0] for before, after in pairs]
     training = [after[1] - before[1] for before, after in pairs]

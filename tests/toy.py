@@ -16,6 +16,7 @@ from torch import Tensor
 from fedlora import seeds
 from fedlora.algebra.tensors import Flat
 from fedlora.check import refuse, unasked
+from fedlora.messages import TrainAsk
 from fedlora.types import (
     BASE,
     GATE,
@@ -30,7 +31,6 @@ from fedlora.types import (
     Model,
     Observe,
     Observed,
-    Order,
     Penalty,
     ProductDecay,
     Reply,
@@ -292,7 +292,7 @@ def _penalty(live: Mapping[tuple[str, str, str], Tensor], penalty: Penalty | Non
 # ---- the rounds ----------------------------------------------------------------------------------------------------------
 
 
-def top_up(trainer: Trainer, method: Any, state: Any, order: Order) -> None:
+def top_up(trainer: Trainer, method: Any, state: Any, order: TrainAsk) -> None:
     """The server's log brings a client's base to where its order begins, after a restart."""
     if hasattr(order.down, "base") and trainer.base.get(order.client.id, (0,))[0] < order.down.base.since:
         trainer.fold(order.client, method.deploy(state).base)
@@ -320,7 +320,7 @@ class Run:
 
     states: list[Any]
     held: list[dict[int, Any]]
-    rounds: list[list[tuple[Order, Reply]]]
+    rounds: list[list[tuple[TrainAsk, Reply]]]
     refused: list[dict[int, str]]  # round -> client -> why
 
 
@@ -330,7 +330,7 @@ def federate(
     rounds: int,
     sample: Callable[[int], Sequence[Client]] | None = None,
     trainer: Trainer | None = None,
-    tamper: Callable[[Order, Any], Any] = lambda order, up: up,
+    tamper: Callable[[TrainAsk, Any], Any] = lambda order, up: up,
     carry: Callable[[Any], Any] = lambda message: message,
     resume: tuple[int, Any, dict[int, Any]] | None = None,
 ) -> Run:
@@ -342,7 +342,7 @@ def federate(
     for t in range(done + 1, rounds + 1):
         exchanged, now, why = [], dict(held), {}
         for client in sorted(sample(t) if sample else setup.clients, key=lambda c: c.id):
-            order = Order(t, client, carry(method.send(state, client, t)))
+            order = TrainAsk(t, client, carry(method.send(state, client, t)))
             top_up(trainer, method, state, order)
             up, keep = play(method, trainer, order.down, held[client.id], client, t)
             up, keep = tamper(order, carry(up)), carry(keep)

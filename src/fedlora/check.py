@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedlora.algebra.tensors import Flat, Tensors
 from fedlora.errors import first_line
-from fedlora.types import Client, Method, Nothing, Setup, Unfit
+from fedlora.types import Client, Method, Nothing, Setup, Unfit, declared
 from fedlora.wire import all_finite, message_classes
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16)
@@ -27,16 +27,16 @@ def refuse(up: Any, method: Method, setup: Setup, client: Client) -> str | None:
     if not is_dataclass(up) or type(up) not in message_classes(method):
         return f"it is a {name}, which is no message of {method.FACTS.title}"
     parts = {f.name: getattr(up, f.name, None) for f in fields(up)}
-    declared = {f.name: (f.metadata["kind"], f.metadata["dims"]) for f in fields(up) if "kind" in f.metadata}
-    if not declared:
+    kinds = declared(up)
+    if not kinds:
         return f"it is a {name}, which is not what {method.FACTS.title} uploads"
     for field, part in parts.items():
-        if field not in declared and not _plain(part):
+        if field not in kinds and not _plain(part):
             return f"field '{field}' holds more than plain finite values"
     sizes: Mapping[str, int | range | Mapping[str, int]] = {"rank": client.rank, **method.FACTS.dims(method, setup, client)}
     seen: dict[tuple[str, str], int] = {}
-    indexed = {dims[0]: field for field, (kind, dims) in declared.items() if kind == "index"}
-    for field, (kind, dims) in declared.items():
+    indexed = {dims[0]: field for field, (kind, dims) in kinds.items() if kind == "index"}
+    for field, (kind, dims) in kinds.items():
         part = parts[field]
         known: Mapping[str, tuple[int, ...]] = setup.params if dims == ("*",) else setup.shapes
         if not isinstance(part, Mapping):
@@ -79,7 +79,7 @@ def refuse(up: Any, method: Method, setup: Setup, client: Client) -> str | None:
         total = sum(n for (_, axis), n in seen.items() if axis in axes)
         if total > most:
             return f"{' and '.join(map(repr, axes))} sum to {total} over all modules, above the client's budget of {most}"
-    if not any(parts[field] for field, (kind, _) in declared.items() if kind not in ("index", "statistic")):
+    if not any(parts[field] for field, (kind, _) in kinds.items() if kind not in ("index", "statistic")):
         return "it is empty"
     return None
 
@@ -89,7 +89,7 @@ def unasked(up: Any, method: Method, state: Any, client: Client, round: int) -> 
     if type(up) is Nothing:
         wanted = frozenset() if method.FACTS.sends is None else method.FACTS.sends(method, state, client, round)
         return f"it is Nothing, but {', '.join(sorted(wanted))} was asked for" if wanted else None
-    kinds = {f.name: f.metadata["kind"] for f in fields(up) if "kind" in f.metadata}
+    kinds = {name: kind for name, (kind, _) in declared(up).items()}
     wanted = frozenset(kinds) if method.FACTS.sends is None else method.FACTS.sends(method, state, client, round)
     lacking = sorted(name for name in wanted if kinds[name] != "statistic" and not getattr(up, name))
     beyond = sorted(name for name in kinds if name not in wanted and getattr(up, name))

@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -376,8 +376,17 @@ def _execute(config: Any, folder: Path, resume: bool, profile: bool, quiet: bool
     print(
         f"{in_words(summary)}  after {rounds(summary)}  {failed}"
         f"up {totals['upload_bytes'] / 1e6:.1f} MB  down {totals['download_bytes'] / 1e6:.1f} MB  "
-        f"result in {folder / summary['result']}"
+        f"{_where(folder, summary)}"
     )
+
+
+def _where(folder: Path, summary: Mapping[str, Any]) -> str:
+    """Where the model is that was scored, or how to get at it."""
+    if "clients" in summary:
+        return f"each client's model by: fedlora export {folder} --client NAME --to FOLDER"
+    if summary["result"] == "checkpoint":
+        return f"no adapter can hold the result; it answers by: fedlora predict {folder}"
+    return f"result in {folder / summary['result']}"
 
 
 def _one_run(name: str, tables: dict[str, Any]) -> dict[str, Any]:

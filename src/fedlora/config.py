@@ -199,12 +199,14 @@ class ClientsConfig(Table):
         rank: of their adapters: a number, a list by client, or a plan of different ones.
         sample: how many (an integer) or what share (up to 1.0) of them take part in a round.
         domains: how many of the run's domains each holds.
+        held_out: how many (an integer) or what share (below 1.0) of the clients never train; the final model is scored on them.
     """
 
     count: PositiveInt | None = None
     rank: PositiveInt | list[PositiveInt] | RankPlan = 8
     sample: PositiveInt | float = 1.0
     domains: PositiveInt = 1
+    held_out: PositiveInt | float | None = None
 
 
 class TrainConfig(Table):
@@ -220,6 +222,8 @@ class TrainConfig(Table):
         clip: the largest norm of a step's gradient.
         evaluate_every: rounds from one scoring of the test set to the next; the last round is always scored.
         patience: scored rounds without a better score on the validation part after which the run ends.
+        rows: tokens of several clients' batches that share a step, where it is not what suits the device; with 1 every client
+            trains by itself.
     """
 
     rounds: PositiveInt = 10
@@ -231,6 +235,7 @@ class TrainConfig(Table):
     clip: PositiveFloat | None = None
     evaluate_every: PositiveInt = 1
     patience: PositiveInt | None = None
+    rows: PositiveInt | None = None
 
 
 class TransformConfig(BaseModel):
@@ -274,9 +279,11 @@ class Config(Table):
         if self.data.column is not None and self.data.partition is not Partition.COLUMN:
             raise ValueError(f'data.column is set, so data.partition must be "column", not "{self.data.partition.value}"')
         self._agree_on_sources()
-        share = self.clients.sample
+        share, apart = self.clients.sample, self.clients.held_out
         if isinstance(share, float) and not 0 < share <= 1:
             raise ValueError(f"clients.sample = {share}: a share lies in (0, 1], a number of clients is an integer")
+        if isinstance(apart, float) and not 0 < apart < 1:
+            raise ValueError(f"clients.held_out = {apart}: a share lies in (0, 1), a number of clients is an integer above 0")
         return self
 
     def _agree_on_sources(self) -> None:
@@ -322,6 +329,8 @@ def renamed(tables: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, An
         table, _, key = old.partition(".")
         own = found.get(table)
         if isinstance(own, Mapping) and key in own:
+            if new.rpartition(".")[2] in own:
+                raise BadInput(f"{old} is what {new} was called before, and both are given; give {new} alone")
             found[table] = {new.rpartition(".")[2] if each == key else each: value for each, value in own.items()}
     return found
 

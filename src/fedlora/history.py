@@ -4,7 +4,7 @@ The server keeps the newest versions as factor pairs, as many as take no more nu
 sum of all versions. A client that misses only such pairs is sent those, any other the sum: so each is sent the fewer numbers of the
 two. The sum is added up in the order of the versions, so that a base has the same bits whichever way it came to its version.
 
-A method that merges keeps a `History` in its state: `missed` is what goes down with an order, `noting` remembers who holds what as
+A method that merges keeps a `History` in its state: `missed` is what goes down to a client, `noting` remembers who holds what as
 replies pass, `append` adds a version, and `everything` is for the model to deploy.
 """
 
@@ -71,7 +71,7 @@ def everything(history: History) -> BaseUpdate:
 
 
 def noting(history: History, replies: Iterable[Reply]) -> tuple[History, Iterator[Reply]]:
-    """The history where each of these clients holds the newest version, which their orders brought them, and the same replies, to
+    """The history where each of these clients holds the newest version, which they were sent, and the same replies, to
     be passed through once: who replied is noted in the new history as they pass."""
     seen = dict(history.seen)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import fmean, variance
 
 BASELINE = "always the commonest class"  # what it is called in tables
 FALL = 0.02  # of the training loss: a fall beyond it is one that goes on
@@ -19,12 +20,15 @@ def no_better(accuracy: float, commonest: float | None) -> bool:
 
 def still_falling(losses: Sequence[float | None]) -> bool:
     """Whether the training loss, a value a round, fell until the end: over the last quarter of the rounds its mean is more than
-    `FALL` below that over the quarter before. Never of fewer than two rounds, or where a loss of theirs is unknown."""
+    `FALL` below that over the quarter before, and by more than two standard errors of that difference, for the losses of different
+    clients differ. Never of fewer than two rounds, or where a loss of theirs is unknown."""
     width = math.ceil(len(losses) / 4)
     if len(losses) < 2 * width or width == 0:
         return False
     known = [loss for loss in losses[-2 * width :] if loss is not None and math.isfinite(loss)]
     if len(known) < 2 * width:
         return False
-    before, after = sum(known[:width]), sum(known[width:])
-    return after < (1 - FALL) * before
+    before, after = known[:width], known[width:]
+    fall = fmean(before) - fmean(after)
+    error = math.sqrt((variance(before) + variance(after)) / width) if width > 1 else 0.0
+    return fall > FALL * fmean(before) and fall > 2 * error

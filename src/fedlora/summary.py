@@ -10,7 +10,10 @@ from fedlora.scores import no_better, still_falling
 
 Row = Mapping[str, Any]
 
-SCORES = ("accuracy", "macro_f1", "commonest_accuracy", "undecided", "validation_accuracy", "validation_macro_f1", "loss")
+SCORES = (
+    *("accuracy", "macro_f1", "commonest_accuracy", "undecided", "clients_untrained", "validation_accuracy"),
+    *("validation_macro_f1", "loss"),
+)
 TOTALS = ("upload_params", "upload_bytes", "download_params", "download_bytes")
 OLD = {"task_accuracy": "domain_accuracy"}  # keys in rows of earlier versions -> what they are called now
 SECONDS = ("wall_s", "train_s", "evaluate_s", "aggregate_s", "wire_s", "other_s")
@@ -108,6 +111,10 @@ def in_words(summary: Mapping[str, Any]) -> str:
     said = [f"{name} {percent(final[key])}" for name, key in words if key in final]
     if final.get("commonest_accuracy") is not None:
         said.append(f"commonest class {percent(final['commonest_accuracy'])}")
+    if "held_out" in summary:
+        said.append(f"held-out clients {percent(summary['held_out']['accuracy'])}")
+    if final.get("clients_untrained"):
+        said.append(f"{final['clients_untrained']} of the clients have not trained yet")
     if final.get("undecided"):
         said.append(f"no answer to {final['undecided']:,} texts")
     return "  ".join(said)

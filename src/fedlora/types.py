@@ -10,7 +10,7 @@ a gate says otherwise.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -358,6 +358,11 @@ def statistic(**dims: tuple[str, ...]) -> Any:
     return field(default_factory=dict, metadata={"kind": "statistic", "dims": dims})
 
 
+def declared(up: Any) -> dict[str, tuple[str, Any]]:
+    """Field of an Up -> its kind and its dims, of those that are declared by the four above."""
+    return {f.name: (f.metadata["kind"], f.metadata["dims"]) for f in fields(up) if "kind" in f.metadata}
+
+
 @dataclass(frozen=True)
 class Nothing:
     """The Up of a client that has nothing to say in this round, where `Facts.silent` allows it."""
@@ -368,16 +373,6 @@ class Unfit:
     """The Up of a client that has no result this round, and why: it counts as failed, and keeps what it had."""
 
     reason: str
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a client is asked in one round. `head` is empty unless the head is shared."""
-
-    round: int
-    client: Client
-    down: Any
-    head: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -416,6 +411,7 @@ class Facts:
         linear: (method, setup, round) -> whether aggregate makes of the Ups what it makes of as many copies of their lifted mean
             (see `fedlora.gather.lifted`).
         weight: (method, client) -> what an Up counts in that mean.
+        holders: the mean of an entry is over the Ups that reach as far along the axis "rank", not over all.
     """
 
     title: str
@@ -434,6 +430,7 @@ class Facts:
     asks: frozenset[str] = frozenset()
     linear: Callable[[Any, Setup, int], bool] = lambda method, setup, round: False
     weight: Callable[[Any, Client], float] = lambda method, client: client.num_examples
+    holders: bool = False
 
 
 Diagnostics = Mapping[str, Any]

@@ -40,7 +40,7 @@ def apart(state: Mapping[str, Tensor], factors: Factors, start: Factors) -> floa
 
 
 def last(context: RunContext) -> Factors:
-    *_, (server, _) = ours.play(context)[1]
+    *_, (server, _) = ours.play(context)
     return context.method.deploy(server.state).slots[SHARED]
 
 

@@ -179,3 +179,12 @@ def test_a_domain_without_a_validation_part_is_said(three: list[str], tmp_path: 
     assert whole.validation is not None and whole.validation.domains.tolist() == [1, 1]
     assert [whole.label_names[c] for c in whole.validation.labels] == ["folder/x", "folder/y"]
     assert "fruit: no validation part, so the others alone choose the round" in whole.notes
+
+
+def test_a_key_by_two_of_its_names_in_one_file_is_refused() -> None:
+    """A later layer may use the other name: it wins, as always."""
+    says = r"^clients\.tasks is what clients\.domains was called before, and both are given; give clients\.domains alone$"
+    with pytest.raises(BadInput, match=says):
+        resolve({"clients": {"tasks": 1, "domains": 1}})
+    sources = {"data": {"source": ["a", "b"]}}
+    assert resolve(sources, {"clients": {"tasks": 1}}, {"clients": {"domains": 2}}).clients.domains == 2

@@ -1,5 +1,6 @@
 """The picture of a split is drawn for every shape that a split can have, and its title says what it shows."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,7 @@ def test_names_that_are_mathematics_long_or_in_another_script(tmp_path: Path) ->
     assert image.imread(tmp_path / "split.png").shape[1] < 3000
 
 
-@pytest.fixture
-def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
+def draw(path: Path, monkeypatch: pytest.MonkeyPatch, held_out: int = 0) -> Figure:
     """The figure for two clients: 3 and 2 training examples, of the classes 0, 1, 2 and of 0 alone."""
     figures: list[Figure] = []
 
@@ -49,8 +49,13 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
     parts = Parts(
         (np.array([0, 1, 2]), np.array([3, 4])), (np.array([0]), np.array([], dtype=np.int64)), ("a", "b"), "Dirichlet(0.5)"
     )
-    picture.plot_split(parts, data, tmp_path / "split.png")
+    picture.plot_split(replace(parts, held_out=held_out), data, path)
     return figures[0]
+
+
+@pytest.fixture
+def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
+    return draw(tmp_path / "split.png", monkeypatch)
 
 
 def test_the_title_says_the_finding(drawn: Figure) -> None:
@@ -65,6 +70,16 @@ def test_what_is_drawn(drawn: Figure) -> None:
     assert [label.get_text() for label in grid.get_xticklabels()] == ["x", "y", "z"]
     assert [label.get_text() for label in grid.get_yticklabels()] == ["a", "b"]
     assert [bar.get_width() for bar in sizes.patches] == [3, 2, 1, 0]
+
+
+def test_who_is_held_out_stands_below_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: Figure) -> None:
+    figure = draw(tmp_path / "split.png", monkeypatch, 1)
+    assert figure.get_suptitle().replace("\n", " ") == (
+        "toy, Dirichlet(0.5): clients hold 1 to 3 of 3 classes, 2 to 3 examples; those below the line, 1 of 2, never train"
+    )
+    for axes, plain in zip(figure.axes[:2], drawn.axes[:2], strict=True):
+        (line,) = axes.lines
+        assert list(line.get_ydata()) == [0.5, 0.5] and not plain.lines  # between the first client, at 0, and the second
 
 
 def test_a_range_of_one_is_a_number(tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ import pytest
 import torch
 from cases import ROWS, Row
 from laws import every_row, law, outcome, some, standard, standard_with_requests, through_the_wire, trained_change, truncated, world
+from served import answers, rounds
 from toy import Trainer, dense, deployed, distance, federate, play, same, tensors, weighted
 
 from fedlora import methods, seeds
 from fedlora.config import resolve
 from fedlora.errors import BadInput
 from fedlora.gather.lifted import lifted_mean
-from fedlora.server.loop import Server, rounds
+from fedlora.server.loop import Server
 from fedlora.transforms import pipeline
 from fedlora.types import BASE, Client, Nothing, Reply, Setup, Train, own_model
 
@@ -177,7 +178,8 @@ def test_law_9_where_it_is_linear_the_lifted_mean_of_all_ups_is_as_good_as_each(
             continue
         state, held = run.states[t - 1], run.held[t]
         try:
-            mean = lifted_mean((facts.weight(method, r.client), r.up) for r in replies)
+            ranks = setup.all_ranks[-1] if facts.holders else None
+            mean = lifted_mean(((facts.weight(method, r.client), r.up) for r in replies), ranks)
             made = (method.aggregate(state, iter(each), t)[0] for each in (replies, [replace(r, up=mean) for r in replies]))
             one, two = (models_of(method, setup, each, held, heard, t + 1) for each in made)
             far = max(map(distance, one, two))
@@ -243,25 +245,24 @@ def _with_lost(method, setup: Setup, row: Row, lost: tuple[int, ...]):
     """The states after three rounds of our own loop, where the first attempts of these rounds lose every reply."""
     transport = _Lossy(method, setup, Trainer(setup, lr=row.lr), set(lost))
     played = rounds(method, setup, Server(0, method.init(setup)), transport, half(setup))
-    return [server.state for server, _, _ in played], transport.held
+    servers = [server for server, _, _ in played]
+    return [server.state for server in servers], [transport.kept[c.id, servers[-1].accepted.get(c.id, 0)] for c in setup.clients]
 
 
 class _Lossy:
+    """Clients are played from what they kept in the round that the ask names."""
+
     def __init__(self, method, setup, trainer, lost):
         self.method, self.trainer, self.lost = method, trainer, lost
-        self.held, self.fresh = {c.id: method.hold(setup, c) for c in setup.clients}, {}
+        self.kept = {(c.id, 0): method.hold(setup, c) for c in setup.clients}
 
-    def exchange(self, orders):
-        for order in orders:
-            up, self.fresh[order.client.id] = play(
-                self.method, self.trainer, order.down, self.held[order.client.id], order.client, order.round
-            )
-            if order.round not in self.lost:
-                yield Reply(order.client, up)
-        self.lost.discard(orders[0].round)
-
-    def commit(self, accepted):
-        self.held |= {id: self.fresh[id] for id in accepted}
+    def exchange(self, asks):
+        for ask in asks:
+            id, t = ask.client.id, ask.round
+            up, self.kept[id, t] = play(self.method, self.trainer, ask.down, self.kept[id, ask.held], ask.client, t)
+            if t not in self.lost:
+                yield from answers([ask], [Reply(ask.client, up)])
+        self.lost.discard(asks[0].round)
 
 
 # ---- 13. sixty rounds ---------------------------------------------------------------------------------------------------------

@@ -38,8 +38,10 @@ from torch.overrides import TorchFunctionMode
 sys.path.append(str(Path(__file__).parents[1]))
 import tiny
 from architectures import ARCHITECTURES, CLS, ENCODER_DECODERS, LEFT_OUT, PAD, SEP, UNK, Architecture
+from served import rounds
 
 from fedlora import methods, seeds
+from fedlora.clients.worker import Examples, Worker
 from fedlora.config import HeadMode, TrainConfig, resolve
 from fedlora.errors import BadInput
 from fedlora.models.load import Pretrained, load
@@ -48,7 +50,7 @@ from fedlora.models.trial import Findings
 from fedlora.runs.export import read_result
 from fedlora.runs.play import execute
 from fedlora.runs.prepare import fresh_adapter, load_pretrained, make_trainer, rehearsed, try_pretrained
-from fedlora.server.loop import Server, rounds
+from fedlora.server.loop import Server
 from fedlora.server.sampling import sampler
 from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded, encode
@@ -201,13 +203,15 @@ def federate(trainer: Trainer, method: str, count: int, data: Mapping[int, Encod
         dtype=trainer.dtype,
     )
     made = methods.make(method, {})
-    transport = InProcess(made, setup, trainer, data, HeadMode.FROZEN)
-    played = list(rounds(made, setup, Server(0, made.init(setup)), transport, sampler(setup.clients, setup.seed, 1.0)))
+    worker = Worker(made, setup, trainer, {id: Examples(own) for id, own in data.items()}, HeadMode.FROZEN)
+    played = list(rounds(made, setup, Server(0, made.init(setup)), InProcess(worker), sampler(setup.clients, setup.seed, 1.0)))
     assert not any(tally.failed for _, tally, _ in played)
-    state = played[-1][0].state
+    server = played[-1][0]
+    state = server.state
     if not made.FACTS.personal:
         return [made.deploy(state)]
-    return [own_model(made, state, transport.kept_by(client).held, client, 2) for client in clients]
+    held = {client.id: worker.states.get(client.id, server.accepted[client.id]).held for client in clients}
+    return [own_model(made, state, held[client.id], client, 2) for client in clients]
 
 
 def logits(trainer: Trainer, model: Model, data: Encoded) -> Tensor:

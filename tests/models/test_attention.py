@@ -1,10 +1,13 @@
 """Packed attention against each sequence by itself, in float64, by the formula."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from fedlora.models import attention
 from fedlora.models.attention import laid_out, lay_out, packed_attention
 
 LENGTHS = np.array([3, 9, 1, 8, 20, 7, 2])
@@ -61,3 +64,22 @@ def test_a_sequence_that_is_not_finite_reaches_no_other(broken: int, causal: boo
     grads = [torch.autograd.grad(o.sum(), each) for o, each in zip(outs, (clean, spoilt), strict=True)]
     for mine, theirs in zip(*grads, strict=True):
         assert torch.equal(mine[~own], theirs[~own])
+
+
+def test_the_kernel_of_a_gpu_gets_a_key_head_for_each_query_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not every version of PyTorch's shares key heads, and some have no such kernel at all."""
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, *bounds: object, scale: float, window_size: tuple[int, int]) -> Tensor:
+        assert q.shape == k.shape == v.shape and scale == SIZE**-0.5 and window_size == (3, 0)
+        return one_by_one(q, k, v, causal=True, window=window_size[0] + 1)
+
+    q, k, v = inputs(2)
+    layout = lay_out(LENGTHS, torch.device("cpu"))
+    found = attention._on_gpu(kernel, q, k, v, layout, SIZE**-0.5, True, 4)
+    torch.testing.assert_close(found, one_by_one(q, k, v, True, 4), atol=1e-12, rtol=0)
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    attention._kernel.cache_clear()
+    assert attention._kernel() is None
+    monkeypatch.undo()
+    attention._kernel.cache_clear()
+    assert attention._kernel() is not None

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +21,12 @@ from tiny import Silent
 from toy import tensors
 
 from fedlora import methods
+from fedlora.clients.worker import Worker
 from fedlora.config import Config, resolve
 from fedlora.data.load import load as load_data
 from fedlora.disk import alone
 from fedlora.errors import BadInput, RunFailed
+from fedlora.gather import mean
 from fedlora.runs import play
 from fedlora.runs.export import export, read_result
 from fedlora.runs.predict import predict
@@ -259,23 +263,23 @@ def test_full_fine_tuning_leaves_a_model(base: dict, tmp_path: Path) -> None:
     assert (out / "model" / "config.json").exists() and result.full and roster.label_names == tuple(sorted(tiny.CLASSES))
 
 
+def poison(monkeypatch: pytest.MonkeyPatch, round: int) -> None:
+    """Client 1 trains from what is no number in this round."""
+    observed = Worker._observed
+
+    def poisoned(self: Worker, run: Any, done: Any) -> bool:
+        more = observed(self, run, done)
+        if more and (run.ask.round, run.id) == (round, 1):
+            slots = {s: replace(f, B={m: b * float("nan") for m, b in f.B.items()}) for s, f in run.request.slots.items()}
+            run.request = replace(run.request, slots=slots)
+        return more
+
+    monkeypatch.setattr(Worker, "_observed", poisoned)
+
+
 def test_a_client_that_fails_is_dropped_and_counted(base: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Client 1's training goes to NaN in round 2; the run goes on with the others, and client 1 keeps what it held."""
-    from fedlora.transports.inprocess import InProcess
-
-    train_job = InProcess._job
-
-    def poisoned(self, running, asked):
-        job = train_job(self, running, asked)
-        if running.order.round == 2 and running.order.client.id == 1:
-            from dataclasses import replace
-
-            ask = job.ask
-            slots = {s: replace(f, B={m: b * float("nan") for m, b in f.B.items()}) for s, f in ask.slots.items()}
-            job = replace(job, ask=replace(ask, slots=slots))
-        return job
-
-    monkeypatch.setattr(InProcess, "_job", poisoned)
+    poison(monkeypatch, 2)
     out = tmp_path / "run"
     play.execute(configure(base), out, False, Silent())
     rows = read_rows(out)
@@ -285,18 +289,16 @@ def test_a_client_that_fails_is_dropped_and_counted(base: dict, tmp_path: Path, 
 
 
 def test_when_no_reply_counts_the_run_stops_and_can_be_resumed(base: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedlora.server import loop
-
-    refuse = loop.refuse
+    refuse = mean.refuse
     monkeypatch.setattr(
-        loop, "refuse", lambda up, method, setup, client: "no" if setup.rounds == 4 else refuse(up, method, setup, client)
+        mean, "refuse", lambda up, method, setup, client: "no" if setup.rounds == 4 else refuse(up, method, setup, client)
     )
     out = tmp_path / "run"
     play.execute(configure(base, train={**base["train"], "rounds": 2}), out, False, Silent())
     with pytest.raises(RunFailed, match=r"^round 3: none of 4 replies counts: client 0: no$"):
         play.execute(configure(base), out, True, Silent())
     assert [row["round"] for row in rows_of(out)] == [1, 2]
-    monkeypatch.setattr(loop, "refuse", refuse)
+    monkeypatch.setattr(mean, "refuse", refuse)
     play.execute(configure(base), out, True, Silent())  # where it stopped, it goes on
     play.execute(configure(base), tmp_path / "whole", False, Silent())
     same(out, tmp_path / "whole")
@@ -306,20 +308,7 @@ def test_a_client_that_sends_nothing_keeps_no_adapter_that_diverged(
     base: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FedDPA-F: in its last rounds clients train their local adapters and send Nothing, so no check of an Up can see this."""
-    from dataclasses import replace
-
-    from fedlora.transports.inprocess import InProcess
-
-    train_job = InProcess._job
-
-    def poisoned(self, running, asked):
-        job = train_job(self, running, asked)
-        if running.order.round == 3 and running.order.client.id == 1:
-            slots = {s: replace(f, B={m: b * float("nan") for m, b in f.B.items()}) for s, f in job.ask.slots.items()}
-            job = replace(job, ask=replace(job.ask, slots=slots))
-        return job
-
-    monkeypatch.setattr(InProcess, "_job", poisoned)
+    poison(monkeypatch, 3)
     out = tmp_path / "run"
     method = {"name": "feddpa", "variant": "f", "federated": 0.5}
     play.execute(configure(base, method=method), out, False, Silent())
@@ -328,19 +317,20 @@ def test_a_client_that_sends_nothing_keeps_no_adapter_that_diverged(
     assert all(row["accuracy"] is not None for row in rows)
 
 
-@pytest.mark.parametrize("what", ["server", "kept", "round"])
+@pytest.mark.parametrize("what", ["server", "states", "round"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(what: str, base: dict, tmp_path: Path) -> None:
     out = tmp_path / "run"
     play.execute(configure(base), tmp_path / "whole", False, Silent())
     with pytest.raises(KeyboardInterrupt):
         play.execute(configure(base), out, False, Silent(3))
-    (file,) = (out / "checkpoint").glob(f"{what}-00003.*")
+    (file,) = out.glob("states/round-00003-*" if what == "states" else f"checkpoint/{what}-00003.*")
     damaged = bytearray(file.read_bytes())
     damaged[len(damaged) // 2] ^= 0xFF
     file.write_bytes(damaged if what != "round" else b"{")
     silent = Silent()
     play.execute(configure(base), out, True, silent)
-    assert any(file.name in note and "round 2" in note for note in silent.notes)
+    said = "kept in round 3" if what == "states" else file.name
+    assert any(said in note and "round 2" in note for note in silent.notes)
     same(tmp_path / "whole", out)
 
 

@@ -14,15 +14,17 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from cases import ROWS, Row
+from served import answers, rounds
 from toy import Trainer, dense, deployed, distance, federate, make_clients, make_setup, play, same, tensors
 
 from fedlora import methods, wire
 from fedlora.errors import RunFailed
+from fedlora.messages import TrainAsk
 from fedlora.methods.fedit import FedIT
 from fedlora.methods.fedit import Up as FedITUp
 from fedlora.server import spool
 from fedlora.server.aggregate import OVERFLOW
-from fedlora.server.loop import Server, rounds
+from fedlora.server.loop import Server
 from fedlora.types import SHARED, Client, Factors, Reply, Setup, Train, Unfit
 
 every_row = pytest.mark.parametrize("row", ROWS, ids=str)
@@ -34,15 +36,15 @@ class Answers:
     """A transport that answers with made replies, an attempt after the other."""
 
     attempts: Sequence[Sequence[Reply]]
-    committed: list[list[int]] = field(default_factory=list)
-    asked: int = 0
+    asks: list[Sequence[TrainAsk]] = field(default_factory=list)
 
-    def exchange(self, orders):
-        self.asked += 1
-        return iter(self.attempts[min(self.asked, len(self.attempts)) - 1])
+    def exchange(self, asks):
+        self.asks.append(asks)
+        return answers(asks, self.attempts[min(self.asked, len(self.attempts)) - 1])
 
-    def commit(self, accepted):
-        self.committed.append(list(accepted))
+    @property
+    def asked(self) -> int:
+        return len(self.asks)
 
 
 @cache
@@ -276,13 +278,13 @@ def test_when_all_are_refused_the_run_stops_and_names_the_first_reason():
     played, transport = started([bad])
     with pytest.raises(RunFailed, match=r"^round 1: none of 4 replies counts: client 0: .*finite") as caught:
         next(played)
-    assert "\n" not in str(caught.value) and transport.asked == 1 and transport.committed == [[]]
+    assert "\n" not in str(caught.value) and transport.asked == 1
 
 
 def test_when_all_are_lost_the_round_is_asked_for_again():
     played, transport = started([[], good()])
     (_, tally, _) = next(played)
-    assert transport.asked == 2 and tally.accepted == [0, 1, 2, 3] and transport.committed == [[], [0, 1, 2, 3]]
+    assert transport.asked == 2 and tally.accepted == [0, 1, 2, 3]
     played, transport = started([[]], retries=3)
     with pytest.raises(RunFailed, match=r"^round 1: none of 4 replies counts: client 0: no reply$"):
         next(played)

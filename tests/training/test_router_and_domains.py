@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from toy import tensors
 
 from fedlora.config import ModelConfig, TrainConfig
 from fedlora.models.load import Pretrained, load
@@ -15,6 +16,7 @@ from fedlora.models.slots import LiveRouter, find_targets, route
 from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded, encode
 from fedlora.training.learner import Job, batches
+from fedlora.training.score import ScoreJob
 from fedlora.types import GATE, ByDomain, Factors, Model, Router, Train
 
 SETTINGS = TrainConfig(batch_size=8, lr=5e-3, epochs=2)
@@ -190,3 +192,14 @@ def test_a_gate_by_domain_runs_each_example_through_its_domains_slot(pretrained,
     assert np.abs(by_a[finite] - by_b[finite]).max() > 0.1
     partly = tiny.logits(trainer, Model({"s0": a}, gate=ByDomain({"one": "s0"})), {}, several)
     np.testing.assert_allclose(partly[domains == 0], tiny.logits(trainer, Model(), {}, several)[domains == 0], atol=1e-5)
+
+
+def test_all_that_a_model_is_made_of_goes_to_the_trainers_device(pretrained: Pretrained, data: Encoded) -> None:
+    """Told on a device of shapes alone: a router that stayed on the CPU failed on every GPU."""
+    cpu = make(pretrained)
+    slots = {"one": adapter(cpu, 1), "two": adapter(cpu, 2)}
+    gate = router(cpu, "one", ("two",))
+    away = Trainer(pretrained, list(cpu.shapes), SETTINGS, torch.device("meta"), torch.float32)
+    part = away.scorer.part(ScoreJob(Model(slots, gate=gate), dict(cpu.head), data))
+    found = [*tensors(part.slots), *tensors(part.head), *tensors(part.gate)]
+    assert len(found) == 5 * len(cpu.shapes) + len(cpu.head) and {x.device.type for x in found} == {"meta"}

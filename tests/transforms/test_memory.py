@@ -11,10 +11,11 @@ from toy import Trainer, make_clients, make_setup, play, top_up
 from fedlora import methods
 from fedlora.config import TransformConfig
 from fedlora.errors import BadInput
+from fedlora.messages import TrainAsk
 from fedlora.methods.ravan import best_heads
 from fedlora.transforms import pipeline
 from fedlora.transforms.pipeline import Pipeline
-from fedlora.types import Client, Nothing, Order, Reply, Trained
+from fedlora.types import Client, Nothing, Reply, Trained
 
 TABLES = [
     [{"name": "topk", "density": 0.2}],
@@ -66,7 +67,7 @@ def test_what_was_learned_is_what_arrived_and_what_is_remembered(row: Row, table
         replies = []
         for client in (c for c in setup.clients if takes_part(c.id, t)):
             down = method.send(state, client, t)
-            top_up(trainer, method, state, Order(t, client, down))
+            top_up(trainer, method, state, TrainAsk(t, client, down))
             up, held[client.id] = play(method, trainer, down, held[client.id], client, t)
             if type(up) is Nothing:
                 replies.append(Reply(client, up))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from served import answers, rounds
 from tiny import Silent
 from toy import Trainer, federate, make_clients, make_setup, play, same
 
@@ -20,7 +21,7 @@ from fedlora.methods.fedit import FedIT, Up
 from fedlora.methods.lora_a2 import Up as RankUp
 from fedlora.runs.play import execute
 from fedlora.server import checkpoint
-from fedlora.server.loop import Server, rounds
+from fedlora.server.loop import Server
 from fedlora.summary import read_rows
 from fedlora.transforms import pipeline
 from fedlora.types import Client, Nothing, Reply, Unfit
@@ -231,13 +232,10 @@ class Fixed:
     """A transport that answers with made messages."""
 
     def __init__(self, replies):
-        self.replies, self.committed = replies, []
+        self.replies = replies
 
-    def exchange(self, orders):
-        return iter(self.replies)
-
-    def commit(self, accepted):
-        self.committed = list(accepted)
+    def exchange(self, asks):
+        return answers(asks, self.replies)
 
 
 def test_the_server_refuses_what_it_cannot_read_and_takes_the_rest():

@@ -1,1 +1,1 @@
-"""The clients' side: what they keep, what is watched of their training."""
+"""The clients' side: the worker that plays them, what they keep, what is watched of their training."""

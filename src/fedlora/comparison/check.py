@@ -21,7 +21,7 @@ from fedlora.errors import BadInput
 from fedlora.models.load import Pretrained, from_config, locate, refuse_encoder_decoder
 from fedlora.models.slots import find_targets
 from fedlora.runs.prepare import make_method, make_setup, require_validation
-from fedlora.runs.roster import make_clients
+from fedlora.runs.roster import make_clients, make_held_out
 from fedlora.training.batched import Trainer
 from fedlora.training.precision import pick_device
 from fedlora.transforms import pipeline
@@ -54,6 +54,7 @@ def _check(config: Config, datasets: Callable[[str, int], Dataset], outlines: Ca
     require_validation(config, dataset)
     parts = deal(dataset, config.data, config.clients, config.seed)
     clients = make_clients(config.clients, dataset, parts)
+    make_held_out(config.clients, parts)
     outline = outlines(config.model.source, len(dataset.label_names))
     targets = find_targets(outline.model, config.model.target_modules)
     setup = make_setup(config, Trainer(outline, targets, config.train, torch.device("meta"), torch.float32), clients)

@@ -18,6 +18,7 @@ MEASURED = {  # column -> where it stands in a run's summary
     "macro_f1": ("final", "macro_f1"),
     "commonest_accuracy": ("final", "commonest_accuracy"),
     "validation_accuracy": ("final", "validation_accuracy"),
+    "held_out_accuracy": ("held_out", "accuracy"),
     "round": ("written", "round"),
     "loss": ("final", "loss"),
     "worst_tenth": ("clients", "worst_tenth"),

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedlora.config import ClientsConfig, DataConfig
 from fedlora.data.dataset import Dataset, Domain, Integers, Split
-from fedlora.data.partition import DEFAULT_COUNT, Parts, split
+from fedlora.data.partition import DEFAULT_COUNT, Parts, set_aside, split
 from fedlora.errors import BadInput
 from fedlora.seeds import derive
 
@@ -54,14 +54,19 @@ def held_domains(client: int, each: int, domains: int) -> list[int]:
 
 
 def deal(dataset: Dataset, data: DataConfig, clients: ClientsConfig, seed: int) -> Parts:
-    """Who has what: `partition.split` for one domain, and for each of several among the clients that hold it.
+    """Who has what: `partition.split` for one domain, and for each of several among the clients that hold it; the clients that are
+    held out come last.
 
     Raises:
         BadInput: a domain that no client would hold, or that `partition.split` cannot deal, by name.
     """
+    whole = _dealt(dataset, data, clients, seed) if dataset.domains else split(dataset, data, clients.count, seed)
+    return set_aside(whole, clients.held_out, seed)
+
+
+def _dealt(dataset: Dataset, data: DataConfig, clients: ClientsConfig, seed: int) -> Parts:
+    """Of several domains."""
     domains = dataset.domains
-    if not domains:
-        return split(dataset, data, clients.count, seed)
     count = DEFAULT_COUNT if clients.count is None else clients.count
     if count * clients.domains < len(domains):
         raise BadInput(

@@ -21,13 +21,15 @@ DEFAULT_COUNT = 10
 @dataclass(frozen=True)
 class Parts:
     """Who has what: for each of K clients the rows of the training, test and validation part, in order, and the client's name.
-    `rule` says how they were dealt, in the words of a title, e.g. "Dirichlet(0.5)"; `validation` is empty where there is none."""
+    `rule` says how they were dealt, in the words of a title, e.g. "Dirichlet(0.5)"; `validation` is empty where there is none. The
+    last `held_out` of the clients never train."""
 
     train: tuple[Integers, ...]
     test: tuple[Integers, ...]
     names: tuple[str, ...]
     rule: str = ""
     validation: tuple[Integers, ...] = ()
+    held_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,28 @@ class Statistics:
     train: Spread
     test: Spread
     validation: Spread | None = None
+
+
+def set_aside(parts: Parts, held_out: int | float | None, seed: int) -> Parts:
+    """The same parts with so many clients (or such a share of them, at least one), drawn by seed, last and held out.
+
+    Raises:
+        BadInput: no client would be left to train.
+    """
+    if held_out is None:
+        return parts
+    clients = len(parts.names)
+    count = held_out if isinstance(held_out, int) else max(1, round(held_out * clients))
+    if count >= clients:
+        raise BadInput(f"clients.held_out = {held_out}: the run has {clients} clients, and one at least must train")
+    drawn = sorted(int(k) for k in generator(seed, "held out").permutation(clients)[:count])
+    order = [*(k for k in range(clients) if k not in drawn), *drawn]
+
+    def ordered(each: tuple[Integers, ...]) -> tuple[Integers, ...]:
+        return tuple(each[k] for k in order) if each else each
+
+    names = tuple(parts.names[k] for k in order)
+    return Parts(ordered(parts.train), ordered(parts.test), names, parts.rule, ordered(parts.validation), count)
 
 
 def split(dataset: Dataset, config: DataConfig, count: int | None, seed: int) -> Parts:

@@ -6,28 +6,25 @@ server and robust rules then need no help of the method's.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedlora.algebra.tensors import weighted_mean
+from fedlora.algebra.tensors import owners_mean, weighted_mean
+from fedlora.types import declared
 
 Up = Any  # a method's own dataclass
 
 
-def kinds(up: Up) -> dict[str, tuple[str, Any]]:
-    """Field -> (kind, dims), of those that are declared."""
-    return {f.name: (f.metadata["kind"], f.metadata["dims"]) for f in fields(up) if "kind" in f.metadata}
-
-
 def lift(up: Up) -> Up:
     """The same Up with every index full and zeros in the entries that it did not hold."""
-    declared = kinds(up)
-    axes = {dims[0]: getattr(up, name) for name, (kind, dims) in declared.items() if kind == "index"}
+    kinds = declared(up)
+    axes = {dims[0]: getattr(up, name) for name, (kind, dims) in kinds.items() if kind == "index"}
     changes: dict[str, Any] = {}
-    for name, (kind, dims) in declared.items():
+    for name, (kind, dims) in kinds.items():
         part: Mapping[str, Tensor] = getattr(up, name)
         if kind == "index":
             changes[name] = {m: torch.ones_like(mask) for m, mask in part.items()}
@@ -37,8 +34,12 @@ def lift(up: Up) -> Up:
     return replace(up, **changes)
 
 
-def lifted_mean(weighted: Iterable[tuple[float, Up]]) -> Up:
+def lifted_mean(weighted: Iterable[tuple[float, Up]], ranks: int | None = None) -> Up:
     """The weighted mean of lifted Ups, all of which hold changes only; each is forgotten when the next one comes.
+
+    Args:
+        ranks: of a method with `FACTS.holders`, the most ranks that an Up has: the mean of an entry is then over the Ups that reach
+            as far, and zero where none does.
 
     Raises:
         ValueError: an Up holds a value or a statistic, of which a mean means nothing.
@@ -46,17 +47,34 @@ def lifted_mean(weighted: Iterable[tuple[float, Up]]) -> Up:
     first: list[Up] = []
 
     def term(weight: float, up: Up) -> tuple[float, tuple[Any, ...]]:
-        held = [name for name, (kind, _) in kinds(up).items() if kind in ("value", "statistic") and getattr(up, name)]
+        held = [name for name, (kind, _) in declared(up).items() if kind in ("value", "statistic") and getattr(up, name)]
         if held:
             raise ValueError(f"{type(up).__name__} holds {', '.join(held)}: only changes have a mean")
         up = lift(up)
         if not first:
             first.append(up)
-        return weight, tuple(getattr(up, name) for name, (kind, _) in kinds(up).items() if kind == "change")
+        return weight, tuple(getattr(up, name) for name in _changes(up))
 
-    means = weighted_mean(term(weight, up) for weight, up in weighted)
-    names = [name for name, (kind, _) in kinds(first[0]).items() if kind == "change"]
-    return replace(first[0], **dict(zip(names, means, strict=True)))
+    terms = (term(weight, up) for weight, up in weighted)
+    if ranks is None:
+        means = weighted_mean(terms)
+    else:
+        one = next(terms)  # the others have its shapes, but for ranks
+        means = owners_mean(chain([one], terms), tuple(_blank(first[0], name, ranks) for name in _changes(first[0])))
+    return replace(first[0], **dict(zip(_changes(first[0]), means, strict=True)))
+
+
+def _changes(up: Up) -> list[str]:
+    """The names of its changes."""
+    return [name for name, (kind, _) in declared(up).items() if kind == "change"]
+
+
+def _blank(up: Up, name: str, ranks: int) -> dict[str, Tensor]:
+    """Zeros in the shapes of a field of an Up with so many ranks."""
+    _, dims = declared(up)[name]
+    part: Mapping[str, Tensor] = getattr(up, name)
+    shapes = {m: [ranks if axis == "rank" else n for axis, n in zip(dims, x.shape, strict=True)] for m, x in part.items()}
+    return {m: x.new_zeros(shapes[m]) for m, x in part.items()}
 
 
 def _spread(x: Tensor, axis: int, mask: Tensor) -> Tensor:

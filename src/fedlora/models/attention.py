@@ -5,10 +5,12 @@ is two batched products around a softmax: on short texts several times faster th
 there. On a GPU it is the variable-length kernel. transformers calls it by name, as one of its attention functions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -125,18 +127,30 @@ def packed_attention(
         raise NotImplementedError(f"{type(module).__name__} wants a mask, a cap, dropout or a window that packed attention lacks")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):  # what its kernel can do
-        return _on_gpu(q, k, v, layout, scale, causal, window)[None], None
+    kernel = _kernel() if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) else None  # what it can do
+    if kernel is not None:
+        return _on_gpu(kernel, q, k, v, layout, scale, causal, window)[None], None
     out: Tensor = _Bucketed.apply(q, k, v, layout, scale, causal, window)  # type: ignore[no-untyped-call]
     return out[None], None
 
 
-def _on_gpu(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, causal: bool, window: int) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+@cache
+def _kernel() -> Callable[..., Any] | None:
+    """PyTorch's variable-length attention; None where this version has none, or one without a scale and a window."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if {"scale", "window_size"} <= set(signature(varlen_attn).parameters) else None
 
+
+def _on_gpu(
+    kernel: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, causal: bool, window: int
+) -> Tensor:
     around = (window - 1 if window < layout.longest else -1, 0 if causal else -1)
-    args = (q, k, v, layout.bounds, layout.bounds, layout.longest, layout.longest)
-    out = varlen_attn(*args, scale=scale, window_size=around, enable_gqa=q.shape[1] != k.shape[1])
+    if q.shape[1] != k.shape[1]:  # not every version reads one key head for several query heads
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    out = kernel(q, k, v, layout.bounds, layout.bounds, layout.longest, layout.longest, scale=scale, window_size=around)
     assert isinstance(out, Tensor)  # nothing else was asked for
     return out
 

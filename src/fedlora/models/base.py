@@ -51,25 +51,25 @@ class ResidentBase:
         """The head's parameters as the seed drew them, fp32."""
         return {name: self.pretrained[name] for name in self.head_names}
 
-    def fold(self, update: BaseUpdate) -> None:
-        """Bring the base to `update.version`. The sum of all merges is kept apart in fp32 and added to the pre-trained weight,
-        so the base at a version has the same bits however it got there."""
+    def fold(self, update: BaseUpdate) -> bool:
+        """Bring the base to `update.version`; False, and nothing is done, where the update starts after the version that it is at.
+        The sum of all merges is kept apart in fp32 and added to the pre-trained weight, so the base at a version has the same bits
+        however it got there."""
         if update.version == self.version:
-            return
+            return True
         if update.dense:
             self.merged = dict(update.dense)
         else:
             if not update.since <= self.version < update.version:
                 if update.since:
-                    raise ValueError(
-                        f"the base is at version {self.version}, the update leads from {update.since} to {update.version}"
-                    )
+                    return False
                 self._unmerge()  # the update holds the whole history, so start over
             for pair in update.pairs[self.version - update.since :]:
                 for m, B in pair.B.items():
                     self.merged[m] = self.merged.get(m, torch.zeros(())) + pair.scale * (B @ pair.A[m])
         self.version = update.version
         self._show(self.merged)
+        return True
 
     def drop(self, dropped: bool) -> None:
         """With True, a target module's own weight is what was merged into it, or zero; with False, it is itself again."""

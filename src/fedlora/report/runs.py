@@ -47,9 +47,13 @@ class Run:
     @property
     def final(self) -> Row | None:
         """The scored row that is reported: of the round that validation chose, or the last one. Never chosen on the test set."""
+        scored = self.scored
         if self.validated and self.summary:
-            return next((row for row in self.scored if row["round"] == self.summary["written"]["round"]), None)
-        return self.scored[-1] if self.scored else None
+            scored = tuple(row for row in scored if row["round"] == self.summary["written"]["round"])
+        if not scored:
+            return None
+        held_out = (self.summary or {}).get("held_out")
+        return {**scored[-1], "held_out_accuracy": held_out["accuracy"]} if held_out else scored[-1]
 
     @property
     def validated(self) -> bool:

@@ -16,7 +16,8 @@ MAX_LABELS = 80  # beyond so many clients or classes, only some are labelled
 
 
 def plot_split(parts: Parts, dataset: Dataset, path: Path | str) -> None:
-    """Write a PNG: the training examples of each class (across) on each client (down), and beside it each client's size.
+    """Write a PNG: the training examples of each class (across) on each client (down), and beside it each client's size. Clients
+    that are held out stand below a line.
 
     Shades run from white for none to dark for most in even steps of lightness, on a square-root scale, so that one example
     shows and the picture survives a black-and-white printer.
@@ -31,6 +32,9 @@ def plot_split(parts: Parts, dataset: Dataset, path: Path | str) -> None:
     grid, sizes = figure.subplots(1, 2, sharey=True, width_ratios=(wide, 1.9))
     _draw_counts(figure, grid, table, dataset.label_names, parts.names)
     _draw_sizes(sizes, parts)
+    if parts.held_out:
+        for axes in (grid, sizes):
+            axes.axhline(clients - parts.held_out - 0.5, color=INK, linewidth=1.2)
     title = wrap(_finding(parts, dataset), 12, 72 * (wide + 3.4) - 12, weight="normal")
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, parse_math=False)
     with warnings.catch_warnings():
@@ -42,7 +46,8 @@ def _finding(parts: Parts, dataset: Dataset) -> str:
     spread = statistics(parts, dataset).train
     classes = _range(spread.min_classes, spread.max_classes)
     examples = _range(spread.min_examples, spread.max_examples)
-    return f"{dataset.name}, {parts.rule}: clients hold {classes} of {len(dataset.label_names)} classes, {examples} examples"
+    aside = f"; those below the line, {parts.held_out} of {len(parts.names)}, never train" if parts.held_out else ""
+    return f"{dataset.name}, {parts.rule}: clients hold {classes} of {len(dataset.label_names)} classes, {examples} examples{aside}"
 
 
 def _range(low: int, high: int) -> str:

@@ -42,7 +42,11 @@ MAIN = {
     "seed": "seed",
 }
 
-OTHERS = {"macro_f1": "macro F1", "validation_accuracy": "validation accuracy"}  # scores beside the accuracy on the test set
+OTHERS = {  # scores beside the accuracy on the test set
+    "macro_f1": "macro F1",
+    "validation_accuracy": "validation accuracy",
+    "held_out_accuracy": "accuracy on clients that never trained",
+}
 OF_KIND = {COMMON: "One common model", PERSONAL: "Personal models, each scored on its client's own test examples"}
 MOST_NAMES = 6  # in a note
 

@@ -18,7 +18,8 @@ def print_split(parts: Parts, dataset: Dataset) -> None:
     parted = dataset.validation is not None
     sizes = [f"{len(part):,} {name}" for name, part in dataset.parts]
     total = f"{', '.join(sizes[:-1])} and {sizes[-1]} examples of {len(dataset.label_names)} classes"
-    console.print(f"{dataset.name}: {total}, {parts.rule}, {len(parts.names)} clients\n", markup=False)
+    aside = f", {parts.held_out} of them held out" if parts.held_out else ""
+    console.print(f"{dataset.name}: {total}, {parts.rule}, {len(parts.names)} clients{aside}\n", markup=False)
     table = Table("client", "most frequent class", box=None, pad_edge=False)
     for column in ("train", "classes", "test", "test classes", *(["validation"] if parted else [])):
         table.add_column(column, justify="right")
@@ -35,7 +36,8 @@ def print_split(parts: Parts, dataset: Dataset) -> None:
             top = "-"
         numbers = [len(own), len(np.unique(own)), len(test), len(np.unique(test))]
         numbers += [len(parts.validation[k])] if parted else []
-        table.add_row(parts.names[k], top, *(f"{number:,}" for number in numbers))
+        name = f"{parts.names[k]} (held out)" if k >= count - parts.held_out else parts.names[k]
+        table.add_row(name, top, *(f"{number:,}" for number in numbers))
     console.print(table)
     spread = statistics(parts, dataset)
     summary = Table("over clients", box=None, pad_edge=False)

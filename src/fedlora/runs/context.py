@@ -11,12 +11,12 @@ from fedlora.runs.roster import Roster
 from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded
 from fedlora.transforms.pipeline import Pipeline
-from fedlora.types import Method, Setup
+from fedlora.types import Client, Method, Setup
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """Everything that a run works with."""
+    """Everything that a run works with. `held_out` are clients that never train; their ids follow those of the setup's."""
 
     config: Config
     method: Method
@@ -30,3 +30,4 @@ class RunContext:
     validation: Encoded | None
     dataset: Dataset
     parts: Parts
+    held_out: tuple[Client, ...] = ()

@@ -18,13 +18,13 @@ import torch
 from fedlora import wire
 from fedlora.config import Config, HeadMode
 from fedlora.listener import Listener
+from fedlora.messages import TrainAsk
+from fedlora.runs.connect import initial_head, make_worker
 from fedlora.runs.context import RunContext
 from fedlora.runs.costs import Round, made_up_rounds
 from fedlora.runs.prepare import prepare
 from fedlora.server.sampling import sampler
 from fedlora.training.score import ScoreJob
-from fedlora.transports.inprocess import InProcess
-from fedlora.types import Order
 
 ROUNDS = 4  # made-up ones; later ones are taken to be like the last two of them
 STEPS = 3  # measured ones, after one to warm up
@@ -83,20 +83,16 @@ def _pace(context: RunContext) -> Pace:
 
     few = (1 + STEPS) * context.config.train.batch_size
     data = {id: own.take(np.arange(min(len(own), few))) for id, own in context.train.items()}
-    head = context.config.model.head
-    transport = InProcess(
-        context.method, context.setup, context.trainer, data, head, on_examples=heard, transforms=context.transforms
-    )
+    worker = make_worker(replace(context, train=data), None, 0, heard)
     state = context.method.init(context.setup)
-    shared = context.trainer.head if head is HeadMode.SHARED else {}
+    shared = initial_head(context)
     clients = sampler(context.setup.clients, context.setup.seed, context.config.clients.sample)(1)
-    orders = [Order(1, client, context.method.send(state, client, 1), shared) for client in clients]
-    first = next(context.method.local(orders[0].down, transport.kept_by(clients[0]).held, clients[0], 1))
-    trained = transport.trained_bytes(first, clients[0]) // 4
+    asks = [TrainAsk(1, client, context.method.send(state, client, 1), shared) for client in clients]
+    first = next(context.method.local(asks[0].down, context.method.hold(context.setup, clients[0]), clients[0], 1))
+    trained = worker.trained_bytes(first, clients[0]) // 4
     start = time.perf_counter()
     with suppress(_Enough):
-        list(transport.exchange(orders))
-    transport.commit([])
+        list(worker.answer(asks))
     training = sum(counts[1:]) / (times[-1] - times[0]) if len(counts) > 1 else sum(counts) / (times[-1] - start)
     texts = context.test.take(np.unique(np.linspace(0, len(context.test) - 1, TEXTS).astype(int)))
     start = time.perf_counter()

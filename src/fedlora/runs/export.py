@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-from fedlora import wire
-from fedlora.clients.state import ClientState, StateStore
 from fedlora.config import Config, read_run
 from fedlora.errors import BadInput, some
 from fedlora.models import peft
@@ -16,8 +14,7 @@ from fedlora.models.load import PACKAGED, Pretrained
 from fedlora.runs import card
 from fedlora.runs.prepare import has_own_models, load_pretrained, make_method
 from fedlora.runs.roster import Roster, read_roster
-from fedlora.server import checkpoint
-from fedlora.server.sampling import accepted_by, sampler
+from fedlora.runs.saved import load_saved, state_of
 from fedlora.summary import read_rows, to_written
 from fedlora.types import Model, Tensors, own_model
 
@@ -45,7 +42,7 @@ def export(run: Path, to: Path, client: int | str | None, merged: bool) -> str:
     config, roster, result, head = read_result(run, id)
     if not peft.has_fixed_weights(result):
         raise BadInput(
-            f"{run}: this model weighs its adapters anew for each input (or has one for each task), and neither an adapter nor a "
+            f"{run}: this model weighs its adapters anew for each input (or has one for each domain), and neither an adapter nor a "
             "whole model can hold that; `fedlora predict` uses it"
         )
     merged = merged or not peft.is_adapter(result)
@@ -58,12 +55,12 @@ def read_result(run: Path, client_id: int | None = None) -> tuple[Config, Roster
     part the model is that of the best round by it."""
     config, roster = read_run(run), read_roster(run / "federation.json")
     method = make_method(config)
-    saved = checkpoint.load(run / "checkpoint", method)
+    saved = load_saved(run, config, roster.clients, method)
     if saved is None:
         raise BadInput(f"{run} has no checkpoint yet: no round is complete")
     written = to_written(read_rows(run)[: saved.server.round])
     if len(written) < saved.server.round:
-        saved = checkpoint.load(run / "checkpoint", method, len(written)) or saved
+        saved = load_saved(run, config, roster.clients, method, len(written)) or saved
     if client_id is None:
         return config, roster, method.deploy(saved.server.state), saved.server.head
     if client_id not in range(len(roster.clients)):
@@ -74,11 +71,9 @@ def read_result(run: Path, client_id: int | None = None) -> tuple[Config, Roster
             "leave --client out"
         )
     server = saved.server
-    participants = sampler(roster.clients, config.seed, config.clients.sample)
-    accepted = server.accepted or accepted_by(read_rows(run)[: server.round], participants)
-    if client_id not in accepted:
+    if client_id not in server.accepted:
         raise BadInput(f"--client {client_id}: this client has not taken part in any round yet")
-    kept = StateStore(run / "checkpoint", wire.message_classes(method), saved.places).get(client_id) or ClientState()
+    kept = state_of(run, saved, method, client_id)
     model = own_model(method, server.state, kept.held, roster.clients[client_id], server.round + 1)
     return config, roster, model, kept.head or server.head
 

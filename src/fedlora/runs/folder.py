@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,19 @@ from fedlora.errors import BadInput, RunFailed
 from fedlora.runs.context import RunContext
 from fedlora.runs.export import write_result
 from fedlora.runs.prepare import versions
-from fedlora.runs.record import Record
+from fedlora.runs.record import Record, clean
 from fedlora.runs.roster import Roster, read_roster
+from fedlora.runs.saved import CHECKPOINT
 from fedlora.server import checkpoint
 from fedlora.server.loop import Server
 from fedlora.summary import summarise
 
 
-def finish(context: RunContext, last: Server, record: Record, out: Path) -> dict[str, Any]:
-    """Write the result and, last, the summary: its presence says that the run is complete."""
+def finish(
+    context: RunContext, last: Server, record: Record, out: Path, held_out: Callable[[Server], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Write the result and, last, the summary: its presence says that the run is complete. `held_out` scores the model that is
+    written on the clients that never trained."""
     rows = record.rows()
     summary = summarise(rows)
     written = summary["written"]["round"]
@@ -30,7 +34,7 @@ def finish(context: RunContext, last: Server, record: Record, out: Path) -> dict
         raise RunFailed(f"round {written}: the model gives no finite numbers, so its training diverged; a lower train.lr may help")
     server = last
     if written != last.round:
-        saved = checkpoint.load(out / "checkpoint", context.method, written)
+        saved = checkpoint.load(out / CHECKPOINT, context.method, written)
         assert saved is not None
         server = saved.server
     where = write_result(context.config, context.roster, context.method.deploy(server.state), server.head, rows[:written], out)
@@ -47,6 +51,8 @@ def finish(context: RunContext, last: Server, record: Record, out: Path) -> dict
     if spread:
         worst = sorted(spread)[: max(1, len(spread) // 10)]
         summary["clients"] = {"mean": float(np.mean(spread)), "worst_tenth": float(np.mean(worst))}
+    if context.held_out:
+        summary["held_out"] = clean(held_out(server))
     write_whole(out / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
 
@@ -69,7 +75,7 @@ def require_same_run(config: Config, out: Path) -> None:
     if not file.exists():
         raise BadInput(f"{out} is no run folder: it has no config.toml")
     written = read_recipe(str(file))
-    before = resolve(checkpoint.configured(out / "checkpoint") or written)
+    before = resolve(checkpoint.configured(out / CHECKPOINT) or written)
     if config.train.rounds < before.train.rounds:
         raise BadInput(
             f"{out} was started with train.rounds = {before.train.rounds}; it can be raised, not lowered to {config.train.rounds}"

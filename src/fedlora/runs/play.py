@@ -1,38 +1,42 @@
-"""A whole run in one process: from a configuration to a run folder, resumable at any moment."""
+"""A whole run: from a configuration to a run folder, resumable at any moment."""
 
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedlora import wire
-from fedlora.clients.state import StateStore
 from fedlora.clients.watch import similarity
-from fedlora.config import Config, HeadMode, as_tables, to_toml
+from fedlora.config import Config, as_tables, to_toml
 from fedlora.disk import alone, founding, write_whole
 from fedlora.errors import BadInput
+from fedlora.gather.gather import RoundCounts
 from fedlora.listener import Listener
+from fedlora.runs.connect import Connect, Connection, connected, in_process, initial_head, score_held_out
 from fedlora.runs.context import RunContext
-from fedlora.runs.evaluate import evaluate
 from fedlora.runs.folder import check_roster, finish, found, require_same_run
 from fedlora.runs.prepare import prepare
 from fedlora.runs.record import Record, Row
+from fedlora.runs.saved import CHECKPOINT, adopt, load_saved
 from fedlora.server import checkpoint
+from fedlora.server.checkpoint import Saved
 from fedlora.server.energy import energy
-from fedlora.server.loop import RoundCounts, Server, rounds
-from fedlora.server.sampling import accepted_by, sampler
+from fedlora.server.evaluate import evaluate
+from fedlora.server.loop import Server, play_round
 from fedlora.summary import best_round, complete, exhausted
 from fedlora.summary import read as read_summary
-from fedlora.transports.inprocess import InProcess
 
 
-def execute(config: Config, out: Path, resume: bool, listener: Listener, profile: bool = False) -> dict[str, Any]:
+def execute(
+    config: Config, out: Path, resume: bool, listener: Listener, profile: bool = False, connect: Connect = in_process
+) -> dict[str, Any]:
     """Run, or go on with, the run in `out`; returns its summary. Everything in `out` is whole at any moment. With `profile`, the
     first round that is played leaves trace.json.gz, which chrome://tracing and ui.perfetto.dev open.
+
+    Args:
+        connect: says where clients are played.
 
     Raises:
         BadInput: the configuration asks for what cannot be, or `out` exists (without `resume`) or belongs to another
@@ -57,60 +61,49 @@ def execute(config: Config, out: Path, resume: bool, listener: Listener, profile
         else:
             found(context, place, out)
         record = Record(out)
-        saved = checkpoint.load(out / "checkpoint", context.method)
+        saved = load_saved(out, config, context.setup.clients, context.method)
         if saved is None:
-            saved = checkpoint.Saved(Server(0, context.method.init(context.setup), _head(context)), {})
+            saved = Saved(Server(0, context.method.init(context.setup), initial_head(context)))
         for problem in saved.problems:
             listener.note(f"damaged checkpoint {problem}; going on from the one before, round {saved.server.round}")
         record.cut(saved.server.round)
         write_whole(out / "config.toml", to_toml(config).encode())  # there may be more rounds now
-        last = play(context, saved, record, out, listener, profile)
-        listener.stage("writing the result")
-        return finish(context, last, record, out)
+        with connected(context, out, checkpoint.started(out / CHECKPOINT), listener, connect) as connection:
+            last = play(context, connection, saved, record, out, listener, profile)
+            listener.stage("writing the result")
+            return finish(context, last, record, out, lambda server: score_held_out(context, connection, server))
 
 
 def play(
-    context: RunContext, saved: checkpoint.Saved, record: Record, out: Path, listener: Listener, profile: bool = False
+    context: RunContext, connection: Connection, saved: Saved, record: Record, out: Path, listener: Listener, profile: bool = False
 ) -> Server:
     """Play the rounds that are left, each recorded and kept when it is complete; returns the server after the last. They end early
     when the score on the validation part has not been better for `train.patience` scored rounds."""
-    setup, server, train = context.setup, saved.server, context.config.train
-    participants = sampler(setup.clients, setup.seed, context.config.clients.sample)
-    transport = InProcess(
-        context.method,
-        setup,
-        context.trainer,
-        context.train,
-        context.config.model.head,
-        StateStore(out / "checkpoint", wire.message_classes(context.method), saved.places),
-        listener.examples,
-        context.transforms,
-    )
-    # Orders hold only the base updates that a client missed, so after a restart the base is brought to where clients had it.
-    context.trainer.fold(context.method.deploy(server.state).base)
-    listener.begin(server.round, setup.rounds, len(participants(1)))
+    setup, server, train, federation = context.setup, saved.server, context.config.train, connection.federation
+    rows = record.rows()
+    best = _best(context, out, rows)
+    for written in (saved, *([best] if best else [])):
+        adopt(out, written, context.method, connection.worker.states)
+    accepted = best.server.accepted if best else {}
+    # The worker here starts with the server, at its base; others are sent what they lack.
+    connection.worker.catch_up(connection.incarnation, context.method.deploy(server.state).base)
+    listener.begin(server.round, setup.rounds, len(federation.participants(1)))
     skipped = [c.id for c in setup.clients if c.num_examples == 0]
     start = time.perf_counter()
-    rows = record.rows()
-    if server.round and not server.accepted:
-        server = replace(server, accepted=accepted_by(rows, participants))
-    left = (
-        []
-        if exhausted(rows, train.patience)
-        else rounds(context.method, setup, server, transport, participants, context.transforms)
-    )
     with ExitStack() as trace:
         if profile:
             trace.enter_context(_trace(out / "trace.json.gz"))
-        for server, tally, diagnostics in left:
-            row = _row(server.round, tally)
+        while server.round < setup.rounds and not exhausted(rows, train.patience):
+            connection.watched.clear()
+            server, counts, diagnostics = play_round(federation, server, accepted)
+            row = _row(server.round, counts)
             if server.round % train.evaluate_every == 0 or server.round == setup.rounds:
                 scored = time.perf_counter()
-                scores, confused = evaluate(context, server, transport)
+                scores, confused = evaluate(federation, server, connection.panel)
                 row |= scores
                 row["evaluate_s"] = time.perf_counter() - scored
                 found = {} if context.method.FACTS.personal else energy(context.method.deploy(server.state))
-                diagnostics = {**similarity(transport.learned), **found, **diagnostics}
+                diagnostics = {**similarity(list(connection.watched.values())), **found, **diagnostics}
                 if server.round in (setup.rounds, best_round([*rows, row])):
                     diagnostics["confusion"] = confused
             row["wall_s"] = time.perf_counter() - start
@@ -119,15 +112,22 @@ def play(
             if skipped:
                 row["skipped"] = skipped
             rows.append(record.add(row, diagnostics))
-            checkpoint.save(out / "checkpoint", server, transport.shelf.places, as_tables(context.config), best_round(rows))
+            if best_round(rows) == server.round:
+                accepted = server.accepted
+            checkpoint.save(out / CHECKPOINT, server, as_tables(context.config), best_round(rows))
             trace.close()  # one round: a longer trace is too large for its viewers
             listener.round(rows[-1])
             if server.round < setup.rounds and exhausted(rows, train.patience):
                 listener.note(
                     f"stopped after round {server.round}: no better on the validation part since round {best_round(rows)}"
                 )
-                break
     return server
+
+
+def _best(context: RunContext, out: Path, rows: Sequence[Row]) -> Saved | None:
+    """The checkpoint of the best round by validation, where there is one."""
+    best = best_round(rows)
+    return None if best is None else load_saved(out, context.config, context.setup.clients, context.method, best)
 
 
 @contextmanager
@@ -139,28 +139,26 @@ def _trace(file: Path) -> Iterator[None]:
     profiler.export_chrome_trace(str(file))
 
 
-def _row(round: int, tally: RoundCounts) -> Row:
+def _row(round: int, counts: RoundCounts) -> Row:
     def traffic(name: str, t: Any) -> Row:
         parts = {f"{name}_params": t.params, f"{name}_bytes": t.size.total}
         return parts | {f"{name}_{part}_bytes": getattr(t.size, part) for part in ("values", "indices", "header")}
 
     row: Row = {
         "round": round,
-        "train_s": tally.exchange_s,
+        "train_s": counts.exchange_s,
         "evaluate_s": 0.0,
-        "aggregate_s": tally.aggregate_s,
-        "wire_s": tally.wire_s,
-        "loss": tally.loss / tally.examples if tally.examples else math.nan,
+        "aggregate_s": counts.aggregate_s,
+        "wire_s": counts.wire_s,
+        "loss": counts.loss / counts.examples if counts.examples else math.nan,
         "accuracy": math.nan,
         "macro_f1": math.nan,
-        "clients": len(tally.accepted),
-        "failed": len(tally.failed),
+        "clients": len(counts.accepted),
+        "failed": len(counts.failed),
     }
-    row |= traffic("upload", tally.up) | traffic("download", tally.down)
-    if tally.failed:
-        row["failures"] = {str(id): why for id, why in sorted(tally.failed.items())}
+    row |= traffic("upload", counts.up) | traffic("download", counts.down)
+    if counts.forgotten:
+        row["forgotten"] = sorted(counts.forgotten)
+    if counts.failed:
+        row["failures"] = {str(id): why for id, why in sorted(counts.failed.items())}
     return row
-
-
-def _head(context: RunContext) -> dict[str, Any]:
-    return context.trainer.head if context.config.model.head is HeadMode.SHARED else {}

@@ -24,7 +24,7 @@ from fedlora.models.slots import find_targets
 from fedlora.models.trial import Findings, try_model
 from fedlora.runs.context import RunContext
 from fedlora.runs.packages import require
-from fedlora.runs.roster import Roster, make_clients
+from fedlora.runs.roster import Roster, make_clients, make_held_out
 from fedlora.training.batched import Trainer
 from fedlora.training.encode import Encoded, encode
 from fedlora.training.precision import pick_device, pick_dtype
@@ -158,8 +158,10 @@ def prepare(config: Config, listener: Listener) -> RunContext:
     require_validation(config, dataset)
     parts = deal(dataset, config.data, config.clients, config.seed)
     clients = make_clients(config.clients, dataset, parts)
-    num_test = tuple(len(where) for where in parts.test)
-    roster = Roster(dataset.label_names, clients, parts.names, num_test, dataset.domains, data=dataset.digest)
+    aside = make_held_out(config.clients, parts)
+    num_test = tuple(len(where) for where in parts.test[: len(clients)])
+    names = parts.names[: len(clients)]
+    roster = Roster(dataset.label_names, clients, names, num_test, dataset.domains, data=dataset.digest, held_out=aside)
     listener.stage(f"loading {config.model.source}")
     pretrained = load_pretrained(config, roster)
     listener.stage("trying the model")
@@ -186,7 +188,8 @@ def prepare(config: Config, listener: Listener) -> RunContext:
     if empty:
         listener.note(f"skipped, for they have no training example: {', '.join(empty)}")
     own = {c.id: train.take(parts.train[c.id]) for c in clients}
-    return RunContext(config, method, transforms, setup, trainer, findings, roster, own, test, validation, dataset, parts)
+    never = tuple(Client(len(clients) + i, 0, each.num_examples) for i, each in enumerate(aside))
+    return RunContext(config, method, transforms, setup, trainer, findings, roster, own, test, validation, dataset, parts, never)
 
 
 def _about_tokens(train: Encoded, test: Encoded, limit: int) -> Iterator[str]:

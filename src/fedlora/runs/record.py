@@ -1,4 +1,4 @@
-"""What a run leaves for people and programs: a row of metrics a round, arrays beside it, and a summary."""
+"""What a run leaves of each round for people and programs: a row of metrics, and arrays beside it."""
 
 import json
 import math

@@ -12,8 +12,17 @@ from fedlora.config import RANK_SHARES, ClientsConfig, RankPlan
 from fedlora.data.dataset import Dataset, Domain
 from fedlora.data.domains import domain_counts
 from fedlora.data.partition import Parts
-from fedlora.errors import BadInput
+from fedlora.errors import BadInput, some
 from fedlora.types import Client
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A client that never trains, and how many examples it has."""
+
+    name: str
+    num_examples: int
+    num_test: int
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class Roster:
         max_length: tokens at which texts are cut.
         padding: on which side the model takes padding, "right" or "left"; "none" where it is changed by any.
         data: digest of the texts, labels and owners; None where the folder does not say.
+        held_out: the clients that never train; they have no number among `clients`.
     """
 
     label_names: tuple[str, ...]
@@ -42,6 +52,7 @@ class Roster:
     max_length: int | None = field(default=None, compare=False)
     padding: str = field(default="right", compare=False)
     data: str | None = field(default=None, compare=False)
+    held_out: tuple[HeldOut, ...] = ()
 
     def to_json(self) -> str:
         rows = [
@@ -52,7 +63,8 @@ class Roster:
         domains = {"domains": [asdict(domain) for domain in self.domains]} if self.domains else {}
         model = {"modules": self.modules, "rows": self.rows, "max_length": self.max_length, "padding": self.padding}
         model |= {"data": self.data}
-        return json.dumps({"label_names": self.label_names, **domains, **model, "clients": rows}, indent=1)
+        held_out = {"held_out": [asdict(each) for each in self.held_out]} if self.held_out else {}
+        return json.dumps({"label_names": self.label_names, **domains, **model, "clients": rows, **held_out}, indent=1)
 
 
 def read_roster(path: Path) -> Roster:
@@ -71,6 +83,7 @@ def read_roster(path: Path) -> Roster:
             found.get("max_length"),
             found.get("padding", "right"),
             found.get("data"),
+            tuple(HeldOut(each["name"], each["num_examples"], each["num_test"]) for each in found.get("held_out", ())),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: missing or damaged, so this is no run folder ({error})") from error
@@ -88,7 +101,8 @@ def client_ranks(config: ClientsConfig, count: int) -> list[int]:
         return [rank] * count
     if isinstance(rank, list):
         if len(rank) != count:
-            raise BadInput(f"clients.rank lists {len(rank)} ranks for {count} clients")
+            that = " that train" if config.held_out else ""
+            raise BadInput(f"clients.rank lists {len(rank)} ranks for {count} clients{that}")
         return list(rank)
     if rank is RankPlan.TIERS:
         return [2 ** (k % 5 + 1) for k in range(count)]
@@ -97,10 +111,25 @@ def client_ranks(config: ClientsConfig, count: int) -> list[int]:
 
 
 def make_clients(config: ClientsConfig, dataset: Dataset, parts: Parts) -> tuple[Client, ...]:
-    """The clients that the data were dealt to. BadInput where `config` speaks of more, or of fewer."""
-    if isinstance(config.sample, int) and config.sample > len(parts.train):
-        raise BadInput(
-            f"clients.sample = {config.sample}: the run has {len(parts.train)} clients; a share up to 1.0 is possible, too"
-        )
-    dealt = zip(client_ranks(config, len(parts.train)), parts.train, strict=True)
+    """The clients that train, of those that the data were dealt to. BadInput where `config` speaks of more, or of fewer."""
+    count = len(parts.train) - parts.held_out
+    if isinstance(config.sample, int) and config.sample > count:
+        that = " that train" if parts.held_out else ""
+        raise BadInput(f"clients.sample = {config.sample}: the run has {count} clients{that}; a share up to 1.0 is possible, too")
+    dealt = zip(client_ranks(config, count), parts.train, strict=False)
     return tuple(Client(i, rank, len(where), domain_counts(dataset, where)) for i, (rank, where) in enumerate(dealt))
+
+
+def make_held_out(config: ClientsConfig, parts: Parts) -> tuple[HeldOut, ...]:
+    """The clients that never train. BadInput where they have nothing to be scored on."""
+    first = len(parts.train) - parts.held_out
+    found = tuple(
+        HeldOut(name, len(train), len(test))
+        for name, train, test in zip(parts.names[first:], parts.train[first:], parts.test[first:], strict=True)
+    )
+    if found and not any(each.num_test for each in found):
+        raise BadInput(
+            f"clients.held_out = {config.held_out}: none that is held out has a test example "
+            f"({some([each.name for each in found])}); hold out more clients, or take another seed"
+        )
+    return found

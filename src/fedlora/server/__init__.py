@@ -1,1 +1,1 @@
-"""The server's side of a round: who takes part, the loop, aggregation, checkpoints."""
+"""The server's side of a round: who takes part, the loop, aggregation, scores, checkpoints."""

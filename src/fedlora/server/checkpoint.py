@@ -1,46 +1,62 @@
-"""Checkpoints: the server and what clients keep, two generations, each complete or absent.
+"""Checkpoints of the server, two generations, each complete or absent. What clients keep is theirs (`fedlora.clients.state`): the
+server names it by the round in which their replies counted last.
 
     checkpoint/round-00005.json        which files make this generation, with their digests
     checkpoint/server-00005.fed        the server after round 5
-    checkpoint/kept-00005.fed          what the clients of round 5 keep (`fedlora.clients.state`)
+    checkpoint/incarnation             how often the server has been started
 
 Every file is written under another name, flushed to disk and renamed, the json last: after a kill at any moment the newest json
 names only whole files. A file that no generation names any more is deleted. The generation of the best round by validation stays.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedlora import wire
-from fedlora.clients.state import ClientState, Location, read
 from fedlora.disk import digest, write_whole
 from fedlora.errors import BadInput
 from fedlora.server.loop import Server
 
 GENERATIONS = 2
+INCARNATION = "incarnation"
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint gives back: the server, and where what clients keep lies. `problems` says what was damaged and passed
-    over, a line each."""
+    """What a checkpoint gives back.
+
+    Attributes:
+        problems: what was damaged and passed over, a line each.
+        kept: of a checkpoint of an earlier version, client -> where in its folder lies what the client keeps: file, start, length
+            and digest. None where clients keep it elsewhere.
+    """
 
     server: Server
-    places: Mapping[int, Location]
     problems: tuple[str, ...] = ()
+    kept: Mapping[int, tuple[str, int, int, str]] | None = None
 
 
-def save(
-    folder: Path, server: Server, places: Mapping[int, Location], config: Mapping[str, Any] | None = None, best: int | None = None
-) -> None:
+def started(folder: Path) -> int:
+    """How often the server has been started, this time counted in. A damaged file counts as none: then a worker that outlived the
+    server may have to be told more than once."""
+    folder.mkdir(exist_ok=True)
+    file = folder / INCARNATION
+    with suppress(OSError, ValueError):
+        before = int(file.read_text())
+        write_whole(file, str(before + 1).encode())
+        return before + 1
+    write_whole(file, b"1")
+    return 1
+
+
+def save(folder: Path, server: Server, config: Mapping[str, Any] | None = None, best: int | None = None) -> None:
     """Write a generation.
 
     Args:
-        places: where what each client keeps lies in `folder`.
         config: the tables of the run's configuration.
         best: a round whose generation stays, too.
     """
@@ -48,8 +64,7 @@ def save(
     tag = f"{server.round:05d}"
     name = f"server-{tag}.fed"
     written = write_whole(folder / name, wire.encode(server))
-    kept = {str(id): place for id, place in places.items()}
-    manifest = {"round": server.round, "server": [name, written], "kept": kept, "config": config}
+    manifest = {"round": server.round, "server": [name, written], "config": config}
     write_whole(_manifest(folder, server.round), json.dumps(manifest).encode())
     _sweep(folder, best)
 
@@ -63,8 +78,11 @@ def configured(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def load(folder: Path, method: Any, round: int | None = None) -> Saved | None:
+def load(folder: Path, method: Any, round: int | None = None, sound: Callable[[Saved], None] = lambda saved: None) -> Saved | None:
     """The newest generation that is whole, or that of a round; None when there is none at all.
+
+    Args:
+        sound: raises ValueError where what the generation rests on elsewhere is damaged.
 
     Raises:
         BadInput: there are generations, and each is damaged; names the files.
@@ -73,7 +91,9 @@ def load(folder: Path, method: Any, round: int | None = None) -> Saved | None:
     manifests = _manifests(folder) if round is None else [_manifest(folder, round)]
     for manifest in reversed(manifests):
         try:
-            return _load(manifest, method, tuple(problems))
+            saved = _load(manifest, method, tuple(problems))
+            sound(saved)
+            return saved
         except (ValueError, KeyError, TypeError, OSError) as error:
             problems.append(f"{manifest.parent.name}/{manifest.name}: {error}")
     if problems:
@@ -83,21 +103,21 @@ def load(folder: Path, method: Any, round: int | None = None) -> Saved | None:
 
 def _load(manifest: Path, method: Any, problems: tuple[str, ...]) -> Saved:
     listed = _read(manifest)
-    classes = [Server, ClientState, *wire.message_classes(method)]
+    classes: list[type[Any]] = [Server, *wire.message_classes(method)]
     name, expected = listed["server"]
     data = (manifest.parent / name).read_bytes()
     if digest(data) != expected:
         raise ValueError(f"{name} is damaged")
-    for place in listed["kept"].values():
-        read(manifest.parent, place, classes)
-    return Saved(wire.decode(data, classes), listed["kept"], problems)
+    return Saved(wire.decode(data, classes), problems, listed["kept"])
 
 
 def _read(manifest: Path) -> dict[str, Any]:
     try:
         listed: dict[str, Any] = json.loads(manifest.read_bytes())
         name, expected = listed["server"]
-        kept = {int(id): Location(*place) for id, place in listed["kept"].items()}
+        kept = listed.get("kept")
+        if kept is not None:
+            kept = {int(id): (str(file), int(at), int(size), str(its)) for id, (file, at, size, its) in kept.items()}
         return {"round": listed["round"], "server": (name, expected), "kept": kept}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{manifest.name} is damaged") from error
@@ -115,13 +135,13 @@ def _sweep(folder: Path, best: int | None) -> None:
     """Delete what no generation that we keep names."""
     newest = _manifests(folder)[-GENERATIONS:]
     manifests = newest if best is None else {*newest, _manifest(folder, best)}
-    keep = {m.name for m in manifests}
+    keep = {INCARNATION, *(m.name for m in manifests)}
     for m in manifests:
         try:
             listed = _read(m)
         except (ValueError, OSError):
             continue
-        keep |= {listed["server"][0], *(place.file for place in listed["kept"].values())}
+        keep |= {listed["server"][0], *(file for file, *_ in (listed["kept"] or {}).values())}
     for file in folder.iterdir():
         if file.name not in keep:
             file.unlink(missing_ok=True)

@@ -62,13 +62,13 @@ class Trainer:
         if form is None:
             form = Form() if device.type == "meta" else try_model(pretrained.model, targets, 128).form
         self.base = ResidentBase(pretrained, targets, device, dtype)
-        self.forward = Forward(self.base, form, self.pad, domains or {}, ROWS[device.type] if rows is None else rows)
-        self.scorer = Scorer(self.forward, first)
+        self.forward = Forward(self.base, form, self.pad, domains or {}, rows or settings.rows or ROWS[device.type])
+        self.scorer = Scorer(self.forward, first, ROWS[device.type])
         self.shapes, self.params, self.pretrained = self.base.shapes, self.base.params, self.base.pretrained
 
     @property
     def rows(self) -> int:
-        """Tokens that fill a step."""
+        """Tokens that fill a step; with 1 every client trains and is scored by itself."""
         return self.forward.rows
 
     @rows.setter
@@ -94,13 +94,17 @@ class Trainer:
         """The pre-trained weight of a target module, (d_out, d_in) in fp32."""
         return self.base.base_weight(module)
 
-    def fold(self, update: BaseUpdate) -> None:
-        """Bring the base to `update.version`."""
-        self.base.fold(update)
+    def fold(self, update: BaseUpdate) -> bool:
+        """Bring the base to `update.version`; False where the update starts after the version that it is at."""
+        return self.base.fold(update)
 
     def logits(self, jobs: Iterable[ScoreJob]) -> Iterator[np.ndarray]:
         """See `Scorer.logits`."""
         return self.scorer.logits(jobs)
+
+    def confusions(self, jobs: Iterable[ScoreJob]) -> Iterator[np.ndarray]:
+        """See `Scorer.confusions`."""
+        return self.scorer.confusions(jobs)
 
     def features(self, data: Encoded, pool: Pool = "mean") -> Tensor:
         """See `Scorer.features`."""
@@ -136,7 +140,8 @@ class Trainer:
         return same and not alone and sum(learner.rows for learner in under_way) < self.rows
 
     def _begin(self, job: Job) -> Learner:
-        self.base.fold(job.ask.base)
+        if not self.base.fold(job.ask.base):
+            raise ValueError(f"the base is at version {self.version}, the update starts at {job.ask.base.since}")
         self.base.drop(job.ask.drop_base)
         job = replace(job, data=self.forward.of_domain(job.data, job.ask.data))
         return Learner(job, self.pretrained, self.params, self.settings, self.device, self.dtype)

@@ -1,4 +1,4 @@
-"""Logits of models on examples, and features of texts; nothing trains."""
+"""What models answer to examples, and features of texts; nothing trains."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from fedlora.models.slots import Weight
+from fedlora.tasks.metrics import confusion
 from fedlora.training.encode import Encoded, by_length
 from fedlora.training.forward import Forward
 from fedlora.training.learner import on_device
 from fedlora.training.observe import first_of_each, mean_of_each, similarity_weights
 from fedlora.training.passes import Part, fill, in_order, passes, take
-from fedlora.types import ByDomain, Model, Pool, Similarity, Tensors
+from fedlora.types import ByDomain, Model, Pool, Router, Similarity, Tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,25 +29,46 @@ class ScoreJob:
 
 class Scorer:
     """Scores models that share the resident base. `first` is the id of the token that the tokenizer puts before every text, where
-    there is one."""
+    there is one; a pass takes `tokens`, or as many as a step of training. Jobs share passes as clients share steps."""
 
-    def __init__(self, forward: Forward, first: int | None) -> None:
-        self.forward, self.base, self._first = forward, forward.base, first
+    def __init__(self, forward: Forward, first: int | None, tokens: int) -> None:
+        self.forward, self.base, self._first, self._tokens = forward, forward.base, first, tokens
 
-    @torch.no_grad()
+    @property
+    def tokens(self) -> int:
+        """Of one forward pass."""
+        return max(self._tokens, self.forward.rows)
+
     def logits(self, jobs: Iterable[ScoreJob]) -> Iterator[np.ndarray]:
         """Logits of every example of each job, (n, classes) in fp32; -inf for the classes of other domains. Jobs on one
         base share forward passes."""
+        for group in self._groups(jobs):
+            out = [np.zeros((len(job.data), self.forward.classes), dtype=np.float32) for job, _ in group]
+            for i, where, logits in self._answers(group):
+                out[i][where] = logits
+            yield from out
+
+    def confusions(self, jobs: Iterable[ScoreJob]) -> Iterator[np.ndarray]:
+        """How often each class was taken for each, over the examples of each job (`tasks.metrics.confusion`); no more logits are
+        there at once than a forward pass gives."""
+        for group in self._groups(jobs):
+            sums = [np.zeros((self.forward.classes, self.forward.classes + 1), dtype=np.int64) for _ in group]
+            for i, where, logits in self._answers(group):
+                sums[i] += confusion(logits, group[i][0].data.labels[where])
+            yield from sums
+
+    def _groups(self, jobs: Iterable[ScoreJob]) -> Iterator[list[tuple[ScoreJob, Part]]]:
+        """Jobs that share forward passes, each as a part of one."""
         waiting: list[tuple[ScoreJob, Part]] = []
         rows = 0
         for job in jobs:
             if waiting and not (rows < self.forward.rows and self._shares(waiting[0][0], job)):
-                yield from self._answer(waiting)
+                yield waiting
                 waiting, rows = [], 0
             waiting.append((job, self.part(job)))
             rows += sum(map(len, job.data.ids))
         if waiting:
-            yield from self._answer(waiting)
+            yield waiting
         self.base.drop(False)
 
     def _shares(self, one: ScoreJob, other: ScoreJob) -> bool:
@@ -54,6 +76,7 @@ class Scorer:
         plain = not any(model.full or isinstance(model.gate, ByDomain) for model in (a, b))
         return plain and a.base.version == b.base.version and a.drop_base == b.drop_base
 
+    @torch.no_grad()
     def part(self, job: ScoreJob) -> Part:
         """A job as a part of a forward pass, with all its examples."""
         model, data = job.model, job.data
@@ -62,34 +85,36 @@ class Scorer:
             near = similarity_weights(self.features(data), model.gate.anchors, model.gate.cap).to(self.base.device)
             weights = {slot: near if slot == model.gate.slot else 1.0 - near for slot in model.slots}
         head = {name: x.to(self.base.device, self.base.dtype) for name, x in job.head.items()}
-        return Part(data.ids, data.domains, on_device(model.slots, self.base.device, self.base.dtype), model.gate, weights, head)
+        gate = model.gate
+        if isinstance(gate, Router):
+            gate = replace(gate, G={m: G.to(self.base.device) for m, G in gate.G.items()})
+        return Part(data.ids, data.domains, on_device(model.slots, self.base.device, self.base.dtype), gate, weights, head)
 
-    def _answer(self, asked: Sequence[tuple[ScoreJob, Part]]) -> Iterator[np.ndarray]:
+    @torch.no_grad()
+    def _answers(self, asked: Sequence[tuple[ScoreJob, Part]]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """By and by: which job, the positions of some of its examples, and their logits."""
         first = asked[0][0].model
         if isinstance(first.gate, ByDomain):
-            yield self._by_domain(asked[0][0], first.gate)
+            yield from self._by_domain(asked[0][0], first.gate)
             return
         self.base.fold(first.base)
         self.base.drop(first.drop_base)
         body = {n: (self.base.pretrained[n] + delta).to(self.base.device, self.base.dtype) for n, delta in first.full.items()}
-        out = [np.zeros((len(q.data), self.forward.classes), dtype=np.float32) for q, _ in asked]
-        pieces = [(i, where) for i, (q, _) in enumerate(asked) for where in by_length(q.data, self.forward.rows)]
-        for group in fill(pieces, lambda piece: sum(len(asked[piece[0]][0].data.ids[j]) for j in piece[1]), self.forward.rows):
+        pieces = [(i, where) for i, (q, _) in enumerate(asked) for where in by_length(q.data, self.tokens)]
+        for group in fill(pieces, lambda piece: sum(len(asked[piece[0]][0].data.ids[j]) for j in piece[1]), self.tokens):
             parts = [take(asked[i][1], where) for i, where in group]
             for (i, where), logits in zip(group, self.forward.logits(parts, body), strict=True):
-                out[i][where] = logits.cpu().numpy()
-        yield from out
+                yield i, where, logits.cpu().numpy()
 
-    def _by_domain(self, job: ScoreJob, gate: ByDomain) -> np.ndarray:
+    def _by_domain(self, job: ScoreJob, gate: ByDomain) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Each example through the slot of its domain alone."""
         model, data = job.model, job.data
-        out = np.zeros((len(data), self.forward.classes), dtype=np.float32)
         for t, domain in enumerate(self.forward.domains):
-            where = np.flatnonzero(data.domains == t)
+            own = np.flatnonzero(data.domains == t)
             slots = {name: slot for name, slot in model.slots.items() if name == gate.slots.get(domain)}
-            alone = ScoreJob(replace(model, slots=slots, gate=None), job.head, data.take(where))
-            (out[where],) = self._answer([(alone, self.part(alone))])
-        return out
+            alone = ScoreJob(replace(model, slots=slots, gate=None), job.head, data.take(own))
+            for _, where, logits in self._answers([(alone, self.part(alone))]):
+                yield 0, own[where], logits
 
     @torch.no_grad()
     def features(self, data: Encoded, pool: Pool = "mean") -> Tensor:
@@ -99,7 +124,7 @@ class Scorer:
         places: list[np.ndarray] = []
         with self.base.as_pretrained():
             read = first_of_each if pool == "first" and self.has_first else mean_of_each
-            for near in by_length(data, self.forward.rows):
+            for near in by_length(data, self.tokens):
                 for ((_, where),) in passes([Part([data.ids[i] for i in near], data.domains, {}, None, {}, {})], self.forward.form):
                     found.append(self.forward.hidden([data.ids[i] for i in near[where]], read))
                     places.append(near[where])

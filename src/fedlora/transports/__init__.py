@@ -1,1 +1,1 @@
-"""How orders reach clients and replies come back."""
+"""How asks reach the workers that play clients, and answers come back: one file a transport (`fedlora.messages.Transport`)."""

@@ -1,0 +1,173 @@
+"""How a run reaches its clients: the worker that plays them here, and what is scored where."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedlora.clients.state import StateStore
+from fedlora.clients.watch import LocalUpdate
+from fedlora.clients.worker import Examples, Worker
+from fedlora.config import HeadMode
+from fedlora.data.dataset import Integers
+from fedlora.data.partition import Parts
+from fedlora.gather.mean import Mean
+from fedlora.listener import Listener, Quiet
+from fedlora.messages import SERVER, TEST, VALIDATION, Transport
+from fedlora.runs.context import RunContext
+from fedlora.runs.prepare import has_own_models
+from fedlora.runs.saved import STATES
+from fedlora.server.evaluate import SERVER_CLIENT, Panel, common_asks, score
+from fedlora.server.loop import Federation, Server, envelopes
+from fedlora.server.sampling import sampler
+from fedlora.tasks import metrics
+from fedlora.training.encode import Encoded
+from fedlora.transports.inprocess import InProcess
+from fedlora.types import Client, Tensors
+from fedlora.wire import message_classes
+
+QUIET = Quiet()
+Connect = Callable[[RunContext, Worker, Path], Transport]  # to where clients are: the worker here, or others of the run in a folder
+
+
+def in_process(context: RunContext, worker: Worker, out: Path) -> Transport:
+    """All clients are played here."""
+    return InProcess(worker)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What a run's server reaches.
+
+    Attributes:
+        worker: the one in this process, which plays the server's own data, and all clients where there is no other.
+        incarnation: how often the server has been started.
+        watched: what training did to the first clients that were played here, since this was cleared.
+    """
+
+    worker: Worker
+    federation: Federation
+    panel: Panel
+    incarnation: int
+    watched: dict[int, LocalUpdate]
+
+
+@contextmanager
+def connected(
+    context: RunContext, out: Path | None, incarnation: int = 1, listener: Listener = QUIET, connect: Connect = in_process
+) -> Iterator[Connection]:
+    """The run in `out`, connected to its clients, who can be reached meanwhile; without `out` nothing is left of it."""
+    watched: dict[int, LocalUpdate] = {}
+
+    def watch(update: LocalUpdate) -> None:
+        watched[update.id] = update
+
+    worker = make_worker(context, out and out / STATES, 0, listener.examples, watch)
+    transport = connect(context, worker, out or worker.states.folder)
+    try:
+        gather = Mean(context.method, context.setup, context.transforms)
+        participants = sampler(context.setup.clients, context.setup.seed, context.config.clients.sample)
+        federation = Federation(context.method, context.setup, transport, gather, participants, envelopes(incarnation))
+        yield Connection(worker, federation, make_panel(context, InProcess(worker), transport), incarnation, watched)
+    finally:
+        transport.close()
+
+
+def make_worker(
+    context: RunContext,
+    states: Path | None,
+    number: int,
+    on_examples: Callable[[int], None] = lambda n: None,
+    watch: Callable[[LocalUpdate], None] = lambda update: None,
+) -> Worker:
+    """A worker of a run, which can play each of its clients, and the server's own data.
+
+    Args:
+        states: the folder of what clients keep; None is a temporary one.
+        number: of the worker, among those that share the folder.
+    """
+    store = StateStore(states, message_classes(context.method), number)
+    head = context.config.model.head
+    owned = examples(context)
+    return Worker(context.method, context.setup, context.trainer, owned, head, store, context.transforms, on_examples, watch)
+
+
+def make_panel(context: RunContext, local: Transport, transport: Transport) -> Panel:
+    """What the run's models are scored on: by clients, where they end with models of their own, else by the worker here."""
+    own = has_own_models(context.config)
+    owned = {TEST: context.parts.test} | ({VALIDATION: context.parts.validation} if context.validation else {})
+    clients = {
+        part: [client for client in context.setup.clients if len(where[client.id])] if own else [SERVER_CLIENT]
+        for part, where in owned.items()
+    }
+    domains = {domain.name: slice(domain.first, domain.first + domain.count) for domain in context.dataset.domains}
+    return Panel(clients, own, transport if own else local, len(context.dataset.label_names), domains)
+
+
+def score_held_out(context: RunContext, connection: Connection, server: Server) -> dict[str, Any]:
+    """What a summary says of the clients that never trained: how good for them is the model that they would be given."""
+    scored = [client for client in context.held_out if len(context.parts.test[client.id])]
+    panel = replace(connection.panel, clients={TEST: scored}, own=False, transport=connection.federation.transport)
+    asks = common_asks(connection.federation, server, TEST, scored)
+    found = score(connection.federation, server, asks, panel)
+    sums, first = found.total(panel.classes), len(context.setup.clients)
+    names = {client.id: context.roster.held_out[client.id - first].name for client in scored}
+    return {
+        "clients": len(found.sums),
+        "examples": metrics.count(sums),
+        "accuracy": metrics.accuracy(sums),
+        "macro_f1": metrics.macro_f1(sums),
+        "commonest_accuracy": metrics.commonest_accuracy(sums),
+        "client_accuracy": {names[id]: found.accuracy(id) for id in sorted(found.sums)},
+    } | ({"clients_not_scored": [names[id] for id in found.lost]} if found.lost else {})
+
+
+def initial_head(context: RunContext) -> Tensors:
+    """The head that travels: where it is shared, the seed's."""
+    return context.trainer.head if context.config.model.head is HeadMode.SHARED else {}
+
+
+def examples(context: RunContext) -> dict[int, Examples]:
+    """What each client has, the server among them."""
+    nothing = context.test.take(np.zeros(0, dtype=np.int64))
+    parts = {TEST: context.test} | ({VALIDATION: context.validation} if context.validation else {})
+    owned = {TEST: context.parts.test, VALIDATION: context.parts.validation}
+    everybody = _commonest(context, _without_held_out(context.parts, context.parts.train, len(context.dataset.train)))
+
+    def part_of(client: Client) -> dict[str, Encoded]:
+        return {name: part.take(owned[name][client.id]) for name, part in parts.items()}
+
+    servers = parts
+    if context.validation:  # it chooses the round, which held-out clients must have no say in
+        chosen = _without_held_out(context.parts, context.parts.validation, len(context.validation))
+        servers = parts | {VALIDATION: context.validation.take(chosen)}
+    found = {SERVER: Examples(nothing, servers, everybody)}
+    found |= {client.id: Examples(nothing, part_of(client), everybody) for client in context.held_out}
+    for client in context.setup.clients:
+        if has_own_models(context.config):
+            commonest = _commonest(context, context.parts.train[client.id], everybody)
+            found[client.id] = Examples(context.train[client.id], part_of(client), commonest)
+        else:
+            found[client.id] = Examples(context.train[client.id])
+    return found
+
+
+def _without_held_out(parts: Parts, owned: Sequence[Integers], count: int) -> Integers:
+    """The rows of a part, which has so many, but for those that only held-out clients have."""
+    first, none = len(parts.names) - parts.held_out, np.zeros(0, dtype=np.int64)
+    alone = np.setdiff1d(np.concatenate([none, *owned[first:]]), np.concatenate([none, *owned[:first]]))
+    return np.setdiff1d(np.arange(count), alone)
+
+
+def _commonest(context: RunContext, rows: Integers, otherwise: Integers | None = None) -> Integers:
+    """The commonest class of these training examples, of each domain; `otherwise` of a domain that they have none of."""
+    train, domains = context.dataset.train, max(1, len(context.dataset.domains))
+    said = np.zeros(domains, dtype=np.int64) if otherwise is None else otherwise.copy()
+    for t in range(domains):
+        mine = train.labels[rows][train.domains[rows] == t] if context.dataset.domains else train.labels[rows]
+        if len(mine):
+            said[t] = np.bincount(mine).argmax()
+    return said
