@@ -90,7 +90,7 @@ def run(
 
     `fedlora run --data tickets.csv --method lora-a2 --rank 1 --alpha 0.01 --clients 30 --out runs/first`
     """
-    from fedlora.config import read_recipe, resolve, setting
+    from fedlora.config import read_recipe, resolve, setting, settings
 
     flags = {
         "method.name": method,
@@ -118,7 +118,7 @@ def run(
         for key, value in flags.items()
         if value is not None
     ]
-    layers += [setting(each) for each in set_ or []]
+    layers.append(settings(set_ or []))
     config = resolve(*layers)
     if dry_run:
         _rehearse(config, quiet)
@@ -159,7 +159,7 @@ def compare(
     from fedlora.comparison.recipe import Scale
     from fedlora.comparison.run import compare as start
     from fedlora.comparison.run import listing
-    from fedlora.config import setting
+    from fedlora.config import settings
 
     if list_:
         print(listing())
@@ -174,7 +174,7 @@ def compare(
     again = f"; go on with: {shlex.join(['fedlora', *sys.argv[1:]])}"
     try:
         with terminable():
-            failed = start(recipe, scales.get(scale or ""), out, jobs, [setting(each) for each in set_ or []], quiet)
+            failed = start(recipe, scales.get(scale or ""), out, jobs, [settings(set_ or [])], quiet)
     except KeyboardInterrupt as stop:
         _fail(f"stopped; what is complete is kept{again}", exit_status(stop))
     except OSError as error:
@@ -229,11 +229,11 @@ def data(
     Example: `fedlora data banking77 --clients 30 --alpha 0.01`
     """
     _check_place("--picture", picture, (".png",))
-    from fedlora.config import resolve, setting
+    from fedlora.config import resolve, setting, settings
 
     flags = {"data.source": source, "clients.count": clients, "data.alpha": alpha, "seed": seed}
     layers = [setting(f"{key}={json.dumps(value)}") for key, value in flags.items() if value is not None]
-    config = resolve(*layers, *(setting(each) for each in set_ or []))
+    config = resolve(*layers, settings(set_ or []))
     from fedlora.data.domains import deal
     from fedlora.data.load import load
     from fedlora.report.split import plot_split

@@ -382,6 +382,14 @@ def setting(assignment: str) -> dict[str, Any]:
     return dict(parsed)
 
 
+def settings(assignments: Iterable[str]) -> dict[str, Any]:
+    """The nested tables of several of them together, the later ones winning."""
+    merged: dict[str, Any] = {}
+    for each in assignments:
+        _merge(merged, setting(each))
+    return merged
+
+
 def to_toml(config: Config) -> str:
     """The whole resolved configuration; reading it back gives the same one."""
     import tomli_w

@@ -114,7 +114,8 @@ def in_words(summary: Mapping[str, Any]) -> str:
     if "held_out" in summary:
         said.append(f"held-out clients {percent(summary['held_out']['accuracy'])}")
     if final.get("clients_untrained"):
-        said.append(f"{final['clients_untrained']} of the clients have not trained yet")
+        count = final["clients_untrained"]
+        said.append(f"{count} client{'s have' if count > 1 else ' has'} not trained yet")
     if final.get("undecided"):
         said.append(f"no answer to {final['undecided']:,} texts")
     return "  ".join(said)

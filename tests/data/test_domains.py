@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedlora.config import ClientsConfig, Config, DataConfig, resolve, setting, to_toml
+from fedlora.config import ClientsConfig, Config, DataConfig, resolve, setting, settings, to_toml
 from fedlora.data.domains import deal, domain_counts, held_domains
 from fedlora.data.load import load
 from fedlora.data.partition import split
@@ -186,5 +186,7 @@ def test_a_key_by_two_of_its_names_in_one_file_is_refused() -> None:
     says = r"^clients\.tasks is what clients\.domains was called before, and both are given; give clients\.domains alone$"
     with pytest.raises(BadInput, match=says):
         resolve({"clients": {"tasks": 1, "domains": 1}})
+    with pytest.raises(BadInput, match=says):
+        resolve(settings(["clients.tasks=1", "clients.domains=1"]))  # a command line is one layer
     sources = {"data": {"source": ["a", "b"]}}
     assert resolve(sources, {"clients": {"tasks": 1}}, {"clients": {"domains": 2}}).clients.domains == 2
