@@ -13,9 +13,10 @@ from toy import Trainer, federate, make_clients, make_setup, play, same
 
 from fedlora import methods, types, wire
 from fedlora.check import refuse
-from fedlora.clients.state import ClientState, read
+from fedlora.clients.state import ClientState, StateStore
 from fedlora.config import HeadMode, TransformConfig, as_tables, resolve, to_toml
 from fedlora.errors import BadInput
+from fedlora.gather import mean
 from fedlora.history import History
 from fedlora.methods.fedit import FedIT, Up
 from fedlora.methods.lora_a2 import Up as RankUp
@@ -257,7 +258,7 @@ def test_the_server_refuses_what_it_cannot_read_and_takes_the_rest():
     ]
     transport = Fixed([Reply(client, up) for client, up in zip(setup.clients, [*bad, sent], strict=True)])
     ((server, tally, _),) = rounds(method, setup, Server(0, method.init(setup)), transport, lambda t: setup.clients, transforms)
-    assert transport.committed == [7] and sorted(tally.failed) == list(range(7))
+    assert tally.accepted == [7] and server.accepted == {7: 1} and sorted(tally.failed) == list(range(7))
     assert all("\n" not in why for why in tally.failed.values())
     for i, word in ((0, "did not go through"), (1, "empty"), (2, "cannot be read"), (3, "cannot be read"), (6, "lacks")):
         assert word in tally.failed[i]
@@ -396,18 +397,17 @@ def test_a_run_with_transforms_sends_less_and_still_learns(base: dict, tmp_path:
 
 
 def test_clients_that_are_refused_keep_the_memory_they_had(base: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedlora.server import loop
-
     kept = {}
     write = checkpoint.save
 
-    def spy(folder, server, places, *more):
-        kept[server.round] = {id: read(folder, place, [ClientState]) for id, place in places.items()}
-        return write(folder, server, places, *more)
+    def spy(folder, server, *more):
+        states = StateStore(tmp_path / "run" / "states", [ClientState])
+        kept[server.round] = {id: states.get(id, round) for id, round in server.accepted.items()}
+        return write(folder, server, *more)
 
     monkeypatch.setattr(checkpoint, "save", spy)
-    real = loop.refuse
-    monkeypatch.setattr(loop, "refuse", lambda up, m, s, c: "no" if c.id == 1 and len(kept) == 1 else real(up, m, s, c))
+    real = mean.refuse
+    monkeypatch.setattr(mean, "refuse", lambda up, m, s, c: "no" if c.id == 1 and len(kept) == 1 else real(up, m, s, c))
     clients, train = {"count": 4, "rank": 2, "sample": 4}, base["train"] | {"rounds": 3}
     config = resolve(base, {"method": {"name": "fedit"}, "clients": clients, "train": train, "transform": [TOPK]})
     execute(config, tmp_path / "run", False, Silent())
