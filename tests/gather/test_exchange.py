@@ -6,6 +6,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+import torch
 from served import rounds
 from toy import Trainer, federate, make_clients, make_setup, play, same
 
@@ -64,6 +65,30 @@ def test_of_two_answers_the_first_counts_and_of_strangers_none() -> None:
 
     found = asked(Script(scripted))
     assert sorted(found) == [0, 1, 2, 3] and all(isinstance(body, Reply) for body in found.values())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"client": [0]},
+        {"client": torch.tensor(0)},
+        {"client": False},
+        {"envelope": None},
+        {"envelope": Envelope(5, torch.ones(2))},
+        {"body": Behind("3")},
+        {"body": Behind(None)},
+        {"body": Lost(7)},
+    ],
+    ids=str,
+)
+def test_an_answer_that_no_worker_would_give_is_none(change: dict[str, Any]) -> None:
+    """Bytes that decode may hold anything in any field."""
+
+    def scripted(turn: int, asks: Sequence[TrainAsk]) -> list[Answer]:
+        good = replies(asks)
+        return [replace(good[0], **change), *good[1:]]
+
+    assert sorted(asked(Script(scripted))) == [1, 2, 3]
 
 
 def test_who_is_behind_or_forgot_is_asked_once_more_in_another_envelope() -> None:

@@ -175,7 +175,8 @@ def make(tried: Tried, dtype: torch.dtype, settings: TrainConfig, rows: int = AL
     """A trainer on a copy of the model, which fills a pass with so many tokens."""
     pretrained = copy.deepcopy(tried.pretrained)
     _fit(pretrained.model, dtype)
-    return Trainer(pretrained, tried.findings.targets, settings, CPU, dtype, rows=rows, form=tried.findings.form)
+    settings = settings.model_copy(update={"rows": rows})
+    return Trainer(pretrained, tried.findings.targets, settings, CPU, dtype, form=tried.findings.form)
 
 
 def start(trainer: Trainer, rank: int = RANK) -> Factors:

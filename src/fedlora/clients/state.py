@@ -2,14 +2,15 @@
 
     states/round-00005-0.states     what the clients that worker 0 played in round 5 keep, one record after the other
 
-A record is on disk before the reply that rests on it leaves, and is never changed. The server
-names in each ask the round that its client goes on from: that one stays, the one before it (the server may fall back to an older
-checkpoint), the best one, and newer ones that no ask has named yet. A file goes when no record in it is needed any more. Nobody is
-told that a reply counted or not, so a crash at any moment, a lost reply or an older checkpoint need no repair.
+A record is on disk before the reply that rests on it leaves, and is never changed. The server names in each ask the round that
+its client goes on from: that one stays, the one before it (the server may fall back to an older checkpoint), the best one, and
+newer ones that no ask has named yet. A file goes when no record in it is needed any more. Nobody is told that a reply counted or
+not, so a crash at any moment, a lost reply or an older checkpoint need no repair.
 """
 
 import os
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -62,6 +63,7 @@ class StateStore:
         self.worker = worker
         self._classes = list(classes)
         self._places: dict[int, dict[int, Location]] = {}  # client -> round -> where
+        self._needed: Counter[str] = Counter()  # file -> how many of its records are among those
         self._ends: dict[str, int] = {}  # file -> where its whole records end
         self._waiting: dict[int, list[tuple[int, ClientState]]] = {}
         for file in sorted(self.folder.glob("round-*.states")):
@@ -96,7 +98,7 @@ class StateStore:
                 for id, state in records:
                     data = wire.encode(state)
                     file.write(RECORD.pack(MAGIC, id, len(data), bytes.fromhex(digest(data))))
-                    self._places.setdefault(id, {})[round] = Location(name, file.tell(), len(data), digest(data))
+                    self._note(id, round, Location(name, file.tell(), len(data), digest(data)))
                     file.write(data)
                 self._ends[name] = file.tell()
                 # Of clients that keep nothing, nothing is lost where the disk loses it.
@@ -109,13 +111,20 @@ class StateStore:
         """The server goes on from `held`: forget the rounds before it but for the last of them and `best`."""
         own = self._places.get(id, {})
         before = [round for round in own if round < held]
-        gone = set(before) - {max(before, default=0), best}
-        files = {own.pop(round).file for round in gone}
-        if files:
-            needed = {place.file for places in self._places.values() for place in places.values()}
-            for name in files - needed:
+        for round in set(before) - {max(before, default=0), best}:
+            name = own.pop(round).file
+            self._needed[name] -= 1
+            if not self._needed[name]:
                 (self.folder / name).unlink(missing_ok=True)
                 self._ends.pop(name, None)
+
+    def _note(self, id: int, round: int, place: Location) -> None:
+        """The newest record of a client's round is the one that counts."""
+        own = self._places.setdefault(id, {})
+        if round in own:
+            self._needed[own[round].file] -= 1
+        own[round] = place
+        self._needed[place.file] += 1
 
     def _read_records(self, file: Path) -> None:
         """Note where the whole records of a file lie."""
@@ -128,7 +137,7 @@ class StateStore:
                 start = stream.tell()
                 if magic != MAGIC or length < 0 or start + length > size:
                     return
-                self._places.setdefault(id, {})[round] = Location(file.name, start, length, its_digest.hex())
+                self._note(id, round, Location(file.name, start, length, its_digest.hex()))
                 self._ends[file.name] = stream.seek(length, os.SEEK_CUR)
 
 

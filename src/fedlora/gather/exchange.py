@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from fedlora.messages import Answer, Behind, Body, Envelope, Forgot, ScoreAsk, TrainAsk, Transport
+from fedlora.messages import Answer, Behind, Body, Envelope, Forgot, Lost, ScoreAsk, TrainAsk, Transport
 
 Asked = TypeVar("Asked", TrainAsk, ScoreAsk)
 
@@ -32,5 +32,16 @@ def _first(asks: Sequence[Asked], transport: Transport, envelope: Envelope) -> I
     """Each ask with the first answer to it."""
     expected = {ask.client.id: ask for ask in asks}
     for answer in transport.exchange([replace(ask, envelope=envelope) for ask in asks]):
-        if isinstance(answer, Answer) and answer.envelope == envelope and answer.client in expected:
+        if _well_formed(answer) and answer.envelope == envelope and answer.client in expected:
             yield expected.pop(answer.client), answer.body
+
+
+def _well_formed(answer: Any) -> bool:
+    """Whether an answer can be looked at: another machine may have put anything into it."""
+    if not isinstance(answer, Answer) or not isinstance(answer.envelope, Envelope):
+        return False
+    numbers = [answer.client, answer.envelope.incarnation, answer.envelope.exchange]
+    if isinstance(answer.body, Behind):
+        numbers.append(answer.body.version)
+    said = answer.body.why if isinstance(answer.body, Lost) else ""
+    return all(type(n) is int for n in numbers) and isinstance(said, str)

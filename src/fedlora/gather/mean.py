@@ -71,10 +71,8 @@ class Mean:
         if not isinstance(body, Reply):
             return f"it answers with {type(body).__name__}"
         try:
-            up, head = (
-                cast(self.transforms.unpack(body.up), self.setup.dtype),
-                {n: x.to(self.setup.dtype) for n, x in body.head.items()},
-            )
+            up = cast(self.transforms.unpack(body.up), self.setup.dtype)
+            head = {n: x.to(self.setup.dtype) for n, x in body.head.items()}
             why = refuse(up, self.method, self.setup, ask.client) or unasked(up, self.method, state, ask.client, ask.round)
             why = why or _refuse_head(head, ask.head)
         except (ValueError, *DAMAGE) as error:

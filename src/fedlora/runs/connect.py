@@ -118,8 +118,7 @@ def score_held_out(context: RunContext, connection: Connection, server: Server) 
     return {
         "clients": len(found.sums),
         "examples": metrics.count(sums),
-        "accuracy": metrics.accuracy(sums),
-        "macro_f1": metrics.macro_f1(sums),
+        **metrics.scores(sums),
         "commonest_accuracy": metrics.commonest_accuracy(sums),
         "client_accuracy": {names[id]: found.accuracy(id) for id in sorted(found.sums)},
     } | ({"clients_not_scored": [names[id] for id in found.lost]} if found.lost else {})

@@ -22,19 +22,15 @@ def load_saved(run: Path, config: Config, clients: Sequence[Client], method: Met
     counted, the rows do. BadInput when there is none but damaged ones."""
     states = StateStore(run / STATES, wire.message_classes(method))
 
-    def completed(saved: Saved) -> Saved:
-        if saved.server.accepted:
-            return saved
-        accepted = accepted_by(read_rows(run)[: saved.server.round], sampler(clients, config.seed, config.clients.sample))
-        return replace(saved, server=replace(saved.server, accepted=accepted))
+    def whole(saved: Saved) -> Saved:
+        if not saved.server.accepted:
+            accepted = accepted_by(read_rows(run)[: saved.server.round], sampler(clients, config.seed, config.clients.sample))
+            saved = replace(saved, server=replace(saved.server, accepted=accepted))
+        for client in saved.server.accepted:
+            state_of(run, saved, method, client, states)
+        return saved
 
-    def sound(saved: Saved) -> None:
-        whole = completed(saved)
-        for client in whole.server.accepted:
-            state_of(run, whole, method, client, states)
-
-    found = checkpoint.load(run / CHECKPOINT, method, round, sound)
-    return None if found is None else completed(found)
+    return checkpoint.load(run / CHECKPOINT, method, round, whole)
 
 
 def state_of(run: Path, saved: Saved, method: Method, client: int, states: StateStore | None = None) -> ClientState:

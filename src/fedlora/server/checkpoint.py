@@ -45,12 +45,11 @@ def started(folder: Path) -> int:
     server may have to be told more than once."""
     folder.mkdir(exist_ok=True)
     file = folder / INCARNATION
+    before = 0
     with suppress(OSError, ValueError):
         before = int(file.read_text())
-        write_whole(file, str(before + 1).encode())
-        return before + 1
-    write_whole(file, b"1")
-    return 1
+    write_whole(file, str(before + 1).encode())
+    return before + 1
 
 
 def save(folder: Path, server: Server, config: Mapping[str, Any] | None = None, best: int | None = None) -> None:
@@ -78,11 +77,14 @@ def configured(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def load(folder: Path, method: Any, round: int | None = None, sound: Callable[[Saved], None] = lambda saved: None) -> Saved | None:
+Whole = Callable[[Saved], Saved]
+
+
+def load(folder: Path, method: Any, round: int | None = None, whole: Whole = lambda saved: saved) -> Saved | None:
     """The newest generation that is whole, or that of a round; None when there is none at all.
 
     Args:
-        sound: raises ValueError where what the generation rests on elsewhere is damaged.
+        whole: completes what a generation says from elsewhere; raises ValueError where what it rests on there is damaged.
 
     Raises:
         BadInput: there are generations, and each is damaged; names the files.
@@ -91,9 +93,7 @@ def load(folder: Path, method: Any, round: int | None = None, sound: Callable[[S
     manifests = _manifests(folder) if round is None else [_manifest(folder, round)]
     for manifest in reversed(manifests):
         try:
-            saved = _load(manifest, method, tuple(problems))
-            sound(saved)
-            return saved
+            return whole(_load(manifest, method, tuple(problems)))
         except (ValueError, KeyError, TypeError, OSError) as error:
             problems.append(f"{manifest.parent.name}/{manifest.name}: {error}")
     if problems:

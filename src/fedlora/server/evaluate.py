@@ -67,8 +67,7 @@ def evaluate(federation: Federation, server: Server, panel: Panel) -> tuple[dict
     found = {part: score(federation, server, asks, panel) for part, asks in asked.items()}
     test, sums = found[TEST], found[TEST].total(panel.classes)
     row: dict[str, Any] = {
-        "accuracy": metrics.accuracy(sums),
-        "macro_f1": metrics.macro_f1(sums),
+        **metrics.scores(sums),
         "commonest_accuracy": metrics.commonest_accuracy(sums),
         "examples_scored": metrics.count(sums),
         "clients_scored": len(test.sums) if panel.own else 0,
@@ -88,7 +87,7 @@ def evaluate(federation: Federation, server: Server, panel: Panel) -> tuple[dict
         row["domain_accuracy"] = {name: share for name, share in own.items() if share == share}
     if VALIDATION in found:
         held = found[VALIDATION].total(panel.classes)
-        row |= {"validation_accuracy": metrics.accuracy(held), "validation_macro_f1": metrics.macro_f1(held)}
+        row |= {f"validation_{name}": share for name, share in metrics.scores(held).items()}
     return row, torch.from_numpy(sums["confusion"][:, :-1].copy())
 
 

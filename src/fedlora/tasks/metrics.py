@@ -55,5 +55,10 @@ def macro_f1(sums: Mapping[str, Array]) -> float:
     return float((2 * hits[either > 0] / either[either > 0]).mean()) if taken.any() else float("nan")
 
 
+def scores(sums: Mapping[str, Array]) -> dict[str, float]:
+    """The scores of a model, by name; the first is the one that runs are compared by."""
+    return {"accuracy": accuracy(sums), "macro_f1": macro_f1(sums)}
+
+
 def _share(right: int, of: int) -> float:
     return right / of if of else float("nan")

@@ -53,7 +53,6 @@ class Trainer:
         device: torch.device,
         dtype: torch.dtype,
         domains: Mapping[str, range] | None = None,
-        rows: int | None = None,
         form: Form | None = None,
     ) -> None:
         self.settings, self.device, self.dtype = settings, device, dtype
@@ -62,7 +61,7 @@ class Trainer:
         if form is None:
             form = Form() if device.type == "meta" else try_model(pretrained.model, targets, 128).form
         self.base = ResidentBase(pretrained, targets, device, dtype)
-        self.forward = Forward(self.base, form, self.pad, domains or {}, rows or settings.rows or ROWS[device.type])
+        self.forward = Forward(self.base, form, self.pad, domains or {}, settings.rows or ROWS[device.type])
         self.scorer = Scorer(self.forward, first, ROWS[device.type])
         self.shapes, self.params, self.pretrained = self.base.shapes, self.base.params, self.base.pretrained
 

@@ -126,4 +126,4 @@ class Processes:
             answer = wire.decode(data, self.classes)
         except ValueError:
             return None
-        return answer if isinstance(answer, Answer) else None
+        return answer if isinstance(answer, Answer) and type(answer.client) is int else None
