@@ -14,12 +14,13 @@ from benchmarks.peers import peft_loop
 from fedlora import seeds
 from fedlora.clients.worker import Examples, Worker
 from fedlora.config import Config, HeadMode
+from fedlora.data.dataset import Schema
+from fedlora.data.encoded import Encoded
 from fedlora.gather.mean import Mean
 from fedlora.models.load import from_config
-from fedlora.runs.prepare import make_method, make_setup, make_trainer, try_pretrained
+from fedlora.runs.prepare import make_method, make_setup, make_task, make_trainer, try_pretrained
 from fedlora.server.loop import Federation, Server, play_round
 from fedlora.server.sampling import sampler
-from fedlora.training.encode import Encoded
 from fedlora.transports.inprocess import InProcess
 from fedlora.types import Client, Factors, Setup
 
@@ -44,14 +45,15 @@ class Shape:
         for k in range(self.clients):
             draw = seeds.generator(seed, "bench", k)
             ids = draw.integers(4, vocabulary, (count, self.tokens), dtype=np.int32)
-            out[k] = Encoded(tuple(ids), draw.integers(0, classes, count))
+            out[k] = Encoded(tuple(ids), draw.integers(0, classes, count), np.full(count, self.tokens))
         return out
 
 
 def fedlora(config: Config, model: PretrainedConfig, data: Mapping[int, Encoded]) -> tuple[Side, Setup]:
     """Our rounds over a random model."""
     pretrained = from_config(model, None, config.seed)
-    trainer = make_trainer(config, pretrained, try_pretrained(config, pretrained))
+    schema = Schema(tuple(map(str, range(model.num_labels))))
+    trainer = make_trainer(config, pretrained, try_pretrained(config, pretrained), make_task(config).bind(schema))
     rank = config.clients.rank
     assert isinstance(rank, int)
     setup = make_setup(config, trainer, [Client(k, rank, len(own)) for k, own in data.items()])

@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.harness import Sample, Side
 from fedlora.config import Config, as_tables, resolve
+from fedlora.data.encoded import Encoded
 from fedlora.gather.gather import RoundCounts
 from fedlora.listener import Quiet
 from fedlora.runs.connect import Connection, connected
@@ -14,7 +15,6 @@ from fedlora.runs.prepare import prepare
 from fedlora.server.evaluate import evaluate
 from fedlora.server.loop import Server, play_round
 from fedlora.training.batched import Trainer
-from fedlora.training.encode import Encoded
 
 # The published setting: thirty clients of a strongly heterogeneous split, rank 8 on every linear layer of the blocks. The head is
 # frozen and dropout is off, here and for every peer.
@@ -80,7 +80,7 @@ def side(context: RunContext, rounds: int = 1, passes: int = 1) -> Side:
 
 def work(seconds: float, clients: Sequence[Encoded], times: int) -> Sample:
     """A sample of so many passes over the clients' examples."""
-    tokens = sum(len(ids) for data in clients for ids in data.ids)
+    tokens = sum(len(ids) for data in clients for ids in data.inputs)
     return Sample(seconds, times * sum(map(len, clients)), times * tokens)
 
 

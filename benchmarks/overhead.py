@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks import harness, ours
 from benchmarks.harness import Row
 from benchmarks.peers import flower_sim
+from fedlora.data.encoded import Encoded
 from fedlora.listener import Quiet
 from fedlora.runs import play
 from fedlora.runs.connect import connected
@@ -24,7 +25,6 @@ from fedlora.runs.context import RunContext
 from fedlora.runs.record import Record
 from fedlora.server.checkpoint import Saved
 from fedlora.server.loop import Server
-from fedlora.training.encode import Encoded
 from fedlora.types import Client
 
 SHARE, EACH_MS = 0.03, 1.0  # the targets: of the round, and of a client
@@ -60,9 +60,10 @@ def populated(context: RunContext, population: Population, each: int) -> RunCont
     rank = context.config.clients.rank
     assert isinstance(rank, int)
     whole = list(context.train.values())
-    ids = tuple(x for data in whole for x in data.ids)
-    labels = np.concatenate([data.labels for data in whole])
-    pool = [Encoded(ids[k * each : (k + 1) * each], labels[k * each : (k + 1) * each]) for k in range(POOL)]
+    ids = tuple(x for data in whole for x in data.inputs)
+    labels, sizes = (np.concatenate([getattr(data, name) for data in whole]) for name in ("targets", "sizes"))
+    whole_pool = Encoded(ids, labels, sizes)
+    pool = [whole_pool.take(np.arange(k * each, (k + 1) * each)) for k in range(POOL)]
     clients = tuple(Client(k, rank, each) for k in range(population.clients))
     config = ours.configured(
         ours.configured_tables(context.config),

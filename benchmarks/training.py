@@ -21,7 +21,7 @@ def peft(context: RunContext, autocast: torch.dtype | None = None, rank: int | N
     config = context.config
     own = config.clients.rank if rank is None else rank
     assert isinstance(own, int)
-    model = peft_loop.load(config.model.source, len(context.roster.label_names), config.seed)
+    model = peft_loop.load(config.model.source, len(context.roster.schema.label_names), config.seed)
     model = peft_loop.adapted(model, own, config.model.lora_alpha, list(context.setup.shapes))
     return Loop(model, config.train, context.trainer.pad, config.seed, autocast=autocast)
 
@@ -78,7 +78,7 @@ def run(name: str, title: str, tables: Mapping[str, Any], targets: Mapping[str, 
 def facts(context: RunContext, measured: Measured) -> dict[str, Any]:
     """What was run, and on which peak the shares stand."""
     sizes = [len(context.train[c.id]) for c in context.setup.clients]
-    lengths = [len(ids) for data in context.train.values() for ids in data.ids]
+    lengths = [len(ids) for data in context.train.values() for ids in data.inputs]
     return {
         "config": ours.configured_tables(context.config),
         "examples": sum(sizes),

@@ -107,9 +107,9 @@ class Cluster:
 
 def another(context: RunContext, out: Path, number: int) -> Worker:
     """A worker with a model of its own."""
-    pretrained = load_pretrained(context.config, context.roster)
+    pretrained = load_pretrained(context.config, context.roster.schema)
     findings = try_pretrained(context.config, pretrained)
-    trainer = make_trainer(context.config, pretrained, findings, context.dataset.domains)
+    trainer = make_trainer(context.config, pretrained, findings, context.trainer.objective)
     trainer.rows = context.trainer.rows
     return make_worker(replace(context, trainer=trainer), out / STATES, 1 + number)
 

@@ -16,11 +16,10 @@ ALLOWED: dict[str, set[str]] = {
     "signals": set(),
     "recipes": set(),
     "algebra": set(),
-    "listener": set(),
+    "listener": {"tasks/metrics"},
     "disk": LEAVES,
     "types": LEAVES,
     "settings": LEAVES,
-    "summary": LEAVES,
     "history": {"types", "algebra", "seeds"},
     "config": {"settings", *LEAVES},
     "methods": {"settings", *VALUES},
@@ -29,17 +28,19 @@ ALLOWED: dict[str, set[str]] = {
     "messages": VALUES,
     "transforms": {"wire", "settings", "config", *VALUES},
     "gather": {"messages", "transforms", "check", "wire", *VALUES},
-    "reference": {"config", "methods", "transforms", "settings", *LEAVES},
+    "reference": {"config", "methods", "tasks", "transforms", "settings", *LEAVES},
+    "summary": {"tasks/metrics", *LEAVES},
     "data": {"config", *LEAVES},
     "models": {"config", *VALUES},
-    "tasks": set(),
-    "training": {"tasks", "models", "config", *VALUES},
-    "clients": {"training", "transforms", "messages", "config", "wire", "disk", *VALUES},
+    "tasks/metrics": set(),  # for those that have no torch
+    "tasks": {"models", "data", "config", "settings", *LEAVES},
+    "training": {"tasks", "models", "data", "config", *VALUES},
+    "clients": {"training", "data", "transforms", "messages", "config", "wire", "disk", *VALUES},
     # No training and no client: a server has neither data nor, where it need not, a model.
     "server": {"gather", "tasks/metrics", "messages", "transforms", "wire", "disk", *VALUES},
     "transports": {"clients", "messages", "wire", *VALUES},
     # Reads folders, and nothing of what makes them.
-    "report": {"methods", "data", "config", "summary", *LEAVES},
+    "report": {"methods", "tasks/metrics", "data", "config", "summary", *LEAVES},
     "runs": {
         *("report", "server", "gather", "transports", "clients", "training", "tasks", "models", "data", "methods", "transforms"),
         *("messages", "check", "wire", "summary", "config", "settings", "disk", "listener"),
@@ -51,6 +52,7 @@ ALLOWED: dict[str, set[str]] = {
         "transforms",
         "report",
         "models",
+        "tasks",
         "data",
         "training",
         "settings",
@@ -60,7 +62,7 @@ ALLOWED: dict[str, set[str]] = {
         "listener",
         *VALUES,
     },
-    "cli": {"comparison", "runs", "report", "methods", "data", "reference", "summary", "signals", "config", *LEAVES},
+    "cli": {"comparison", "runs", "report", "methods", "tasks", "data", "reference", "summary", "signals", "config", *LEAVES},
 }
 
 

@@ -8,9 +8,11 @@ import pytest
 
 from fedlora.errors import BadInput
 from fedlora.summary import advice, best_round, complete, exhausted, in_words, read, read_rows, rounds, summarise, to_written
+from fedlora.tasks.metrics import CLASSIFICATION, Metric
 
 TRAFFIC = ["upload_params", "upload_bytes", "download_params", "download_bytes"]
 SECONDS = [f"{part}_s" for part in ("wall", "train", "evaluate", "aggregate", "wire", "other")]
+ACCURACY = CLASSIFICATION[0]
 PLAYED: dict[str, Any] = dict.fromkeys([*TRAFFIC, *SECONDS, "failed"], 1)
 
 
@@ -18,7 +20,7 @@ def rows(*validation: float | None) -> list[dict[str, Any]]:
     """Rows whose test accuracy falls, so that the best on the test set is always the first."""
     return [
         PLAYED
-        | {"round": t, "accuracy": 1 - t / 10, "macro_f1": 0.5, "loss": 1.0}
+        | {"round": t, "accuracy": 1 - t / 10, "metric": "accuracy", "score": 1 - t / 10, "macro_f1": 0.5, "loss": 1.0}
         | ({} if score is None else {"validation_accuracy": score})
         for t, score in enumerate(validation, start=1)
     ]
@@ -26,21 +28,34 @@ def rows(*validation: float | None) -> list[dict[str, Any]]:
 
 def test_the_result_is_the_best_by_validation_the_first_of_equals_and_never_by_the_test_set() -> None:
     found = rows(0.2, 0.7, None, 0.7, 0.6)
-    assert best_round(found) == 2 and len(to_written(found)) == 2
-    summary = summarise(found)
+    assert best_round(found, ACCURACY) == 2 and len(to_written(found, ACCURACY)) == 2
+    summary = summarise(found, CLASSIFICATION)
     assert summary["written"] == {"round": 2, "by": "validation"} and summary["rounds"] == 5
     assert summary["final"]["accuracy"] == 0.8 and summary["final"]["validation_accuracy"] == 0.7
     assert summary["totals"]["upload_bytes"] == 5
-    without = summarise(rows(None, None, None))
+    without = summarise(rows(None, None, None), CLASSIFICATION)
     assert without["written"] == {"round": 3, "by": "last"} and without["final"]["accuracy"] == pytest.approx(0.7)
     assert "best" not in without and rounds(without) == "3 rounds" and rounds(summary) == "round 2 of 5"
 
 
 def test_patience_counts_scored_rounds_since_the_best() -> None:
-    assert not exhausted(rows(0.2, 0.7, 0.1), 2)
-    assert not exhausted(rows(0.2, 0.7, 0.1, None, None), 2)
-    assert exhausted(rows(0.2, 0.7, 0.1, None, 0.7), 2)
-    assert not exhausted(rows(0.2, 0.7, 0.1, 0.1, 0.1), None) and not exhausted(rows(None, None), 1) and not exhausted([], 1)
+    assert not exhausted(rows(0.2, 0.7, 0.1), 2, ACCURACY)
+    assert not exhausted(rows(0.2, 0.7, 0.1, None, None), 2, ACCURACY)
+    assert exhausted(rows(0.2, 0.7, 0.1, None, 0.7), 2, ACCURACY)
+    assert (
+        not exhausted(rows(0.2, 0.7, 0.1, 0.1, 0.1), None, ACCURACY)
+        and not exhausted(rows(None, None), 1, ACCURACY)
+        and not exhausted([], 1, ACCURACY)
+    )
+
+
+def test_where_lower_is_better_the_result_is_the_lowest() -> None:
+    error = Metric("mse", "mean squared error", unit="", better="lower", baseline="constant_mse", constant="the mean")
+    found = [{"round": t, "validation_mse": score} for t, score in enumerate((0.4, 0.2, 0.2, 0.3), start=1)]
+    assert best_round(found, error) == 2 and exhausted(found, 2, error) and not exhausted(found, 3, error)
+    final = {"score": 0.25, "mse": 0.25, "validation_mse": 0.2, "constant_mse": 0.24}
+    assert in_words({"final": final}, [error]) == "mean squared error 0.25  validation 0.2  mean 0.24"
+    assert list(advice([], {"final": final, "written": {"round": 4}}, error)) == ["no better than always answering the mean"]
 
 
 def test_a_run_that_stopped_early_is_complete() -> None:
@@ -48,20 +63,20 @@ def test_a_run_that_stopped_early_is_complete() -> None:
 
 
 def test_scores_in_words() -> None:
-    final = {"accuracy": 0.5, "validation_accuracy": 0.625, "macro_f1": None, "commonest_accuracy": 0.25, "loss": 1.0}
-    assert in_words({"final": final}) == "accuracy 50.0 %  validation 62.5 %  macro F1 -  commonest class 25.0 %"
-    assert in_words({"final": {"accuracy": None}}) == "accuracy -"
-    personal = {"final": {"accuracy": 0.5}, "clients": {"worst_tenth": 0.25}}
-    assert in_words(personal) == "accuracy of clients' own models 50.0 %"
+    final = {"score": 0.5, "accuracy": 0.5, "validation_accuracy": 0.625, "macro_f1": None, "commonest_accuracy": 0.25, "loss": 1.0}
+    assert in_words({"final": final}, CLASSIFICATION) == "accuracy 50.0 %  validation 62.5 %  macro F1 -  commonest class 25.0 %"
+    assert in_words({"final": {"score": None}}, CLASSIFICATION) == "accuracy -"
+    personal = {"final": {"score": 0.5}, "clients": {"worst_tenth": 0.25}}
+    assert in_words(personal, CLASSIFICATION) == "accuracy of clients' own models 50.0 %"
 
 
 def test_advice() -> None:
     falling = [row | {"loss": 1 / row["round"]} for row in rows(*[None] * 8)]
-    summary = summarise(falling)
-    assert list(advice(falling, summary)) == ["the training loss still falls, so more rounds may help"]
+    summary = summarise(falling, CLASSIFICATION)
+    assert list(advice(falling, summary, ACCURACY)) == ["the training loss still falls, so more rounds may help"]
     poor = summary | {"final": summary["final"] | {"commonest_accuracy": 0.2}}
-    assert "no better than always answering the commonest class" in list(advice(falling, poor))
-    assert not list(advice(rows(*[None] * 8), summary))
+    assert "no better than always answering the commonest class" in list(advice(falling, poor, ACCURACY))
+    assert not list(advice(rows(*[None] * 8), summary, ACCURACY))
 
 
 @pytest.mark.parametrize(
@@ -83,12 +98,13 @@ def test_a_damaged_row_is_named(text: str, line: int, tmp_path: Path) -> None:
 def test_a_line_that_a_kill_cut_off_does_not_count(tmp_path: Path) -> None:
     assert read_rows(tmp_path) == []
     (tmp_path / "metrics.jsonl").write_text('{"round": 1}\n{"round": 2')
-    assert read_rows(tmp_path) == [{"round": 1}]
+    assert read_rows(tmp_path) == [{"round": 1, "metric": "accuracy", "score": None}]
 
 
 def test_a_key_of_an_earlier_version_is_read_by_its_name_of_today(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"round": 1, "task_accuracy": {"a": 0.5}}\n')
-    assert read_rows(tmp_path) == [{"round": 1, "domain_accuracy": {"a": 0.5}}]
+    (tmp_path / "metrics.jsonl").write_text('{"round": 1, "accuracy": 0.5, "task_accuracy": {"a": 0.5}}\n')
+    now = {"metric": "accuracy", "score": 0.5}  # what earlier versions did not say
+    assert read_rows(tmp_path) == [{"round": 1, "accuracy": 0.5, "domain_accuracy": {"a": 0.5}, **now}]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"rounds": 3}', "\xff"])
@@ -102,4 +118,4 @@ def test_no_summary_and_a_whole_one(tmp_path: Path) -> None:
     assert read(tmp_path) is None
     whole = {"rounds": 3, "final": {"accuracy": None}}
     (tmp_path / "summary.json").write_text(json.dumps(whole))
-    assert read(tmp_path) == whole
+    assert read(tmp_path) == {"rounds": 3, "final": {"accuracy": None, "metric": "accuracy", "score": None}}

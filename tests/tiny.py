@@ -4,6 +4,7 @@ import csv
 import io
 import sys
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,15 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from fedlora import cli
+from fedlora.config import DataConfig, ModelConfig
+from fedlora.data.dataset import Dataset, Domain, Schema
+from fedlora.data.encoded import Encoded
+from fedlora.data.load import load as load_data
+from fedlora.models.load import Pretrained
+from fedlora.tasks.base import Objective
+from fedlora.tasks.metrics import Metric
+from fedlora.tasks.text_classification import TextClassification
 from fedlora.training.batched import Trainer
-from fedlora.training.encode import Encoded
 from fedlora.training.learner import Job, Outcome
 from fedlora.training.score import ScoreJob
 from fedlora.types import Model, Tensors
@@ -94,6 +102,26 @@ def save_data(folder: Path, train: int = 90, test: int = 45) -> Path:
     return folder
 
 
+TASK = TextClassification()
+
+
+def load(config: DataConfig, seed: int) -> Dataset:
+    """A data set of texts with classes."""
+    return load_data(TASK, config, seed)
+
+
+def objective(**domains: range) -> Objective:
+    """Classification of texts among three classes, or among those of domains."""
+    own = tuple(Domain(name, classes.start, len(classes)) for name, classes in domains.items())
+    count = max((classes.stop for classes in domains.values()), default=3)
+    return TASK.bind(Schema(tuple(f"c{i}" for i in range(count)), own))
+
+
+def load_model(config: ModelConfig, label_names: Sequence[str], seed: int) -> Pretrained:
+    """A classifier of texts."""
+    return TASK.load(config, Schema(tuple(label_names)), seed)
+
+
 def train_one(trainer: Trainer, job: Job) -> Outcome:
     """The outcome of one job alone."""
     ((_, outcome),) = trainer.train(deque([job]))
@@ -118,7 +146,7 @@ class Silent:
 
     def stage(self, text: str) -> None: ...
 
-    def begin(self, first: int, last: int, clients: int) -> None: ...
+    def begin(self, first: int, last: int, clients: int, metric: Metric) -> None: ...
 
     def examples(self, count: int) -> None: ...
 

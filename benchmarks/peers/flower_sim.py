@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from fedlora.config import TrainConfig
-from fedlora.training.encode import Encoded
+from fedlora.data.encoded import Encoded
 
 ROOT = Path(__file__).parents[2]
 WARM = 4  # clients of the first round
@@ -81,8 +81,8 @@ def installed() -> bool:
 def describe(context: Any, pool: Sequence[Encoded], folder: Path, **how: Any) -> Job:
     """The job of a run like `context`'s; writes the clients' examples, one file each, to `folder`."""
     for i, data in enumerate(pool):
-        lengths = [len(ids) for ids in data.ids]
-        np.savez(folder / f"{i}.npz", ids=np.concatenate(data.ids), lengths=lengths, labels=data.labels)
+        lengths = [len(ids) for ids in data.inputs]
+        np.savez(folder / f"{i}.npz", ids=np.concatenate(data.inputs), lengths=lengths, labels=data.targets)
     config = context.config
     common = {
         "data": str(folder),
@@ -92,7 +92,7 @@ def describe(context: Any, pool: Sequence[Encoded], folder: Path, **how: Any) ->
         "rounds": 1,
         "source": config.model.source,
         "modules": list(context.setup.shapes),
-        "num_labels": len(context.roster.label_names),
+        "num_labels": len(context.roster.schema.label_names),
         "rank": config.clients.rank,
         "alpha": config.model.lora_alpha,
         "seed": config.seed,
@@ -154,7 +154,7 @@ def train(message: Any, context: Any) -> Any:
         "num-examples": len(data),
         "train_s": done - loaded,
         "load_s": loaded - begun,
-        "tokens": sum(map(len, data.ids)),
+        "tokens": sum(map(len, data.inputs)),
         "pid": os.getpid(),
     }
     content = RecordDict({"arrays": ArrayRecord(state), "metrics": MetricRecord(metrics)})
@@ -174,7 +174,7 @@ def _kept_model(job: str) -> Any:
 
 def _read(file: Path) -> Encoded:
     found = np.load(file)
-    return Encoded(tuple(np.split(found["ids"], np.cumsum(found["lengths"])[:-1])), found["labels"])
+    return Encoded(tuple(np.split(found["ids"], np.cumsum(found["lengths"])[:-1])), found["labels"], found["lengths"])
 
 
 def main(file: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.harness import Sample, Side
 from benchmarks.ours import work
 from benchmarks.peers.peft_loop import Loop, State, get_state, orders, set_state
-from fedlora.training.encode import Encoded
+from fedlora.data.encoded import Encoded
 
 LR_SCALE = {"lora_B": 5.0}  # LoRA+
 

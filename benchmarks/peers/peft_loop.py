@@ -22,8 +22,8 @@ from benchmarks.harness import Sample, Side
 from benchmarks.ours import work
 from fedlora import seeds
 from fedlora.config import TrainConfig
+from fedlora.data.encoded import Encoded
 from fedlora.models.load import draw, locate
-from fedlora.training.encode import Encoded
 from fedlora.types import Factors
 
 State = dict[str, Tensor]  # of the adapter, as PEFT names it
@@ -118,23 +118,23 @@ class Loop:
     def loss(self, data: Encoded, where: np.ndarray) -> Tensor:
         with self._precision():
             logits = self.model(**self._batch(data, where)).logits
-        labels = torch.from_numpy(data.labels[where]).to(self.device, non_blocking=True)
+        labels = torch.from_numpy(data.targets[where]).to(self.device, non_blocking=True)
         return cross_entropy(logits.float(), labels)
 
     @torch.no_grad()
     def accuracy(self, state: State, data: Encoded) -> float:
         """The share of examples that the model with this adapter gets right."""
         set_state(self.model, state)
-        order = np.argsort([len(ids) for ids in data.ids], kind="stable")
+        order = np.argsort([len(ids) for ids in data.inputs], kind="stable")
         right = 0
         for where in np.array_split(order, max(1, len(order) // 64)):
             with self._precision():
                 predicted = self.model(**self._batch(data, where)).logits.argmax(-1).cpu().numpy()
-            right += int((predicted == data.labels[where]).sum())
+            right += int((predicted == data.targets[where]).sum())
         return right / len(data)
 
     def _batch(self, data: Encoded, where: np.ndarray) -> dict[str, Tensor]:
-        rows = [torch.from_numpy(data.ids[i]).long() for i in where]
+        rows = [torch.from_numpy(data.inputs[i]).long() for i in where]
         ids = pad_sequence(rows, batch_first=True, padding_value=self.pad)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         return {name: x.to(self.device, non_blocking=True) for name, x in (("input_ids", ids), ("attention_mask", mask))}

@@ -25,6 +25,9 @@ app = typer.Typer(
 
 Setting = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key, as in train.batch_size=16.")]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="S")]
+Task = Annotated[
+    str | None, typer.Option("--task", metavar="T", help="What the model is for: text_classification, or another file of tasks/.")
+]
 Clients = Annotated[int | None, typer.Option("--clients", metavar="K", help="Number of clients.")]
 Client = Annotated[
     str | None,
@@ -57,6 +60,7 @@ def _print_keys(wanted: bool) -> None:
 @app.command(no_args_is_help=True)
 def run(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A TOML file, or a packaged recipe: demo.")] = None,
+    task: Task = None,
     method: Annotated[str | None, typer.Option("--method", metavar="NAME", help="See `fedlora methods`.")] = None,
     rank: Annotated[
         str | None, typer.Option("--rank", metavar="N", help="A number, a list by client, or a plan: tiers, heavy-tail, normal.")
@@ -93,6 +97,7 @@ def run(
     from fedlora.config import read_recipe, resolve, setting, settings
 
     flags = {
+        "task.name": task,
         "method.name": method,
         "clients.rank": rank,
         "model.source": model,
@@ -218,6 +223,7 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print a list o
 @app.command()
 def data(
     source: Annotated[str, typer.Argument(metavar="NAME_OR_PATH", help="A catalogue name, a file, a folder, or a Hub id.")],
+    task: Task = None,
     clients: Clients = None,
     alpha: Alpha = None,
     seed: Seed = None,
@@ -229,17 +235,20 @@ def data(
     Example: `fedlora data banking77 --clients 30 --alpha 0.01`
     """
     _check_place("--picture", picture, (".png",))
-    from fedlora.config import resolve, setting, settings
+    from fedlora.config import Strata, resolve, setting, settings
 
-    flags = {"data.source": source, "clients.count": clients, "data.alpha": alpha, "seed": seed}
+    flags = {"task.name": task, "data.source": source, "clients.count": clients, "data.alpha": alpha, "seed": seed}
     layers = [setting(f"{key}={json.dumps(value)}") for key, value in flags.items() if value is not None]
     config = resolve(*layers, settings(set_ or []))
     from fedlora.data.domains import deal
     from fedlora.data.load import load
     from fedlora.report.split import plot_split
     from fedlora.report.table import print_split
+    from fedlora.tasks import make
 
-    dataset = load(config.data, config.seed)
+    if config.data.strata is Strata.CLUSTER:
+        raise BadInput('data.strata = "cluster": clusters are of what the model makes of the data; only a run finds them')
+    dataset = load(make(config.task.name, config.task.settings), config.data, config.seed)
     parts = deal(dataset, config.data, config.clients, config.seed)
     print_split(parts, dataset)
     picture.parent.mkdir(parents=True, exist_ok=True)
@@ -304,30 +313,31 @@ def predict(
         errors.print(f"note: {text}", markup=False, soft_wrap=True)
 
     with errors.status("starting ..."):  # seen on a terminal only
-        from fedlora.data import texts as reading
-        from fedlora.runs.predict import Format, answers, choose, load
+        from fedlora.runs.predict import Format, choose, load, written
+        from fedlora.runs.prepare import make_task
 
         forms = {each.value: each for each in Format}
         if form not in forms:
             raise unknown("--format", form, forms)
         choice = choose(run, client, domain)
+        kind = make_task(choice.config)
     if texts:
-        wanted = reading.arguments(texts)
+        wanted = kind.inputs(texts)
     elif input is not None:
-        wanted = reading.read(input, choice.source)
+        wanted = kind.read_inputs(input, choice.source)
     else:
         if sys.stdin.isatty():
-            note("reading texts from here, one a line; Ctrl-D ends them")
-        wanted = reading.lines(sys.stdin.buffer, "standard input")
+            note(f"reading {kind.INPUT}s from here, one a line; Ctrl-D ends them")
+        wanted = kind.read_lines(sys.stdin.buffer, "standard input")
     batches = _batches(wanted, batch)
     first = next(batches)  # before the model is loaded, for it may be that there is none
     with errors.status("loading ...") as waiting:
         model = load(choice, note, lambda text: waiting.update(f"{text} ..."))
-    for piece in answers(model, chain([first], batches), forms[form]):
+    for piece in written(model, chain([first], batches), forms[form]):
         print(piece, end="", flush=True)
 
 
-def _batches(texts: Iterator[str], size: int | None) -> Iterator[list[str]]:
+def _batches(texts: Iterator[Any], size: int | None) -> Iterator[list[Any]]:
     """All texts, or `size` of them at a time. BadInput where there is none."""
     batch = list(islice(texts, size))
     if not batch:
@@ -367,14 +377,15 @@ def _execute(config: Any, folder: Path, resume: bool, profile: bool, quiet: bool
             progress.close()
             kept = f"; what is complete is kept, go on with: fedlora run --resume --out {folder}" if folder.exists() else ""
             _fail(f"{error.filename or folder}: {error.strerror or error}{kept}", 1)
-    from fedlora.summary import advice, in_words, read_rows, rounds
+    from fedlora.summary import advice, in_words, read_metrics, read_rows, rounds
 
-    for text in () if quiet else advice(read_rows(folder), summary):
+    metrics = read_metrics(folder)
+    for text in () if quiet else advice(read_rows(folder), summary, metrics[0]):
         progress.note(text)
     totals = summary["totals"]
     failed = f"failed replies {totals['failed']}  " if totals["failed"] else ""
     print(
-        f"{in_words(summary)}  after {rounds(summary)}  {failed}"
+        f"{in_words(summary, metrics)}  after {rounds(summary)}  {failed}"
         f"up {totals['upload_bytes'] / 1e6:.1f} MB  down {totals['download_bytes'] / 1e6:.1f} MB  "
         f"{_where(folder, summary)}"
     )

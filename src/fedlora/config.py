@@ -1,4 +1,4 @@
-"""The configuration of a run: six tables and a list of transforms, every key with its default, checked whole at the start.
+"""The configuration of a run: seven tables and a list of transforms, every key with its default, checked whole at the start.
 
 A recipe is TOML with these tables. `--set table.key=value` reaches every key; the short flags of the command line are names
 for some of them. An unknown key is an error that gives the nearest names.
@@ -50,6 +50,16 @@ class Partition(Enum):
     COLUMN = "column"  # the natural owners that a column names
 
 
+class Strata(Enum):
+    """What clients are dealt unequal shares of."""
+
+    LABEL = "label"  # the classes; tenths of the numbers where targets are numbers
+    COLUMN = "column"  # the values of a column
+    DOMAIN = "domain"  # the data sets of a run of several
+    LENGTH = "length"  # tenths by how long an input is
+    CLUSTER = "cluster"  # clusters of what the pre-trained model makes of the inputs
+
+
 class RankPlan(Enum):
     """Named ways to give clients different ranks of 2, 4, 8, 16 and 32."""
 
@@ -71,6 +81,21 @@ class Table(BaseModel):
         if cls.model_fields[str(info.field_name)].annotation is not bool:
             refuse_boolean(value)
         return value
+
+
+class TaskConfig(BaseModel):
+    """The kind of data and of answers: its name; its own fields stand beside it.
+
+    Attributes:
+        name: of a task, or package.module:Class.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = "text_classification"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
 
 
 class MethodConfig(BaseModel):
@@ -140,8 +165,9 @@ class DataConfig(Table):
         validation: the share of the training examples that is held out to choose the round by.
         max_length: tokens at which texts are cut.
         partition: how examples are dealt to clients.
-        alpha: Dirichlet's concentration: the smaller, the more clients differ in their classes.
-        column: the column that names the owner of each row, where clients are the real ones.
+        alpha: Dirichlet's concentration: the smaller, the more clients differ in their shares of the strata.
+        strata: what a partition deals unequal shares of.
+        column: the column that names the owner of each row, where clients are the real ones, or its stratum.
         min_size: the fewest training examples of a client.
     """
 
@@ -156,6 +182,7 @@ class DataConfig(Table):
     max_length: PositiveInt = 128
     partition: Partition = Partition.DIRICHLET
     alpha: PositiveFloat = 0.5
+    strata: Strata = Strata.LABEL
     column: str | None = None
     min_size: PositiveInt = 1
 
@@ -265,6 +292,7 @@ class Config(Table):
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    task: TaskConfig = Field(default_factory=TaskConfig)
     method: MethodConfig = Field(default_factory=MethodConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
@@ -276,8 +304,16 @@ class Config(Table):
     def _agree(self) -> "Config":
         if self.data.partition is Partition.COLUMN and self.data.column is None:
             raise ValueError('data.partition = "column" needs data.column, the column that names the owner')
-        if self.data.column is not None and self.data.partition is not Partition.COLUMN:
-            raise ValueError(f'data.column is set, so data.partition must be "column", not "{self.data.partition.value}"')
+        owners, groups = self.data.partition is Partition.COLUMN, self.data.strata is Strata.COLUMN
+        if groups and self.data.column is None:
+            raise ValueError('data.strata = "column" needs data.column, the column that names the stratum')
+        if groups and owners:
+            raise ValueError('data.strata = "column" and data.partition = "column": one column names owners or strata, not both')
+        if self.data.column is not None and not (owners or groups):
+            raise ValueError(
+                f'data.column is set, so data.partition must be "column", not "{self.data.partition.value}" '
+                '(or data.strata = "column")'
+            )
         self._agree_on_sources()
         share, apart = self.clients.sample, self.clients.held_out
         if isinstance(share, float) and not 0 < share <= 1:
@@ -407,8 +443,8 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
         if isinstance(new, Mapping):
             kept = into.get(key)
             table: dict[str, Any] = dict(kept) if isinstance(kept, Mapping) else {}
-            if key == "method" and "name" in new and new["name"] != table.get("name"):
-                table = {}  # another method's own fields do not carry over
+            if key in ("method", "task") and "name" in new and new["name"] != table.get("name"):
+                table = {}  # the own fields of another do not carry over
             _merge(table, new)
             into[key] = table
         else:

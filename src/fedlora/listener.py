@@ -2,12 +2,14 @@
 
 from typing import Any, Protocol
 
+from fedlora.tasks.metrics import Metric
+
 Row = dict[str, Any]
 
 
 class Listener(Protocol):
     """Who follows a run: the command line's progress bars, the live table of a comparison for one cell, or a test. A comparison
-    calls it from several threads, and of a row only "round" and "accuracy" are sure to be there."""
+    calls it from several threads, and of a row only "round" and "score" are sure to be there."""
 
     def note(self, text: str) -> None:
         """Something that a user should know."""
@@ -15,8 +17,8 @@ class Listener(Protocol):
     def stage(self, text: str) -> None:
         """What is being prepared."""
 
-    def begin(self, first: int, last: int, clients: int) -> None:
-        """The rounds begin."""
+    def begin(self, first: int, last: int, clients: int, metric: Metric) -> None:
+        """The rounds begin; the score is of this metric."""
 
     def examples(self, count: int) -> None:
         """So many examples were trained on."""
@@ -32,7 +34,7 @@ class Quiet:
 
     def stage(self, text: str) -> None: ...
 
-    def begin(self, first: int, last: int, clients: int) -> None: ...
+    def begin(self, first: int, last: int, clients: int, metric: Metric) -> None: ...
 
     def examples(self, count: int) -> None: ...
 

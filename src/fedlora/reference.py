@@ -15,14 +15,15 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from fedlora import methods, transforms
-from fedlora.config import Config, MethodConfig, TransformConfig
+from fedlora import methods, tasks, transforms
+from fedlora.config import Config, MethodConfig, TaskConfig, TransformConfig
 
 HEADING = """# Configuration
 
 Made by `python -m fedlora.reference`; do not edit. A recipe is a TOML file with these tables; `--set train.lr=1e-3` sets one
 key. Behind each key stand its possible values and, after "default", what holds when nothing is said.
 """
+TASKS = "The fields of each task, as `task.NAME`. A task that is not here has none."
 METHODS = "The fields of each method, as `method.NAME`. A method that is not here has none."
 TRANSFORMS = (
     'A list of what is done to clients\' changes on their way, in order: `transform=[{name="clip", max_norm=1.0}]`. '
@@ -36,6 +37,8 @@ def reference() -> str:
     blocks = [HEADING, "## Top level", "", *_keys(Config, "")]
     for name, kind in tables.items():
         blocks += ["", f"## {name}", "", _about(kind), "", *_keys(kind, f"{name}.")]
+        if kind is TaskConfig:
+            blocks += ["", TASKS, *_settings({each: tasks.find(each) for each in tasks.names()}, "task.")]
         if kind is MethodConfig:
             blocks += ["", METHODS, *_settings({each: methods.find(each) for each in methods.names()}, "method.")]
     blocks += ["", "## transform", "", TRANSFORMS]

@@ -1,21 +1,10 @@
-"""What scores say of a run, by rules that the console, the page and the tables share. Scores are shares of 1."""
+"""What losses say of a run, by rules that the console, the page and the tables share."""
 
 import math
 from collections.abc import Sequence
 from statistics import fmean, variance
 
-BASELINE = "always the commonest class"  # what it is called in tables
 FALL = 0.02  # of the training loss: a fall beyond it is one that goes on
-
-
-def shown(score: float) -> float:
-    """A score in percent as it is shown, in tenths of a point. Scores that are shown alike are a tie."""
-    return round(100 * score, 1)
-
-
-def no_better(accuracy: float, commonest: float | None) -> bool:
-    """Whether an accuracy is no higher, as shown, than that of always answering the commonest training class."""
-    return commonest is not None and shown(accuracy) <= shown(commonest)
 
 
 def still_falling(losses: Sequence[float | None]) -> bool:

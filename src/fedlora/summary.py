@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import BadInput
-from fedlora.scores import no_better, still_falling
+from fedlora.scores import still_falling
+from fedlora.tasks.metrics import CLASSIFICATION, Metric
 
 Row = Mapping[str, Any]
 
-SCORES = (
-    *("accuracy", "macro_f1", "commonest_accuracy", "undecided", "clients_untrained", "validation_accuracy"),
-    *("validation_macro_f1", "loss"),
-)
+SCORES = ("undecided", "clients_untrained", "loss")  # beside the metrics
 TOTALS = ("upload_params", "upload_bytes", "download_params", "download_bytes")
 OLD = {"task_accuracy": "domain_accuracy"}  # keys in rows of earlier versions -> what they are called now
 SECONDS = ("wall_s", "train_s", "evaluate_s", "aggregate_s", "wire_s", "other_s")
@@ -43,40 +41,63 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def _by_names_of_today(row: Row) -> dict[str, Any]:
-    return {OLD.get(key, key): value for key, value in row.items()}
+    found = {OLD.get(key, key): value for key, value in row.items()}
+    first = CLASSIFICATION[0].name
+    return found if "score" in found else found | {"metric": first, "score": found.get(first)}
 
 
-def summarise(rows: Sequence[Row]) -> dict[str, Any]:
+def read_metrics(folder: Path) -> tuple[Metric, ...]:
+    """The metrics of a run folder, the first being the one that runs are compared by. BadInput when federation.json is damaged."""
+    file = folder / "federation.json"
+    try:
+        return metrics_of(json.loads(file.read_bytes()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise BadInput(f"{file}: missing or damaged, so this is no run folder ({error})") from error
+
+
+def metrics_of(federation: Mapping[str, Any]) -> tuple[Metric, ...]:
+    """Those that a federation.json names. TypeError or ValueError where it is damaged."""
+    named = federation.get("metrics")
+    return CLASSIFICATION if named is None else tuple(Metric(**each) for each in named)
+
+
+def summarise(rows: Sequence[Row], metrics: Sequence[Metric]) -> dict[str, Any]:
     """The scores of the round whose model is written, which round that is, and the totals of the run.
 
     The round is the best by validation where there is a validation part, else the last: never the best on the test set.
     """
-    row = to_written(rows)[-1]
+    row = to_written(rows, metrics[0])[-1]
+    names = [name for metric in metrics for name in (metric.name, metric.baseline) if name]
+    scores = ("metric", "score", *names, *(f"validation_{metric.name}" for metric in metrics), *SCORES)
     return {
         "rounds": rows[-1]["round"],
-        "final": {name: row[name] for name in SCORES if name in row},
-        "written": {"round": row["round"], "by": "last" if best_round(rows) is None else "validation"},
+        "final": {name: row[name] for name in scores if name in row},
+        "written": {"round": row["round"], "by": "last" if best_round(rows, metrics[0]) is None else "validation"},
         "totals": {name: sum(row[name] for row in rows) for name in (*TOTALS, *SECONDS, "failed")},
     }
 
 
-def best_round(rows: Sequence[Row]) -> int | None:
-    """The round with the best accuracy on the validation part, the first of equals; None where none was scored on one."""
-    scored = {int(row["round"]): row["validation_accuracy"] for row in rows if row.get("validation_accuracy") is not None}
-    return max(scored, key=scored.__getitem__) if scored else None
+def best_round(rows: Sequence[Row], metric: Metric) -> int | None:
+    """The round with the best score on the validation part, the first of equals; None where none was scored on one."""
+    best: tuple[int, float] | None = None
+    for row in rows:
+        score = row.get(f"validation_{metric.name}")
+        if score is not None and (best is None or metric.ahead(score, best[1])):
+            best = int(row["round"]), score
+    return best and best[0]
 
 
-def to_written(rows: Sequence[Row]) -> Sequence[Row]:
+def to_written(rows: Sequence[Row], metric: Metric) -> Sequence[Row]:
     """The rows up to the round whose model is the result: the best by validation, or the last."""
-    return rows[: best_round(rows)]
+    return rows[: best_round(rows, metric)]
 
 
-def exhausted(rows: Sequence[Row], patience: int | None) -> bool:
+def exhausted(rows: Sequence[Row], patience: int | None, metric: Metric) -> bool:
     """Whether so many scored rounds have passed since the best one by validation."""
-    best = best_round(rows)
+    best = best_round(rows, metric)
     if patience is None or best is None:
         return False
-    since = sum(row.get("validation_accuracy") is not None for row in rows[best:])
+    since = sum(row.get(f"validation_{metric.name}") is not None for row in rows[best:])
     return since >= patience
 
 
@@ -86,7 +107,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(file.read_bytes())
         if {"rounds", "final"} <= found.keys():
-            return dict(found)
+            return {**found, "final": _by_names_of_today(found["final"])}
     except FileNotFoundError:
         return None
     except (ValueError, AttributeError):
@@ -96,7 +117,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 def diverged(scores: Row) -> bool:
     """Whether a round left no training loss that is a number, or a model that gives none."""
-    return scores.get("loss", 0.0) is None or bool(scores.get("undecided") and not scores["accuracy"])
+    return scores.get("loss", 0.0) is None or bool(scores.get("undecided") and not scores["score"])
 
 
 def complete(summary: Mapping[str, Any], rounds: int) -> bool:
@@ -104,28 +125,30 @@ def complete(summary: Mapping[str, Any], rounds: int) -> bool:
     return bool(summary["rounds"] >= rounds or summary.get("stopped_early"))
 
 
-def in_words(summary: Mapping[str, Any]) -> str:
+def in_words(summary: Mapping[str, Any], metrics: Sequence[Metric]) -> str:
     """The scores of a run, for its last line. `clients` is in the summary where each was scored with a model of its own."""
-    final, whose = summary["final"], " of clients' own models" if "clients" in summary else ""
-    words = [(f"accuracy{whose}", "accuracy"), ("validation", "validation_accuracy"), ("macro F1", "macro_f1")]
-    said = [f"{name} {percent(final[key])}" for name, key in words if key in final]
-    if final.get("commonest_accuracy") is not None:
-        said.append(f"commonest class {percent(final['commonest_accuracy'])}")
+    final, whose, first = summary["final"], " of clients' own models" if "clients" in summary else "", metrics[0]
+    said = [f"{first.title}{whose} {first.text(final['score'])}"]
+    if f"validation_{first.name}" in final:
+        said.append(f"validation {first.text(final[f'validation_{first.name}'])}")
+    said += [f"{metric.title} {metric.text(final[metric.name])}" for metric in metrics[1:] if metric.name in final]
+    if final.get(first.baseline) is not None:
+        said.append(f"{first.constant.removeprefix('the ')} {first.text(final[first.baseline])}")
     if "held_out" in summary:
-        said.append(f"held-out clients {percent(summary['held_out']['accuracy'])}")
+        said.append(f"held-out clients {first.text(summary['held_out'][first.name])}")
     if final.get("clients_untrained"):
         count = final["clients_untrained"]
         said.append(f"{count} client{'s have' if count > 1 else ' has'} not trained yet")
     if final.get("undecided"):
-        said.append(f"no answer to {final['undecided']:,} texts")
+        said.append(f"no answer to {final['undecided']:,} examples")
     return "  ".join(said)
 
 
-def advice(rows: Sequence[Row], summary: Mapping[str, Any]) -> Iterator[str]:
+def advice(rows: Sequence[Row], summary: Mapping[str, Any], metric: Metric) -> Iterator[str]:
     """What a user should make of the scores."""
     final = summary["final"]
-    if final["accuracy"] is not None and no_better(final["accuracy"], final.get("commonest_accuracy")):
-        yield "no better than always answering the commonest class"
+    if final["score"] is not None and metric.no_better(final["score"], final.get(metric.baseline)):
+        yield f"no better than always answering {metric.constant}"
     if summary["written"]["round"] == len(rows) and still_falling([row["loss"] for row in rows]):
         yield "the training loss still falls, so more rounds may help"
 
@@ -134,8 +157,3 @@ def rounds(summary: Mapping[str, Any]) -> str:
     """After how many rounds the model is taken that is the result."""
     count, written = summary["rounds"], summary.get("written", {}).get("round", summary["rounds"])
     return f"{count} rounds" if written == count else f"round {written} of {count}"
-
-
-def percent(share: float | None) -> str:
-    """A share with one decimal; "-" where there is none."""
-    return "-" if share is None else f"{100 * share:.1f} %"

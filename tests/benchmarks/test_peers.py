@@ -75,7 +75,7 @@ def test_both_sides_count_the_same_work(context: Any) -> None:
     assert (
         (own.examples, own.tokens)
         == (theirs.examples, theirs.tokens)
-        == (90, sum(len(x) for d in here.train.values() for x in d.ids))
+        == (90, sum(len(x) for d in here.train.values() for x in d.inputs))
     )
 
 
@@ -85,8 +85,8 @@ def test_what_flower_reads_is_what_we_have(context: Any, tmp_path: Path) -> None
     assert (job.clients, job.sample, job.files, job.num_labels, job.rank) == (4, 3, 4, 3, 2)
     for k, data in here.train.items():
         read = flower_sim._read(tmp_path / f"{k}.npz")
-        assert [list(x) for x in read.ids] == [list(x) for x in data.ids]
-        assert list(read.labels) == list(data.labels)
+        assert [list(x) for x in read.inputs] == [list(x) for x in data.inputs]
+        assert list(read.targets) == list(data.targets)
 
 
 def test_gpu_bench_on_a_tiny_model() -> None:

@@ -68,7 +68,7 @@ def test_each_client_has_its_own_and_is_known_by_name_or_number(place: Path, fed
         own = [row for row in scored_texts(place) if row["owner"] == name]
         found = predict(place / "runs" / "own", [row["words"] for row in own], client=name)
         assert found == predict(place / "runs" / "own", [row["words"] for row in own], client=id)
-        right = sum(label == row["label"] for (label, _), row in zip(found, own, strict=True)) / len(own)
+        right = sum(answer["label"] == row["label"] for answer, row in zip(found, own, strict=True)) / len(own)
         assert right == pytest.approx(stored[str(id)])
     status, out, err = fedlora("predict", place / "runs" / "own", "w1")
     assert status == 2 and not out and "no common one was scored; give --client: north, south" in err

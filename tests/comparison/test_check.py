@@ -81,9 +81,9 @@ def test_a_data_set_is_read_once(base: dict[str, Any], monkeypatch: pytest.Monke
     reads: list[int] = []
     load = check.load_data
 
-    def count(config: Any, seed: int) -> Any:
+    def count(task: Any, config: Any, seed: int) -> Any:
         reads.append(seed)
-        return load(config, seed)
+        return load(task, config, seed)
 
     monkeypatch.setattr(check, "load_data", count)
     found = grid(base, seed=[0, 1], data=base["data"] | {"alpha": [1.0, 5.0]}, clients={"count": [3, 4], "rank": [1, 2]})

@@ -45,7 +45,7 @@ def test_the_table_says_where_each_cell_is_and_how_long_it_takes(grid: Grid, clo
     listener = table.follow(grid.cells[1])
     for number, accuracy in ((1, 0.25), (2, None)):
         clock[0] += 60.0
-        listener.round({"round": number, "accuracy": accuracy})
+        listener.round({"round": number, "score": accuracy})
     text = shown(table)
     assert [line.split() for line in text[:5]] == [
         ["cell", "state", "round", "accuracy", "left"],
@@ -84,7 +84,7 @@ def test_elsewhere_a_line_a_finished_cell(
     with LiveTable(grid, folder, jobs=1, quiet=False) as table:
         listener = table.follow(grid.cells[0])
         clock[0] = 30.0
-        listener.round({"round": 10, "accuracy": 0.5})
+        listener.round({"round": 10, "score": 0.5})
         finish(folder, grid, 0, 0.5)
         table.finished(grid.cells[0])
         listener.note("a note")

@@ -3,7 +3,7 @@ import pytest
 
 from fedlora.config import resolve
 from fedlora.data.bands import PARTS, STATISTICS, Band, over_seeds
-from fedlora.data.dataset import Dataset, Split
+from fedlora.data.dataset import Dataset, Schema, Split
 from fedlora.data.domains import deal
 
 
@@ -23,7 +23,7 @@ def test_a_statistic_that_never_changes_is_a_band_of_one_value():
 @pytest.mark.parametrize("seeds", [range(3), [7]])
 def test_statistics_are_those_of_the_splits_that_runs_have(seeds):
     labels = np.arange(400, dtype=np.int64) % 5
-    dataset = Dataset("toy", Split(("x",) * 400, labels), Split(("x",) * 100, labels[:100]), tuple("abcde"))
+    dataset = Dataset("toy", Split(("x",) * 400, labels), Split(("x",) * 100, labels[:100]), Schema(tuple("abcde")))
     config = resolve({"data": {"alpha": 0.3}, "clients": {"count": 6}})
     found = over_seeds(dataset, config.data, config.clients, seeds)
     assert set(found) == {(p, s) for p in PARTS for s in STATISTICS}

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import load
 
 from fedlora.config import ClientsConfig, Config, DataConfig, resolve, setting, settings, to_toml
 from fedlora.data.domains import deal, domain_counts, held_domains
-from fedlora.data.load import load
 from fedlora.data.partition import split
 from fedlora.errors import BadInput
 
@@ -32,22 +32,27 @@ def three(tmp_path: Path) -> list[str]:
 def test_the_union_holds_every_source_as_it_is_alone(three: list[str]) -> None:
     whole = load(DataConfig(source=three), 4)
     assert whole.name == "fruit + mood + place"
-    assert whole.label_names[:3] == ("fruit/c0", "fruit/c1", "mood/c0") and len(whole.label_names) == 9
+    assert whole.schema.label_names[:3] == ("fruit/c0", "fruit/c1", "mood/c0") and len(whole.schema.label_names) == 9
     assert [(t.name, t.first, t.count) for t in whole.domains] == [("fruit", 0, 2), ("mood", 2, 3), ("place", 5, 4)]
     for t, (source, domain) in enumerate(zip(three, whole.domains, strict=True)):
         alone = load(DataConfig(source=source), 4)
         assert alone.domains == () and len(alone.train.domains) == 0
         for part, own in ((whole.train, alone.train), (whole.test, alone.test)):
             rows = np.flatnonzero(part.domains == t)
-            assert tuple(part.texts[i] for i in rows) == own.texts
-            assert np.array_equal(part.labels[rows] - domain.first, own.labels)
+            assert tuple(part.inputs[i] for i in rows) == own.inputs
+            assert np.array_equal(part.targets[rows] - domain.first, own.targets)
     assert any(note.startswith("mood: no test part") for note in whole.notes)
 
 
 def test_a_list_of_one_is_that_source(three: list[str]) -> None:
     one, listed = load(DataConfig(source=three[0]), 0), load(DataConfig(source=three[:1]), 0)
-    assert (one.name, one.label_names, one.train.texts, one.domains) == (listed.name, listed.label_names, listed.train.texts, ())
-    assert np.array_equal(one.train.labels, listed.train.labels)
+    assert (one.name, one.schema.label_names, one.train.inputs, one.domains) == (
+        listed.name,
+        listed.schema.label_names,
+        listed.train.inputs,
+        (),
+    )
+    assert np.array_equal(one.train.targets, listed.train.targets)
 
 
 def test_columns_and_limit_of_each_source(tmp_path: Path) -> None:
@@ -177,7 +182,7 @@ def test_a_domain_without_a_validation_part_is_said(three: list[str], tmp_path: 
         (folder / f"{part}.csv").write_text("text,label\na,x\nb,y\n")
     whole = load(DataConfig(source=[three[0], str(folder)]), 0)
     assert whole.validation is not None and whole.validation.domains.tolist() == [1, 1]
-    assert [whole.label_names[c] for c in whole.validation.labels] == ["folder/x", "folder/y"]
+    assert [whole.schema.label_names[c] for c in whole.validation.targets] == ["folder/x", "folder/y"]
     assert "fruit: no validation part, so the others alone choose the round" in whole.notes
 
 

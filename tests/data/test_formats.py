@@ -11,11 +11,11 @@ import openpyxl
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tiny import load
 
 from fedlora.config import DataConfig, SourceConfig, resolve, setting
 from fedlora.data import formats
 from fedlora.data.dataset import Dataset
-from fedlora.data.load import load
 from fedlora.errors import BadInput
 
 ROWS = [("eins; zwei, drei", "01"), ('ein "Zitat"', "TRUE"), ("zwei\r\nZeilen", "NA"), ("Grüße für 5 €", "01")]
@@ -190,7 +190,7 @@ def test_excel(tmp_path: Path) -> None:
     sheet["A3"] = "01"
     book.save(file)
     data = read(file)
-    assert (data.name, data.label_names) == ("Tickets", ("01", "1.5", "2020-01-31", "TRUE"))
+    assert (data.name, data.schema.label_names) == ("Tickets", ("01", "1.5", "2020-01-31", "TRUE"))
     assert data.notes[0] == f"{file}: of 2 sheets the first, 'tickets', is read"
     file.write_bytes(b"PK no workbook")
     assert fault(file).startswith("cannot be read as xlsx: ")
@@ -230,7 +230,7 @@ def test_labels_are_the_text_that_was_written(tmp_path: Path, suffix: str) -> No
             case _:
                 file.write_text(quoted("," if suffix == ".csv" else "\t", rows))
     data = read(tmp_path)
-    assert [data.label_names[c] for c in data.train.labels] == [label for _, label in rows]
+    assert [data.schema.label_names[c] for c in data.train.targets] == [label for _, label in rows]
     assert data.notes[0].startswith("classes that differ only in spaces or case: 'TRUE' and 'true'; ")
 
 
@@ -308,7 +308,7 @@ def test_parts_are_found_whatever_their_case(tmp_path: Path) -> None:
     (tmp_path / "Dev.Csv.GZ").write_bytes(gzip.compress(body.encode()))
     data = read(tmp_path)
     assert data.validation is not None
-    assert data.train.texts == data.test.texts == data.validation.texts == tuple(text for text, _ in ROWS)
+    assert data.train.inputs == data.test.inputs == data.validation.inputs == tuple(text for text, _ in ROWS)
     assert f"the validation part is {tmp_path / 'Dev.Csv.GZ'}, 4 examples" in data.notes
 
 

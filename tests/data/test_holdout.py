@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import load
 
 from fedlora.config import DataConfig
-from fedlora.data.dataset import Dataset, Split
+from fedlora.data.dataset import Dataset, Schema, Split
 from fedlora.data.holdout import apportion, hold_out
-from fedlora.data.load import load
 from fedlora.errors import BadInput
 from fedlora.seeds import generator
 
@@ -69,7 +69,7 @@ def test_classes_have_their_shares_by_hand() -> None:
     """A fifth of 50, 25 and 15 is 10, 5 and 3."""
     split = part([0] * 50 + [1] * 25 + [2] * 15)
     for seed in range(5):
-        assert np.bincount(split.labels[hold_out(split, 0.2, rng(seed))[1]]).tolist() == [10, 5, 3]
+        assert np.bincount(split.targets[hold_out(split, 0.2, rng(seed))[1]]).tolist() == [10, 5, 3]
 
 
 def test_owners_have_their_shares_and_within_them_the_classes_by_hand() -> None:
@@ -77,7 +77,7 @@ def test_owners_have_their_shares_and_within_them_the_classes_by_hand() -> None:
     split = part([0] * 20 + [1] * 10 + [0] * 10 + [1] * 10, ["a"] * 30 + ["b"] * 20)
     for seed in range(5):
         held = hold_out(split, 0.2, rng(seed))[1]
-        assert Counter((split.owners[i], int(split.labels[i])) for i in held) == {
+        assert Counter((split.owners[i], int(split.targets[i])) for i in held) == {
             ("a", 0): 4,
             ("a", 1): 2,
             ("b", 0): 2,
@@ -91,7 +91,7 @@ def test_many_small_owners_still_give_the_right_total_and_all_classes_alike() ->
     held = hold_out(split, 0.2, rng())[1]
     assert len(held) == 160
     assert max(Counter(split.owners[i] for i in held).values()) == 1
-    assert all(20 < n < 60 for n in np.bincount(split.labels[held]))  # 40, and 5 is a standard deviation
+    assert all(20 < n < 60 for n in np.bincount(split.targets[held]))  # 40, and 5 is a standard deviation
 
 
 def test_the_held_out_ones_are_drawn_evenly() -> None:
@@ -125,7 +125,7 @@ def test_largest_remainders_by_hand(wanted: list[float], most: list[int], total:
 def test_an_owner_of_one_row_stays_and_is_named(tmp_path: Path) -> None:
     rows = [(f"t{i}", "xy"[i % 2], "al" if i < 20 else "bo") for i in range(40)] + [("alone", "x", "cy")]
     data = read(write(tmp_path / "a.csv", rows), **OWNED)
-    assert "alone" in data.train.texts and set(data.test.owners) == {"al", "bo"}
+    assert "alone" in data.train.inputs and set(data.test.owners) == {"al", "bo"}
     assert data.notes == (
         "no test part: 8 of 41 examples, drawn by seed within owners and classes, are held out for it",
         "1 of 3 owners have no test example: cy",
@@ -143,7 +143,7 @@ def test_test_rows_of_nobody_are_said(tmp_path: Path) -> None:
 
 def test_nothing_to_test_on_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", [("a", "x", "al"), ("b", "y", "bo")])
-    message = "there is no test part, and none can be held out: each owner and class keeps one of 2 examples"
+    message = "there is no test part, and none can be held out: each owner and stratum keeps one of 2 examples"
     with pytest.raises(BadInput) as caught:
         read(file)
     assert str(caught.value) == f"{file}: {message}"
@@ -168,12 +168,12 @@ def test_a_validation_part_is_drawn_from_training_before_the_limit(tmp_path: Pat
     data, limited = read(tmp_path, validation=0.25), read(tmp_path, validation=0.25, limit=10)
     assert data.validation is not None and limited.validation is not None
     assert (len(data.train), len(data.validation), len(data.test)) == (30, 10, 1)
-    assert np.bincount(data.validation.labels).tolist() == [5, 5]
-    assert set(data.train.texts) | set(data.validation.texts) == {f"t{i}" for i in range(40)}
+    assert np.bincount(data.validation.targets).tolist() == [5, 5]
+    assert set(data.train.inputs) | set(data.validation.inputs) == {f"t{i}" for i in range(40)}
     assert data.notes == ("validation part: 10 of 40 training examples, drawn by seed within classes, are held out for it",)
-    assert len(limited.train) == 10 and set(limited.train.texts) < set(data.train.texts)
-    assert limited.validation.texts == data.validation.texts
-    assert read(tmp_path, 1, validation=0.25).validation.texts != data.validation.texts  # type: ignore[union-attr]
+    assert len(limited.train) == 10 and set(limited.train.inputs) < set(data.train.inputs)
+    assert limited.validation.inputs == data.validation.inputs
+    assert read(tmp_path, 1, validation=0.25).validation.inputs != data.validation.inputs  # type: ignore[union-attr]
     assert read(tmp_path).validation is None
 
 
@@ -182,7 +182,7 @@ def test_a_validation_file_wins(tmp_path: Path) -> None:
     write(tmp_path / "test.csv", [("z", "x", "al")])
     write(tmp_path / "validation.csv", [("v", "y", "al"), ("w", "y", "zoe"), ("t1", "y", "al")])
     data = read(tmp_path, validation=0.25, **OWNED)
-    assert data.validation is not None and data.validation.texts == ("v", "w", "t1") and len(data.train) == 40
+    assert data.validation is not None and data.validation.inputs == ("v", "w", "t1") and len(data.train) == 40
     assert data.notes == (
         f"the validation part is {tmp_path / 'validation.csv'}, 3 examples; data.validation = 0.25 has no effect",
         "1 of 3 validation texts are training texts too",
@@ -197,10 +197,10 @@ def test_a_limit_of_the_test_part(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", [("a", "x", ""), ("b", "y", "")])
     write(tmp_path / "test.csv", [(f"t{i}", "xy"[i % 2], "") for i in range(30)])
     few, more = (read(tmp_path, test_limit=n).test for n in (7, 12))
-    assert (len(few), len(more)) == (7, 12) and set(few.texts) < set(more.texts)
-    rows = [int(text[1:]) for text in few.texts]
-    assert rows == sorted(rows) and few.labels.tolist() == [row % 2 for row in rows]
-    assert read(tmp_path, 1, test_limit=7).test.texts != few.texts
+    assert (len(few), len(more)) == (7, 12) and set(few.inputs) < set(more.inputs)
+    rows = [int(text[1:]) for text in few.inputs]
+    assert rows == sorted(rows) and few.targets.tolist() == [row % 2 for row in rows]
+    assert read(tmp_path, 1, test_limit=7).test.inputs != few.inputs
     assert len(read(tmp_path, test_limit=100).test) == 30
 
 
@@ -209,7 +209,7 @@ def test_a_limit_of_the_test_part(tmp_path: Path) -> None:
 
 def test_the_digest_tells_all_data_apart() -> None:
     def one(**changes: Any) -> str:
-        fields = {"name": "d", "train": part([0, 1], ["a", "b"]), "test": part([0]), "label_names": ("x", "y"), **changes}
+        fields = {"name": "d", "train": part([0, 1], ["a", "b"]), "test": part([0]), "schema": Schema(("x", "y")), **changes}
         return Dataset(**fields).digest
 
     domains = Split(("t0",), np.array([0]), domains=np.array([0]))
@@ -220,8 +220,8 @@ def test_the_digest_tells_all_data_apart() -> None:
         one(train=Split(("t0t", "1"), np.array([0, 1]), ("a", "b"))),
         one(test=part([0, 0])),
         one(test=domains),
-        one(label_names=("x", "z")),
-        one(label_names=("xy", "")),
+        one(schema=Schema(("x", "z"))),
+        one(schema=Schema(("xy", ""))),
         one(validation=part([0])),
         one(validation=part([1])),
     ]

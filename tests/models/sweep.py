@@ -43,17 +43,18 @@ from served import rounds
 from fedlora import methods, seeds
 from fedlora.clients.worker import Examples, Worker
 from fedlora.config import HeadMode, TrainConfig, resolve
+from fedlora.data.encoded import Encoded
 from fedlora.errors import BadInput
-from fedlora.models.load import Pretrained, load
+from fedlora.models.load import Pretrained
 from fedlora.models.slots import transposed
 from fedlora.models.trial import Findings
 from fedlora.runs.export import read_result
 from fedlora.runs.play import execute
-from fedlora.runs.prepare import fresh_adapter, load_pretrained, make_trainer, rehearsed, try_pretrained
+from fedlora.runs.prepare import fresh_adapter, load_pretrained, make_task, make_trainer, rehearsed, try_pretrained
 from fedlora.server.loop import Server
 from fedlora.server.sampling import sampler
+from fedlora.tasks.texts import encode
 from fedlora.training.batched import Trainer
-from fedlora.training.encode import Encoded, encode
 from fedlora.training.learner import Job, batches
 from fedlora.training.score import ScoreJob
 from fedlora.transports.inprocess import InProcess
@@ -119,7 +120,7 @@ def attempt(name: str, folder: Path) -> Tried:
     save((ARCHITECTURES | ENCODER_DECODERS)[name], folder)
     config = resolve({"model": {"source": str(folder)}, "data": {"max_length": LONGEST + 2}, "device": "cpu", "precision": "fp32"})
     with calm():
-        pretrained = load(config.model, CLASSES, config.seed)
+        pretrained = tiny.load_model(config.model, CLASSES, config.seed)
         findings = rehearsed(config, pretrained, try_pretrained(config, pretrained))
     return Tried(folder, pretrained, findings)
 
@@ -133,7 +134,7 @@ def texts(lengths: Sequence[int], seed: int) -> list[str]:
 def encoded(tried: Tried, words: Sequence[str]) -> Encoded:
     """Texts as the run would have them, their labels by turns."""
     labels = np.arange(len(words)) % len(CLASSES)
-    return encode(tried.pretrained.tokenizer, words, labels, tried.findings.limit)
+    return encode(tried.pretrained.processor, words, labels, tried.findings.limit)
 
 
 # ---- float64 -------------------------------------------------------------------------------------------------------------
@@ -176,7 +177,7 @@ def make(tried: Tried, dtype: torch.dtype, settings: TrainConfig, rows: int = AL
     pretrained = copy.deepcopy(tried.pretrained)
     _fit(pretrained.model, dtype)
     settings = settings.model_copy(update={"rows": rows})
-    return Trainer(pretrained, tried.findings.targets, settings, CPU, dtype, form=tried.findings.form)
+    return Trainer(pretrained, tried.findings.targets, settings, CPU, dtype, tiny.objective(), form=tried.findings.form)
 
 
 def start(trainer: Trainer, rank: int = RANK) -> Factors:
@@ -246,7 +247,7 @@ def one_text(model: Any, ids: np.ndarray) -> Tensor:
 def alone(model: Any, data: Encoded) -> Tensor:
     """Plain logits of every text, each in a pass of its own."""
     with torch.no_grad():
-        return torch.stack([one_text(model, ids) for ids in data.ids])
+        return torch.stack([one_text(model, ids) for ids in data.inputs])
 
 
 def adapt(model: Any, factors: Factors) -> Any:
@@ -283,8 +284,8 @@ def plain_client(wrapped: Any, factors: Factors, data: Encoded, settings: TrainC
     for where in batches(Job(Train({}, frozenset()), data, seed, {}), settings):
         optimizer.zero_grad()
         for i in where:
-            label = torch.tensor(int(data.labels[i]))
-            (cross_entropy(one_text(wrapped, data.ids[i]), label) / len(where)).backward()
+            label = torch.tensor(int(data.targets[i]))
+            (cross_entropy(one_text(wrapped, data.inputs[i]), label) / len(where)).backward()
         optimizer.step()
     A, B = ({m: pair[i].detach().clone() for m, pair in pairs.items()} for i in (0, 1))
     return replace(factors, A=A, B=B)
@@ -349,10 +350,10 @@ def predicted(run: Path, words: Sequence[str], client: int | None = None) -> tup
     """Logits of texts by what `fedlora predict` makes of a run, and by the same without what was learned."""
     config, roster, result, head = read_result(run, client)
     with calm():
-        pretrained = load_pretrained(config, roster)
+        pretrained = load_pretrained(config, roster.schema)
         findings = try_pretrained(config, pretrained)
-        data = encode(pretrained.tokenizer, words, np.zeros(len(words), dtype=np.int64), findings.limit)
-        trainer = make_trainer(config, pretrained, findings)
+        data = encode(pretrained.processor, words, np.zeros(len(words), dtype=np.int64), findings.limit)
+        trainer = make_trainer(config, pretrained, findings, make_task(config).bind(roster.schema))
         learned, untouched = trainer.logits([ScoreJob(result, head, data), ScoreJob(Model(), head, data)])
     return torch.from_numpy(learned), torch.from_numpy(untouched)
 

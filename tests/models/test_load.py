@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from fedlora.config import ModelConfig
 from fedlora.errors import BadInput
 from fedlora.models import load as loading
-from fedlora.models.load import from_config, load, locate, public_name
+from fedlora.models.load import from_config, locate, public_name
 from fedlora.models.peft import modules_to_save, save_model
 from fedlora.models.quiet import uncollected
 from fedlora.types import Factors, Model
@@ -25,9 +25,9 @@ from fedlora.types import Factors, Model
 def test_a_new_head_is_the_same_on_every_client(bert_folder: Path) -> None:
     config = ModelConfig(source=str(bert_folder))
     torch.manual_seed(1)
-    one = load(config, tiny.CLASSES, seed=3)
+    one = tiny.load_model(config, tiny.CLASSES, seed=3)
     torch.manual_seed(2)
-    two, other = load(config, tiny.CLASSES, seed=3), load(config, tiny.CLASSES, seed=4)
+    two, other = tiny.load_model(config, tiny.CLASSES, seed=3), tiny.load_model(config, tiny.CLASSES, seed=4)
     assert one.head == ("classifier.weight", "classifier.bias")
     head = one.model.classifier.weight
     assert torch.equal(head, two.model.classifier.weight)
@@ -41,7 +41,7 @@ def test_the_body_is_the_checkpoint(bert_folder: Path) -> None:
     from transformers import AutoModel
 
     body = AutoModel.from_pretrained(bert_folder)
-    loaded = load(ModelConfig(source=str(bert_folder)), tiny.CLASSES, seed=0).model
+    loaded = tiny.load_model(ModelConfig(source=str(bert_folder)), tiny.CLASSES, seed=0).model
     for name, p in body.named_parameters():
         assert torch.equal(p, loaded.get_parameter(f"bert.{name}"))
 
@@ -87,7 +87,7 @@ def test_no_such_model(source: str, says: str) -> None:
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"config\.json is missing"):
-        load(ModelConfig(source=str(tmp_path)), tiny.CLASSES, 0)
+        tiny.load_model(ModelConfig(source=str(tmp_path)), tiny.CLASSES, 0)
 
 
 def test_a_damaged_model(bert_folder: Path, tmp_path: Path) -> None:
@@ -95,12 +95,12 @@ def test_a_damaged_model(bert_folder: Path, tmp_path: Path) -> None:
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(BadInput, match=r"model\.source"):
-        load(ModelConfig(source=str(tmp_path)), tiny.CLASSES, 0)
+        tiny.load_model(ModelConfig(source=str(tmp_path)), tiny.CLASSES, 0)
 
 
 def test_the_hub_cannot_be_reached() -> None:
     with pytest.raises(BadInput, match=r"model\.source = 'nobody/nothing'") as error:
-        load(ModelConfig(source="nobody/nothing"), tiny.CLASSES, 0)
+        tiny.load_model(ModelConfig(source="nobody/nothing"), tiny.CLASSES, 0)
     assert "\n" not in str(error.value)
 
 
@@ -126,7 +126,7 @@ def saved(folder: Path, cls: Any = None, kind: str = "bert", **changes: Any) -> 
 
 def refused(folder: Path) -> str:
     with pytest.raises(BadInput) as error:
-        load(ModelConfig(source=str(folder)), tiny.CLASSES, 0)
+        tiny.load_model(ModelConfig(source=str(folder)), tiny.CLASSES, 0)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -140,7 +140,7 @@ def without(folder: Path, *parts: str) -> Path:
 
 def test_a_pooler_that_is_missing_is_drawn_named_and_travels(tmp_path: Path) -> None:
     folder = saved(tmp_path, transformers.BertForMaskedLM)
-    one, two, other = (load(ModelConfig(source=str(folder)), tiny.CLASSES, seed) for seed in (1, 1, 2))
+    one, two, other = (tiny.load_model(ModelConfig(source=str(folder)), tiny.CLASSES, seed) for seed in (1, 1, 2))
     assert one.drawn == ("bert.pooler.dense.weight", "bert.pooler.dense.bias")
     assert "lacks bert.pooler.dense.weight, bert.pooler.dense.bias" in one.notes[0]
     weights = [x.model.bert.pooler.dense.weight for x in (one, two, other)]
@@ -183,7 +183,7 @@ def test_a_tokenizer_with_more_words_than_the_model_is_refused(tmp_path: Path) -
     assert "ids up to 68, and the model has 67 rows" in refused(tmp_path)
     smaller = tmp_path / "smaller"
     saved(smaller, vocab_size=80)  # spare rows are common
-    assert load(ModelConfig(source=str(smaller)), tiny.CLASSES, 0).model.config.vocab_size == 80
+    assert tiny.load_model(ModelConfig(source=str(smaller)), tiny.CLASSES, 0).model.config.vocab_size == 80
 
 
 def test_nothing_of_an_old_task_is_left(tmp_path: Path) -> None:
@@ -193,8 +193,8 @@ def test_nothing_of_an_old_task_is_left(tmp_path: Path) -> None:
         "finetuning_task": "mnli",
     }
     saved(tmp_path / "old", transformers.BertForSequenceClassification, **old)
-    own = load(ModelConfig(source=str(tmp_path / "old")), tiny.CLASSES, 3)
-    fresh = load(ModelConfig(source=str(saved(tmp_path / "fresh"))), tiny.CLASSES, 3)
+    own = tiny.load_model(ModelConfig(source=str(tmp_path / "old")), tiny.CLASSES, 3)
+    fresh = tiny.load_model(ModelConfig(source=str(saved(tmp_path / "fresh"))), tiny.CLASSES, 3)
     assert torch.equal(own.model.classifier.weight, fresh.model.classifier.weight)
     save_model(own, Model({"none": Factors()}), tmp_path / "written")
     written = json.loads((tmp_path / "written" / "config.json").read_text())
@@ -215,7 +215,7 @@ def test_token_types_that_count_are_said(tmp_path: Path) -> None:
     for kind, said in (("bert", False), ("gpt2", True)):
         file = saved(tmp_path / kind, kind=kind) / "tokenizer_config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | names))
-        notes = load(ModelConfig(source=str(tmp_path / kind)), tiny.CLASSES, 0).notes
+        notes = tiny.load_model(ModelConfig(source=str(tmp_path / kind)), tiny.CLASSES, 0).notes
         assert any("token types" in note for note in notes) == said
 
 

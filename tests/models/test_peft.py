@@ -10,11 +10,10 @@ import torch
 import transformers
 
 from fedlora.config import ModelConfig, TrainConfig
-from fedlora.models.load import load
 from fedlora.models.peft import is_adapter, save_adapter, save_model, stack
 from fedlora.models.slots import find_targets
+from fedlora.tasks.texts import encode
 from fedlora.training.batched import Trainer
-from fedlora.training.encode import encode
 from fedlora.types import BaseUpdate, Factors, Mix, Model, Similarity
 
 KINDS = ["bert", "roberta", "distilbert", "gpt2", "llama"]
@@ -37,9 +36,16 @@ def factors(shapes, rank: int, seed: int, scale: float, **extra) -> Factors:
 
 def world(folder: Path):
     config = ModelConfig(source=str(folder))
-    pretrained = load(config, tiny.CLASSES, seed=2)
-    data = encode(pretrained.tokenizer, tiny.examples(9, 0)[0], np.zeros(9, dtype=np.int64), 64)
-    trainer = Trainer(pretrained, find_targets(pretrained.model, "all-linear"), TrainConfig(), torch.device("cpu"), torch.float32)
+    pretrained = tiny.load_model(config, tiny.CLASSES, seed=2)
+    data = encode(pretrained.processor, tiny.examples(9, 0)[0], np.zeros(9, dtype=np.int64), 64)
+    trainer = Trainer(
+        pretrained,
+        find_targets(pretrained.model, "all-linear"),
+        TrainConfig(),
+        torch.device("cpu"),
+        torch.float32,
+        tiny.objective(),
+    )
     return config, trainer, data
 
 
@@ -67,7 +73,7 @@ def results(shapes) -> dict[str, Model]:
 def logits(model, data) -> np.ndarray:
     model = model.eval()
     with torch.no_grad():
-        return np.array([model(input_ids=torch.tensor(row.astype(np.int64))[None]).logits[0].tolist() for row in data.ids])
+        return np.array([model(input_ids=torch.tensor(row.astype(np.int64))[None]).logits[0].tolist() for row in data.inputs])
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
@@ -76,7 +82,7 @@ def test_adapter_gives_the_same_logits_under_peft(folder: Path, which: int, tmp_
     result = list(results(trainer.shapes).values())[which]
     want = tiny.logits(trainer, result, {}, data)
     assert np.abs(want - tiny.logits(trainer, Model(), {}, data)).max() > 1e-2
-    save_adapter(load(config, tiny.CLASSES, seed=2), result, tmp_path / "adapter")
+    save_adapter(tiny.load_model(config, tiny.CLASSES, seed=2), result, tmp_path / "adapter")
     torch.manual_seed(99)  # the base gets some other random head
     base = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
     if base.config.pad_token_id is None:
@@ -91,7 +97,7 @@ def test_merged_model_gives_the_same_logits(folder: Path, tmp_path: Path) -> Non
     result = Model(result.slots, result.base, {n: 0.05 * torch.randn(s, generator=g) for n, s in list(trainer.params.items())[:6]})
     assert not is_adapter(result)
     want = tiny.logits(trainer, Model(result.slots, result.base), {}, data)
-    save_model(load(config, tiny.CLASSES, seed=2), Model(result.slots, result.base), tmp_path / "model")
+    save_model(tiny.load_model(config, tiny.CLASSES, seed=2), Model(result.slots, result.base), tmp_path / "model")
     got = logits(transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model"), data)
     np.testing.assert_allclose(got, want, atol=5e-4)
 

@@ -26,8 +26,8 @@ from fedlora.models.load import PACKAGED, Packaged
 from fedlora.runs import play
 from fedlora.runs.export import export, read_result
 from fedlora.runs.predict import predict
-from fedlora.runs.prepare import load_pretrained, make_trainer, try_pretrained
-from fedlora.training.encode import encode
+from fedlora.runs.prepare import load_pretrained, make_task, make_trainer, try_pretrained
+from fedlora.tasks.texts import encode
 from fedlora.training.score import ScoreJob
 from fedlora.types import Model
 
@@ -80,11 +80,11 @@ def tables(base: Path, data: Path, name: str = "fedit", rank: int | None = None,
 def own_logits(folder: Path, client: int | None = None, texts: Sequence[str] = TEXTS) -> tuple[np.ndarray, np.ndarray]:
     """The logits of texts that `fedlora predict` works with, and those of the base with the same head."""
     config, roster, result, head = read_result(folder, client)
-    pretrained = load_pretrained(config, roster)
+    pretrained = load_pretrained(config, roster.schema)
     findings = try_pretrained(config, pretrained)
-    data = encode(pretrained.tokenizer, texts, np.zeros(len(texts), dtype=np.int64), LIMIT)
+    data = encode(pretrained.processor, texts, np.zeros(len(texts), dtype=np.int64), LIMIT)
     asked = [ScoreJob(model, head, data) for model in (result, Model())]
-    mine, base = make_trainer(config, pretrained, findings).logits(asked)
+    mine, base = make_trainer(config, pretrained, findings, make_task(config).bind(roster.schema)).logits(asked)
     return mine, base
 
 
@@ -240,7 +240,7 @@ def follow_card(results: Results, name: str, folder: Path, environment: dict[str
     done = subprocess.run([sys.executable, "-c", lines], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     labels, logits = map(ast.literal_eval, done.stdout.splitlines()[-2:])
-    said = [label for label, _ in predict(results.place / name, texts)]
+    said = [answer["label"] for answer in predict(results.place / name, texts)]
     assert labels == said and len(set(said)) > 1
     assert off(own_logits(results.place / name, texts=texts)[0], [np.array(logits)]) < 1e-5
     accuracy = json.loads((results.place / name / "summary.json").read_text())["final"]["accuracy"]

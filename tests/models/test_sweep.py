@@ -17,9 +17,9 @@ from models.sweep import Elsewhere, Tried, off, off_most
 
 from fedlora import methods
 from fedlora.config import TrainConfig
+from fedlora.data.encoded import Encoded
 from fedlora.errors import BadInput
 from fedlora.runs.export import export
-from fedlora.training.encode import Encoded
 from fedlora.training.score import ScoreJob
 from fedlora.types import SHARED, Model
 

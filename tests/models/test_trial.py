@@ -15,14 +15,14 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from fedlora.config import ModelConfig, TrainConfig
+from fedlora.data.encoded import Encoded
 from fedlora.errors import BadInput
 from fedlora.models import peft, trial
-from fedlora.models.load import Pretrained, from_config, load
+from fedlora.models.load import Pretrained, from_config
 from fedlora.models.packing import Form, Packing, Positions, Reads, Shared
 from fedlora.models.slots import find_targets
 from fedlora.models.trial import Findings, try_model
 from fedlora.training.batched import Trainer
-from fedlora.training.encode import Encoded
 from fedlora.types import Model
 
 CPU = torch.device("cpu")
@@ -255,11 +255,11 @@ def test_a_text_gives_what_it_gives_alone(name: str) -> None:
     """Against the plain model on each text alone; some texts have the padding token inside, or at their end."""
     own = pretrained(name)
     plain = pretrained(name).model
-    trainer = Trainer(own, find_targets(own.model, "all-linear"), TrainConfig(), CPU, torch.float32)
+    trainer = Trainer(own, find_targets(own.model, "all-linear"), TrainConfig(), CPU, torch.float32, tiny.objective())
     rng = np.random.default_rng(1)
     ids = [rng.integers(0, VOCAB, n).astype(np.int32) for n in (1, 9, 40, 2, 9, 70, 3)]
     ids[1][4], ids[4][-1], ids[2][0] = 0, 0, 0
-    data = Encoded(tuple(ids), np.zeros(len(ids), dtype=np.int64))
+    data = Encoded(tuple(ids), np.zeros(len(ids), dtype=np.int64), np.array([len(row) for row in ids]))
     with torch.no_grad():
         wanted = np.stack([plain(input_ids=torch.from_numpy(x.astype(np.int64))[None]).logits[0].numpy() for x in ids])
     np.testing.assert_allclose(tiny.logits(trainer, Model(), {}, data), wanted, atol=1e-5 * np.abs(wanted).max())
@@ -270,5 +270,5 @@ def test_encoder_decoders_are_refused_in_one_line(name: str, tmp_path: Any) -> N
     ENCODER_DECODERS[name].config().save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(BadInput, match="is an encoder-decoder; an encoder or a decoder is needed") as error:
-        load(ModelConfig(source=str(tmp_path)), tiny.CLASSES, 0)
+        tiny.load_model(ModelConfig(source=str(tmp_path)), tiny.CLASSES, 0)
     assert "\n" not in str(error.value)

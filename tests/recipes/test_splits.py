@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from tiny import load
 
 from fedlora.comparison.splits import Measurement, exception, run
 from fedlora.config import resolve
 from fedlora.data.bands import Band
-from fedlora.data.load import load
 from fedlora.data.partition import split, statistics
 
 

@@ -91,10 +91,10 @@ def test_accuracy_by_domain_adds_up_to_the_whole(name: str, two: dict, tmp_path:
         for t, domain in enumerate(context.dataset.domains):
             rows = context.dataset.test.domains == t
             best = logits[rows, domain.first : domain.first + domain.count].argmax(axis=1) + domain.first
-            assert by_domain[domain.name] == pytest.approx((best == context.dataset.test.labels[rows]).mean())
+            assert by_domain[domain.name] == pytest.approx((best == context.dataset.test.targets[rows]).mean())
     roster = read_roster(tmp_path / "run" / "federation.json")
     assert roster == context.roster and [list(c.domains) for c in roster.clients] == [
-        [t.name for t in roster.domains][k % 2 :][:1] for k in range(4)
+        [t.name for t in roster.schema.domains][k % 2 :][:1] for k in range(4)
     ]
     assert sum(sum(c.domains.values()) for c in roster.clients) == len(context.dataset.train)
     assert summary["result"] == "adapter"
@@ -105,12 +105,12 @@ def test_accuracy_by_domain_adds_up_to_the_whole(name: str, two: dict, tmp_path:
         for client in context.setup.clients if name == "fl-tac" else [None]:
             dealt = context.parts.test[client.id] if client else np.arange(len(context.dataset.test))
             where = [i for i in dealt if context.dataset.test.domains[i] == context.dataset.domains.index(domain)]
-            texts = [context.dataset.test.texts[i] for i in where]
+            texts = [context.dataset.test.inputs[i] for i in where]
             found = predict(tmp_path / "run", texts, client=client and client.id, domain=domain.name) if texts else []
-            assert all(label.startswith(f"{domain.name}/") for label, _ in found)
+            assert all(answer["label"].startswith(f"{domain.name}/") for answer in found)
             right += sum(
-                label == context.dataset.label_names[context.dataset.test.labels[i]]
-                for i, (label, _) in zip(where, found, strict=True)
+                answer["label"] == context.dataset.schema.label_names[context.dataset.test.targets[i]]
+                for i, answer in zip(where, found, strict=True)
             )
     assert right / len(context.dataset.test) == pytest.approx(rows_of(tmp_path / "run")[-1]["accuracy"])
 
@@ -155,7 +155,7 @@ def test_a_routed_result_is_in_the_checkpoint_only_and_predicts(bert_folder: Pat
             export(tmp_path / "run", tmp_path / "to", client, merged)
         assert "\n" not in str(error.value) and not (tmp_path / "to").exists()
     (answer,) = predict(tmp_path / "run", ["w1 apple w2"], client=1)
-    assert answer[0] in tiny.CLASSES and 0 < answer[1] <= 1
+    assert answer["label"] in tiny.CLASSES and 0 < answer["probability"] <= 1
     _, _, model, _ = read_result(tmp_path / "run", 1)
     assert model.gate.own in model.slots and len(model.slots) == 2
 

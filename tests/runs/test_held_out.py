@@ -21,7 +21,7 @@ import transformers
 from matplotlib import image
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
-from tiny import Silent
+from tiny import Silent, load
 
 from fedlora.clients.worker import Worker
 from fedlora.comparison.check import check
@@ -29,12 +29,12 @@ from fedlora.comparison.grid import expand
 from fedlora.comparison.recipe import Header, Recipe
 from fedlora.config import Config, as_tables, resolve
 from fedlora.data.domains import deal
-from fedlora.data.load import load
 from fedlora.errors import BadInput
 from fedlora.messages import Answer, Ask, Lost, Scored
 from fedlora.runs import play
 from fedlora.runs.worker import processes
 from fedlora.summary import in_words, read_rows
+from fedlora.tasks.metrics import CLASSIFICATION
 from fedlora.transports.inprocess import InProcess
 
 SLOW = pytest.mark.slow
@@ -89,9 +89,9 @@ def by_hand(config: Config, folder: Path, bert: Path) -> dict[str, Any]:
     names = names_held_out(folder)
     own = {name: parts.test[parts.names.index(name)] for name in names}
     rows = [int(row) for name in names for row in own[name]]
-    taken = dict(zip(rows, by_peft(folder, bert, [dataset.test.texts[row] for row in rows]), strict=True))
-    labels, said = [int(dataset.test.labels[row]) for row in rows], [taken[row] for row in rows]
-    trained = [int(dataset.train.labels[row]) for k, name in enumerate(parts.names) if name not in names for row in parts.train[k]]
+    taken = dict(zip(rows, by_peft(folder, bert, [dataset.test.inputs[row] for row in rows]), strict=True))
+    labels, said = [int(dataset.test.targets[row]) for row in rows], [taken[row] for row in rows]
+    trained = [int(dataset.train.targets[row]) for k, name in enumerate(parts.names) if name not in names for row in parts.train[k]]
     commonest = max(range(3), key=trained.count)
     return {
         "clients": len(names),
@@ -100,14 +100,14 @@ def by_hand(config: Config, folder: Path, bert: Path) -> dict[str, Any]:
         "macro_f1": f1_score(labels, said, average="macro", zero_division=0.0),
         "commonest_accuracy": labels.count(commonest) / len(labels),
         "client_accuracy": {
-            name: accuracy_score([dataset.test.labels[row] for row in own[name]], [taken[row] for row in own[name]])
+            name: accuracy_score([dataset.test.targets[row] for row in own[name]], [taken[row] for row in own[name]])
             for name in names
         },
     }
 
 
 def equal(got: dict[str, Any], wanted: dict[str, Any]) -> None:
-    assert got.keys() == wanted.keys()
+    assert got.keys() == wanted.keys() | {"metric", "score"} and got["metric"] == "accuracy" and got["score"] == got["accuracy"]
     for key, value in wanted.items():
         assert got[key] == pytest.approx(value), key
 
@@ -210,9 +210,9 @@ def test_their_validation_examples_choose_no_round(
     part = load(config.data, 0).validation
     assert part is not None and set(part.owners) == set(OWNERS)
     rows = [i for i, owner in enumerate(part.owners) if owner not in drawn]
-    said = by_peft(tmp_path / "run", bert_folder, [part.texts[i] for i in rows])
-    assert summary["final"]["validation_accuracy"] == pytest.approx(accuracy_score(part.labels[rows], said))
-    assert summary["final"]["validation_macro_f1"] == pytest.approx(f1_score(part.labels[rows], said, average="macro"))
+    said = by_peft(tmp_path / "run", bert_folder, [part.inputs[i] for i in rows])
+    assert summary["final"]["validation_accuracy"] == pytest.approx(accuracy_score(part.targets[rows], said))
+    assert summary["final"]["validation_macro_f1"] == pytest.approx(f1_score(part.targets[rows], said, average="macro"))
 
 
 # ---- which model, and when ---------------------------------------------------------------------------------------------
@@ -281,11 +281,11 @@ class Deaf(InProcess):
 
     def __init__(self, worker: Worker, ids: tuple[int, ...]) -> None:
         super().__init__(worker)
-        self.ids = ids
+        self.inputs = ids
 
     def exchange(self, asks: Sequence[Ask]) -> Iterator[Answer]:
         return (
-            replace(answer, body=Lost("gone")) if answer.client in self.ids and isinstance(answer.body, Scored) else answer
+            replace(answer, body=Lost("gone")) if answer.client in self.inputs and isinstance(answer.body, Scored) else answer
             for answer in super().exchange(asks)
         )
 
@@ -300,7 +300,7 @@ def test_who_gives_no_scores_is_named(ids: tuple[int, ...], base: dict[str, Any]
     told = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_constant=pytest.fail)["held_out"]  # nan is no JSON
     assert told == found
     if len(ids) == 2:
-        assert found["accuracy"] is None and "held-out clients -" in in_words(summary)
+        assert found["accuracy"] is None and "held-out clients -" in in_words(summary, CLASSIFICATION)
     else:
         wanted = by_hand(config, tmp_path / "run", bert_folder)["client_accuracy"]
         assert found["accuracy"] == pytest.approx(wanted[names[0]])

@@ -19,7 +19,7 @@ from fedlora.errors import BadInput
 from fedlora.runs.export import export
 from fedlora.runs.play import execute
 from fedlora.runs.predict import predict
-from fedlora.training.encode import encode
+from fedlora.tasks.texts import encode
 
 SLOW = pytest.mark.slow
 TEXTS = ["w1 w2 apple", "w4", "w5 banana w6 w7 w8"]
@@ -70,7 +70,7 @@ def plain(model: Any, words: Any, texts: list[str], together: bool) -> np.ndarra
 def test_every_tokenizer_of_a_decoder(template: str, own_pad: str | None, named: int | None, tmp_path: Path) -> None:
     """The base names no padding token, [PAD] or [SEP]; the tokenizer has none or one; texts end with [SEP] or not."""
     out = run(tmp_path, "llama", tokenizer(template, own_pad), TEXTS, pad_token_id=named)
-    said = [probability for _, probability in predict(out, TEXTS)]
+    said = [answer["probability"] for answer in predict(out, TEXTS)]
     export(out, tmp_path / "model", None, merged=True)
     words = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     merged = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
@@ -94,14 +94,14 @@ def test_odd_texts_have_an_answer_that_depends_on_no_other(kind: str, template: 
     together = predict(out, [*odd, *TEXTS], notes.append)
     assert notes == ["1 of 11 texts are longer than 64 tokens, and cut"]
     assert len(together) == len(odd) + len(TEXTS)
-    for text, (label, probability) in zip([*odd, *TEXTS], together, strict=True):
-        ((alone, p),) = predict(out, [text])
-        assert alone == label and p == pytest.approx(probability, abs=1e-5), text
+    for text, answer in zip([*odd, *TEXTS], together, strict=True):
+        (alone,) = predict(out, [text])
+        assert alone["label"] == answer["label"] and alone["probability"] == pytest.approx(answer["probability"], abs=1e-5), text
     words = transformers.AutoTokenizer.from_pretrained(out / "adapter")
     base = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
     adapter = peft.PeftModel.from_pretrained(base, out / "adapter")
     some = [text for text in odd[2:7] if words(text)["input_ids"]]
-    wanted = [p for text, (_, p) in zip([*odd, *TEXTS], together, strict=True) if text in some]
+    wanted = [answer["probability"] for text, answer in zip([*odd, *TEXTS], together, strict=True) if text in some]
     np.testing.assert_allclose(plain(adapter, words, some, False).max(1), wanted, atol=1e-5)
 
 

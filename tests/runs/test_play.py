@@ -23,7 +23,6 @@ from toy import tensors
 from fedlora import methods
 from fedlora.clients.worker import Worker
 from fedlora.config import Config, resolve
-from fedlora.data.load import load as load_data
 from fedlora.disk import alone
 from fedlora.errors import BadInput, RunFailed
 from fedlora.gather import mean
@@ -132,7 +131,7 @@ def test_the_best_round_by_validation_is_what_is_written(
     rows = read_rows(tmp_path / "whole")
     assert len(rows) == 5 and summary["final"]["accuracy"] == rows[1]["accuracy"]
     arrays = load_file(tmp_path / "whole" / "arrays" / "round-00002.safetensors")
-    count = len(load_data(configure(base, **tables).data, 0).test)
+    count = len(tiny.load(configure(base, **tables).data, 0).test)
     assert int(arrays["confusion"].sum()) == count
 
     short = configure(base, **tables | {"train": train | {"rounds": 2}})
@@ -210,7 +209,7 @@ def test_a_run_learns_and_leaves_what_it_promises(base: dict, tmp_path: Path) ->
     assert again == config
     # The run's predictions are those of its adapter.
     texts, labels = tiny.examples(30, 9)
-    found = [name for name, _ in predict(out, texts)]
+    found = [answer["label"] for answer in predict(out, texts)]
     assert np.mean([a == b for a, b in zip(found, labels, strict=True)]) > 0.6
 
 
@@ -260,7 +259,7 @@ def test_full_fine_tuning_leaves_a_model(base: dict, tmp_path: Path) -> None:
     summary = play.execute(configure(base, method={"name": "fedavg"}), out, False, Silent())
     assert summary["result"] == "model" and not (out / "adapter").exists()
     _, roster, result, _ = read_result(out)
-    assert (out / "model" / "config.json").exists() and result.full and roster.label_names == tuple(sorted(tiny.CLASSES))
+    assert (out / "model" / "config.json").exists() and result.full and roster.schema.label_names == tuple(sorted(tiny.CLASSES))
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, round: int) -> None:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from tiny import Silent
+from tiny import TASK, Silent, load
 from toy import federate, make_clients, make_setup
 
 from fedlora.config import resolve
+from fedlora.data.dataset import Schema
 from fedlora.data.domains import deal
-from fedlora.data.load import load
 from fedlora.errors import RunFailed
 from fedlora.gather.mean import Mean
 from fedlora.messages import TEST, Answer, Behind, Body, Forgot, Lost, ScoreAsk, Scored
@@ -22,6 +22,9 @@ from fedlora.runs import play
 from fedlora.server.evaluate import Panel, evaluate
 from fedlora.server.loop import Federation, Server
 from fedlora.summary import read_rows
+from fedlora.tasks import classification
+
+SCORING = TASK.bind(Schema(("a", "b")))
 
 
 @pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 1e4), ("adamw", 1e38)])
@@ -40,10 +43,8 @@ def test_a_model_without_finite_numbers_is_no_result(
     bert_folder: Path, csv_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its weights may be finite, and too large for its logits."""
-    from fedlora.training import score
-
-    confusion = score.confusion
-    monkeypatch.setattr(score, "confusion", lambda logits, labels: confusion(np.full_like(logits, np.nan), labels))
+    confusion = classification.confusion
+    monkeypatch.setattr(classification, "confusion", lambda logits, labels: confusion(np.full_like(logits, np.nan), labels))
     tables = {"model": {"source": str(bert_folder)}, "data": {"source": str(csv_folder)}, "clients": {"count": 2, "rank": 2}}
     config = resolve(tables, {"train": {"rounds": 2}})
     for resume in (False, True):  # it stays so
@@ -71,15 +72,15 @@ def test_the_commonest_class_and_the_confusion_of_a_round(head: str, bert_folder
     everybody = [(np.arange(len(dataset.train)), np.arange(len(dataset.test)))]
     right = count = 0
     for train, test in everybody if head == "frozen" else zip(parts.train, parts.test, strict=True):
-        own = [dataset.train.labels[i] for i in train]
+        own = [dataset.train.targets[i] for i in train]
         commonest = max(range(3), key=own.count)
-        right += sum(dataset.test.labels[i] == commonest for i in test)
+        right += sum(dataset.test.targets[i] == commonest for i in test)
         count += len(test)
     assert row["commonest_accuracy"] == pytest.approx(right / count)
     assert summary["final"]["commonest_accuracy"] == row["commonest_accuracy"]
     table = load_file(tmp_path / "run" / "arrays" / "round-00002.safetensors")["confusion"]
     assert table.sum() == count and np.trace(table) / count == pytest.approx(row["accuracy"])
-    assert table.sum(1).tolist() == np.bincount(dataset.test.labels, minlength=3).tolist()
+    assert table.sum(1).tolist() == np.bincount(dataset.test.targets, minlength=3).tolist()
     assert not (tmp_path / "run" / "arrays" / "round-00001.safetensors").exists() or "confusion" not in load_file(
         tmp_path / "run" / "arrays" / "round-00001.safetensors"
     )
@@ -110,7 +111,7 @@ def scored(transport: Scripted) -> dict[str, Any]:
     method, setup = FedSALoRA(), make_setup(make_clients((2, 2, 2)))
     state = federate(method, setup, 1, lambda t: setup.clients[:2]).states[-1]
     federation = Federation(method, setup, transport, Mean(method, setup), lambda t: setup.clients)
-    row, _ = evaluate(federation, Server(1, state, accepted={0: 1, 1: 1}), Panel({TEST: setup.clients}, True, transport, 2))
+    row, _ = evaluate(federation, Server(1, state, accepted={0: 1, 1: 1}), Panel({TEST: setup.clients}, True, transport, SCORING))
     return row
 
 

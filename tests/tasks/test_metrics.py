@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
-from fedlora.tasks import metrics
-from fedlora.tasks.metrics import UNDECIDED
+from fedlora.data.dataset import Schema
+from fedlora.tasks import classification as metrics
+from fedlora.tasks.classification import UNDECIDED, Classes
 
 CLASSES = 8
+SCORING = Classes(Schema(tuple(map(str, range(CLASSES)))))
 
 
 def sums(predicted: np.ndarray, labels: np.ndarray, classes: int = CLASSES) -> dict[str, np.ndarray]:
@@ -24,7 +26,7 @@ def test_metrics_equal_scikit_learn(seed: int) -> None:
     found = sums(predicted, labels)
     assert metrics.accuracy(found) == pytest.approx(accuracy_score(labels, predicted))
     assert metrics.macro_f1(found) == pytest.approx(f1_score(labels, predicted, average="macro", zero_division=0))
-    assert metrics.commonest_accuracy(found) == pytest.approx(accuracy_score(labels, np.zeros_like(labels)))
+    assert SCORING.baseline(found) == pytest.approx(accuracy_score(labels, np.zeros_like(labels)))
     assert (found["confusion"][:, :-1] == confusion_matrix(labels, predicted, labels=range(CLASSES))).all()
     own = labels < 3
     assert metrics.accuracy(found, slice(0, 3)) == pytest.approx(accuracy_score(labels[own], predicted[own]))
@@ -42,7 +44,7 @@ def test_sums_of_parts_add_up() -> None:
 def test_nothing_to_score() -> None:
     none = np.zeros(0, dtype=np.int64)
     found = sums(none, none)
-    assert metrics.count(found) == 0 and np.isnan([metrics.accuracy(found), metrics.macro_f1(found)]).all()
+    assert SCORING.count(found) == 0 and np.isnan([metrics.accuracy(found), metrics.macro_f1(found)]).all()
 
 
 def test_a_confusion_matrix_counts_true_classes_in_rows() -> None:
@@ -55,6 +57,6 @@ def test_what_is_not_finite_is_no_answer() -> None:
     assert metrics.decided(logits).tolist() == [1, UNDECIDED, UNDECIDED, 0]
     found = {"confusion": metrics.confusion(logits, np.array([1, 1, 1, 0]))}
     assert found["confusion"].tolist() == [[1, 0, 0], [0, 1, 2]]
-    assert metrics.accuracy(found) == 0.5 and metrics.undecided(found) == 2
+    assert metrics.accuracy(found) == 0.5 and SCORING.undecided(found) == 2
     assert metrics.macro_f1(found) == pytest.approx((1 + 2 / 4) / 2)  # class 1: one hit of three, one prediction
     assert metrics.macro_f1({"confusion": np.array([[0, 0, 1], [0, 0, 0]])}) == 0.0

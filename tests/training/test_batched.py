@@ -12,10 +12,11 @@ import torch
 import transformers
 
 from fedlora.config import ModelConfig, TrainConfig
-from fedlora.models.load import Pretrained, from_config, load
+from fedlora.data.encoded import Encoded
+from fedlora.models.load import Pretrained, from_config
 from fedlora.models.slots import find_targets
+from fedlora.tasks.texts import encode
 from fedlora.training.batched import Trainer
-from fedlora.training.encode import Encoded, encode
 from fedlora.training.learner import Job, batches
 from fedlora.types import BASE, FULL, BaseUpdate, Factors, Model, TailNorm, Train
 
@@ -24,7 +25,9 @@ SETTINGS = TrainConfig(batch_size=8, lr=5e-3, epochs=2)
 
 
 def make(pretrained: Pretrained, settings: TrainConfig = SETTINGS) -> Trainer:
-    return Trainer(pretrained, find_targets(pretrained.model, "all-linear"), settings, torch.device("cpu"), torch.float32)
+    return Trainer(
+        pretrained, find_targets(pretrained.model, "all-linear"), settings, torch.device("cpu"), torch.float32, tiny.objective()
+    )
 
 
 def adapter(trainer: Trainer, rank: int = 4, seed: int = 3, zero_b: bool = False) -> Factors:
@@ -36,13 +39,13 @@ def adapter(trainer: Trainer, rank: int = 4, seed: int = 3, zero_b: bool = False
 
 @pytest.fixture
 def pretrained(bert_folder: Path) -> Pretrained:
-    return load(ModelConfig(source=str(bert_folder)), tiny.CLASSES, seed=5)
+    return tiny.load_model(ModelConfig(source=str(bert_folder)), tiny.CLASSES, seed=5)
 
 
 @pytest.fixture
 def data(pretrained: Pretrained) -> Encoded:
     texts, labels = tiny.examples(21, 4)
-    return encode(pretrained.tokenizer, texts, np.array([tiny.CLASSES.index(x) for x in labels]), 64)
+    return encode(pretrained.processor, texts, np.array([tiny.CLASSES.index(x) for x in labels]), 64)
 
 
 def run(trainer: Trainer, ask: Train, data: Encoded, seed: int = 7, head: dict[str, torch.Tensor] | None = None):
@@ -71,9 +74,9 @@ def peft_model(folder: Path, pretrained: Pretrained, factors: Factors, train: se
 def oracle_batches(data: Encoded, settings: TrainConfig, seed: int, epochs: int):
     job = Job(Train({}, frozenset(), epochs=epochs), data, seed, {})
     for where in batches(job, settings):
-        rows = [torch.tensor(data.ids[i].astype(np.int64)) for i in where]
+        rows = [torch.tensor(data.inputs[i].astype(np.int64)) for i in where]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        yield ids, (ids != 0).long(), torch.tensor(data.labels[where])
+        yield ids, (ids != 0).long(), torch.tensor(data.targets[where])
 
 
 def oracle(wrapped, data, settings=SETTINGS, seed=7, epochs=2, ratio=1.0, clip=None, penalty=None):
@@ -214,7 +217,7 @@ def test_slots_add_up_to_the_dense_formula(pretrained: Pretrained, data: Encoded
         W = one.scale * one.B[m] @ one.C[m] @ one.A[m]
         W = W + two.scale * torch.diag(two.D[m]) @ two.B[m] @ torch.diag(two.C[m]) @ two.A[m]
         dense.get_submodule(m).weight.data += W
-    want = [dense(input_ids=torch.tensor(row.astype(np.int64))[None]).logits[0].tolist() for row in data.ids]
+    want = [dense(input_ids=torch.tensor(row.astype(np.int64))[None]).logits[0].tolist() for row in data.inputs]
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
@@ -259,7 +262,7 @@ def test_base_updates_merge_for_every_architecture(kind: str, data: Encoded) -> 
 
 def test_a_base_has_the_same_bits_however_it_got_there(bert_folder: Path, data: Encoded) -> None:
     def fresh() -> Trainer:
-        return make(load(ModelConfig(source=str(bert_folder)), tiny.CLASSES, seed=5))
+        return make(tiny.load_model(ModelConfig(source=str(bert_folder)), tiny.CLASSES, seed=5))
 
     one, two = fresh(), fresh()
     pairs = tuple(adapter(one, seed=s) for s in (1, 2, 3))

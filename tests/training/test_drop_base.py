@@ -11,11 +11,12 @@ import transformers
 from torch import nn
 
 from fedlora.config import ModelConfig, TrainConfig
-from fedlora.models.load import Pretrained, load
+from fedlora.data.encoded import Encoded
+from fedlora.models.load import Pretrained
 from fedlora.models.peft import is_adapter, save_model
 from fedlora.models.slots import find_targets
+from fedlora.tasks.texts import encode
 from fedlora.training.batched import Trainer
-from fedlora.training.encode import Encoded, encode
 from fedlora.training.learner import Job, batches
 from fedlora.types import BaseUpdate, Factors, Model, ProductDecay, Train
 
@@ -31,18 +32,20 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def pretrained(folder: Path) -> Pretrained:
-    return load(ModelConfig(source=str(folder)), tiny.CLASSES, seed=5)
+    return tiny.load_model(ModelConfig(source=str(folder)), tiny.CLASSES, seed=5)
 
 
 @pytest.fixture
 def trainer(pretrained: Pretrained) -> Trainer:
-    return Trainer(pretrained, find_targets(pretrained.model, "all-linear"), SETTINGS, torch.device("cpu"), torch.float32)
+    return Trainer(
+        pretrained, find_targets(pretrained.model, "all-linear"), SETTINGS, torch.device("cpu"), torch.float32, tiny.objective()
+    )
 
 
 @pytest.fixture
 def data(pretrained: Pretrained) -> Encoded:
     texts, labels = tiny.examples(21, 4)
-    return encode(pretrained.tokenizer, texts, np.array([tiny.CLASSES.index(x) for x in labels]), 64)
+    return encode(pretrained.processor, texts, np.array([tiny.CLASSES.index(x) for x in labels]), 64)
 
 
 def factors(trainer: Trainer, rank: int, scale: float = 1.0, seed: int = 3) -> Factors:
@@ -84,9 +87,9 @@ def train(model: nn.Module, data: Encoded, modules: list[str], decay: float) -> 
     )
     total = 0.0
     for where in batches(Job(Train({}, frozenset()), data, 7, {}), SETTINGS):
-        rows = [torch.tensor(data.ids[i].astype(np.int64)) for i in where]
+        rows = [torch.tensor(data.inputs[i].astype(np.int64)) for i in where]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        loss = model(input_ids=ids, attention_mask=(ids != 0).long(), labels=torch.tensor(data.labels[where])).loss
+        loss = model(input_ids=ids, attention_mask=(ids != 0).long(), labels=torch.tensor(data.targets[where])).loss
         total += loss.item() * len(where)
         layers = [model.get_submodule(m) for m in modules]
         (loss + decay * sum(((x.B @ x.A) ** 2).sum() for x in layers)).backward()
@@ -171,11 +174,11 @@ def test_a_result_is_scored_and_exported_as_the_model_that_it_is(folder, pretrai
     np.testing.assert_allclose(tiny.logits(trainer, result, {}, data), want, atol=2e-5)
     assert np.abs(want - tiny.logits(trainer, Model(), {}, data)).max() > 1e-2
     assert not is_adapter(result)
-    save_model(load(ModelConfig(source=str(folder)), tiny.CLASSES, seed=5), result, tmp_path)
+    save_model(tiny.load_model(ModelConfig(source=str(folder)), tiny.CLASSES, seed=5), result, tmp_path)
     exported = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     np.testing.assert_allclose(plain_logits(exported, data), want, atol=2e-5)
 
 
 @torch.no_grad()
 def plain_logits(model: nn.Module, data: Encoded) -> np.ndarray:
-    return np.array([model(input_ids=torch.tensor(row.astype(np.int64))[None]).logits[0].tolist() for row in data.ids])
+    return np.array([model(input_ids=torch.tensor(row.astype(np.int64))[None]).logits[0].tolist() for row in data.inputs])

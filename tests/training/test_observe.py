@@ -1,5 +1,6 @@
 """Statistics of a client's data, and gates, on a tiny model against transformers alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,12 @@ import torch
 import transformers
 
 from fedlora.config import ModelConfig, TrainConfig
-from fedlora.models.load import from_config, load
-from fedlora.models.packing import Form, Texts
+from fedlora.data.encoded import Encoded
+from fedlora.models.load import from_config
+from fedlora.models.packing import Form, Inputs
 from fedlora.models.slots import find_targets
+from fedlora.tasks.texts import encode
 from fedlora.training.batched import Trainer
-from fedlora.training.encode import Encoded, encode
 from fedlora.training.learner import Job
 from fedlora.training.observe import first_of_each, observe, similarity_weights
 from fedlora.types import BaseUpdate, ClassMixtures, Factors, Features, Mix, Model, Observe, Similarity, Train
@@ -23,14 +25,16 @@ SETTINGS = TrainConfig(batch_size=8, lr=5e-3, epochs=1)
 
 @pytest.fixture
 def trainer(bert_folder: Path) -> Trainer:
-    pretrained = load(ModelConfig(source=str(bert_folder)), tiny.CLASSES, seed=5)
-    return Trainer(pretrained, find_targets(pretrained.model, "all-linear"), SETTINGS, torch.device("cpu"), torch.float32)
+    pretrained = tiny.load_model(ModelConfig(source=str(bert_folder)), tiny.CLASSES, seed=5)
+    return Trainer(
+        pretrained, find_targets(pretrained.model, "all-linear"), SETTINGS, torch.device("cpu"), torch.float32, tiny.objective()
+    )
 
 
 def some_data(tokenizer, domains=()) -> Encoded:
     texts, labels = tiny.examples(21, 4)
     got = encode(tokenizer, texts, np.array([tiny.CLASSES.index(x) for x in labels]), 64)
-    return Encoded(got.ids, got.labels, np.array(domains, dtype=np.int64))
+    return replace(got, domains=np.array(domains, dtype=np.int64))
 
 
 @pytest.fixture
@@ -46,7 +50,7 @@ def slot(trainer: Trainer, seed: int) -> Factors:
 
 def plain_features(folder: Path, data: Encoded) -> np.ndarray:
     model = transformers.AutoModel.from_pretrained(folder).eval()
-    rows = [model(torch.tensor(ids.astype(np.int64))[None]).last_hidden_state[0].mean(dim=0) for ids in data.ids]
+    rows = [model(torch.tensor(ids.astype(np.int64))[None]).last_hidden_state[0].mean(dim=0) for ids in data.inputs]
     return torch.stack(rows).detach().numpy()
 
 
@@ -62,7 +66,9 @@ def test_features_are_those_of_the_pretrained_model_whatever_was_merged(bert_fol
 @pytest.mark.parametrize("kind", ["roberta", "distilbert", "gpt2", "llama"])
 def test_every_kind_of_model_has_features(kind):
     pretrained = from_config(tiny.config(kind), tiny.tokenizer(), 1)
-    trainer = Trainer(pretrained, find_targets(pretrained.model, "all-linear"), SETTINGS, torch.device("cpu"), torch.float32)
+    trainer = Trainer(
+        pretrained, find_targets(pretrained.model, "all-linear"), SETTINGS, torch.device("cpu"), torch.float32, tiny.objective()
+    )
     data = some_data(tiny.tokenizer())
     one_by_one = torch.cat([trainer.features(data.take(np.array([i]))) for i in range(len(data))])
     torch.testing.assert_close(trainer.features(data), one_by_one, atol=1e-5, rtol=1e-4)
@@ -71,7 +77,7 @@ def test_every_kind_of_model_has_features(kind):
 def trainer_of(kind: str, tokenizer, form: Form | None = None) -> Trainer:
     pretrained = from_config(tiny.config(kind), tokenizer, 1)
     targets = find_targets(pretrained.model, "all-linear")
-    return Trainer(pretrained, targets, SETTINGS, torch.device("cpu"), torch.float32, form=form)
+    return Trainer(pretrained, targets, SETTINGS, torch.device("cpu"), torch.float32, tiny.objective(), form=form)
 
 
 @pytest.mark.parametrize("form", [None, Form()], ids=["packed", "padded"])
@@ -79,7 +85,7 @@ def trainer_of(kind: str, tokenizer, form: Form | None = None) -> Trainer:
 def test_the_first_token_of_an_encoder_is_the_one_that_transformers_has(kind, form):
     trainer, data = trainer_of(kind, tiny.tokenizer(), form), some_data(tiny.tokenizer())
     plain = from_config(tiny.config(kind), tiny.tokenizer(), 1).model.base_model
-    expected = [plain(torch.tensor(ids.astype(np.int64))[None]).last_hidden_state[0, 0] for ids in data.ids]
+    expected = [plain(torch.tensor(ids.astype(np.int64))[None]).last_hidden_state[0, 0] for ids in data.inputs]
     got = trainer.features(data, "first")
     np.testing.assert_allclose(got, torch.stack(expected).detach(), atol=1e-5)
     assert trainer.scorer.has_first and float((got - trainer.features(data)).abs().max()) > 0.1
@@ -104,7 +110,7 @@ def test_an_encoder_whose_texts_begin_otherwise_has_none_either():
 
 def test_the_first_token_is_found_behind_padding():
     hidden = torch.arange(2 * 4 * 3.0).view(8, 3)
-    texts = Texts(torch.zeros(2, 4), np.array([4, 4]), mask=torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]))
+    texts = Inputs(torch.zeros(2, 4), np.array([4, 4]), mask=torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]))
     assert torch.equal(first_of_each(hidden, texts), hidden[[2, 4]])
 
 
@@ -119,10 +125,10 @@ def test_drawn_features_belong_to_the_data_and_the_seed(trainer, data):
 
 
 def test_a_domain_is_observed_alone(bert_folder):
-    pretrained = load(ModelConfig(source=str(bert_folder)), tiny.CLASSES, seed=5)
+    pretrained = tiny.load_model(ModelConfig(source=str(bert_folder)), tiny.CLASSES, seed=5)
     targets = find_targets(pretrained.model, "all-linear")
     domains = {"x": range(1), "y": range(1, 3)}
-    trainer = Trainer(pretrained, targets, SETTINGS, torch.device("cpu"), torch.float32, domains)
+    trainer = Trainer(pretrained, targets, SETTINGS, torch.device("cpu"), torch.float32, tiny.objective(**(domains or {})))
     data = some_data(tiny.tokenizer(), domains=[0] * 4 + [1] * 17)
     assert len(trainer.observe(Observe(Features(99), "x"), data, 1).tensors["features"]) == 4
     assert len(trainer.observe(Observe(Features(99)), data, 1).tensors["features"]) == 21

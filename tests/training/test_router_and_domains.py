@@ -11,10 +11,11 @@ import transformers
 from toy import tensors
 
 from fedlora.config import ModelConfig, TrainConfig
-from fedlora.models.load import Pretrained, load
+from fedlora.data.encoded import Encoded
+from fedlora.models.load import Pretrained
 from fedlora.models.slots import LiveRouter, find_targets, route
+from fedlora.tasks.texts import encode
 from fedlora.training.batched import Trainer
-from fedlora.training.encode import Encoded, encode
 from fedlora.training.learner import Job, batches
 from fedlora.training.score import ScoreJob
 from fedlora.types import GATE, ByDomain, Factors, Model, Router, Train
@@ -25,18 +26,18 @@ TASKS = {"two": range(1), "one": range(1, 3)}
 
 @pytest.fixture
 def pretrained(bert_folder: Path) -> Pretrained:
-    return load(ModelConfig(source=str(bert_folder)), tiny.CLASSES, seed=5)
+    return tiny.load_model(ModelConfig(source=str(bert_folder)), tiny.CLASSES, seed=5)
 
 
 @pytest.fixture
 def data(pretrained: Pretrained) -> Encoded:
     texts, labels = tiny.examples(21, 4)
-    return encode(pretrained.tokenizer, texts, np.array([tiny.CLASSES.index(x) for x in labels]), 64)
+    return encode(pretrained.processor, texts, np.array([tiny.CLASSES.index(x) for x in labels]), 64)
 
 
 def make(pretrained: Pretrained, domains=None) -> Trainer:
     targets = find_targets(pretrained.model, "all-linear")
-    return Trainer(pretrained, targets, SETTINGS, torch.device("cpu"), torch.float32, domains)
+    return Trainer(pretrained, targets, SETTINGS, torch.device("cpu"), torch.float32, tiny.objective(**(domains or {})))
 
 
 def adapter(trainer: Trainer, seed: int, rank: int = 3) -> Factors:
@@ -88,7 +89,7 @@ def mixture_model(folder: Path, pretrained: Pretrained, slots, gate: Router):
 
 
 def padded(data: Encoded, where):
-    rows = [torch.tensor(data.ids[i].astype(np.int64)) for i in where]
+    rows = [torch.tensor(data.inputs[i].astype(np.int64)) for i in where]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     return {"input_ids": ids, "attention_mask": (ids != 0).long()}
 
@@ -109,7 +110,7 @@ def test_a_routed_mixture_trains_as_a_plain_torch_model(bert_folder, pretrained,
     optimizer = torch.optim.AdamW(moving, SETTINGS.lr, weight_decay=SETTINGS.weight_decay)
     total = 0.0
     for where in batches(Job(ask, data, 7, {}), SETTINGS):
-        loss = torch.nn.functional.cross_entropy(model(**padded(data, where)).logits, torch.tensor(data.labels[where]))
+        loss = torch.nn.functional.cross_entropy(model(**padded(data, where)).logits, torch.tensor(data.targets[where]))
         total += loss.item() * len(where)
         optimizer.zero_grad()
         loss.backward()
@@ -148,7 +149,7 @@ def test_of_equal_places_the_own_expert_wins() -> None:
 
 
 def test_an_example_sees_the_classes_of_its_domain_only(bert_folder, pretrained, data) -> None:
-    domains = (data.labels > 0).astype(np.int64)  # class 0 is domain "two", 1 and 2 are domain "one"
+    domains = (data.targets > 0).astype(np.int64)  # class 0 is domain "two", 1 and 2 are domain "one"
     several, plain = replace(data, domains=domains), data
     trainer = make(pretrained, TASKS)
     slots = {"shared": adapter(trainer, 1)}
@@ -159,18 +160,18 @@ def test_an_example_sees_the_classes_of_its_domain_only(bert_folder, pretrained,
     assert (own.argmax(axis=1)[domains == 0] == 0).all() and (own.argmax(axis=1)[domains == 1] > 0).all()
     one_step = Train(slots, frozenset({("shared", "B")}), epochs=1)
     outcome = tiny.train_one(trainer, Job(one_step, several.take(np.arange(8)), 0, {}))
-    first = zip(free[:8].astype(np.float64), data.labels[:8], strict=True)
+    first = zip(free[:8].astype(np.float64), data.targets[:8], strict=True)
     expected = [np.log(np.exp(row[1:]).sum()) - row[y] if y else 0.0 for row, y in first]
     assert outcome.trained.loss == pytest.approx(np.mean(expected), abs=1e-5)
     assert all(bool(x.isfinite().all()) for x in outcome.trained.slots["shared"].B.values())
 
 
 def test_training_on_one_domain_is_training_on_its_examples_alone(pretrained, data) -> None:
-    several = replace(data, domains=(data.labels > 0).astype(np.int64))
+    several = replace(data, domains=(data.targets > 0).astype(np.int64))
     trainer = make(pretrained, TASKS)
     ask = Train({"shared": adapter(trainer, 1)}, frozenset({("shared", "A"), ("shared", "B")}), data="one")
     got = tiny.train_one(trainer, Job(ask, several, 3, {}))
-    own = np.flatnonzero(data.labels > 0)
+    own = np.flatnonzero(data.targets > 0)
     assert 0 < len(own) < len(data)
     expected = tiny.train_one(trainer, Job(replace(ask, data=""), several.take(own), 3, {}))
     assert got.trained.num_steps == expected.trained.num_steps == 2 * -(-len(own) // 8)
@@ -180,7 +181,7 @@ def test_training_on_one_domain_is_training_on_its_examples_alone(pretrained, da
 
 
 def test_a_gate_by_domain_runs_each_example_through_its_domains_slot(pretrained, data) -> None:
-    domains = (data.labels > 0).astype(np.int64)
+    domains = (data.targets > 0).astype(np.int64)
     several = replace(data, domains=domains)
     trainer = make(pretrained, TASKS)
     a, b = adapter(trainer, 1), adapter(trainer, 2)
@@ -199,7 +200,7 @@ def test_all_that_a_model_is_made_of_goes_to_the_trainers_device(pretrained: Pre
     cpu = make(pretrained)
     slots = {"one": adapter(cpu, 1), "two": adapter(cpu, 2)}
     gate = router(cpu, "one", ("two",))
-    away = Trainer(pretrained, list(cpu.shapes), SETTINGS, torch.device("meta"), torch.float32)
+    away = Trainer(pretrained, list(cpu.shapes), SETTINGS, torch.device("meta"), torch.float32, tiny.objective())
     part = away.scorer.part(ScoreJob(Model(slots, gate=gate), dict(cpu.head), data))
     found = [*tensors(part.slots), *tensors(part.head), *tensors(part.gate)]
     assert len(found) == 5 * len(cpu.shapes) + len(cpu.head) and {x.device.type for x in found} == {"meta"}

@@ -18,9 +18,9 @@ from fedlora import seeds
 from fedlora.clients.state import ClientState, StateStore
 from fedlora.clients.watch import MOST_CLIENTS, LocalUpdate
 from fedlora.config import HeadMode
+from fedlora.data.encoded import Encoded
 from fedlora.messages import Answer, Ask, Behind, Body, Forgot, ScoreAsk, Scored, TrainAsk
 from fedlora.training.batched import Trainer
-from fedlora.training.encode import Encoded
 from fedlora.training.learner import Job
 from fedlora.training.score import ScoreJob
 from fedlora.transforms.pipeline import UNCHANGED, Pipeline
@@ -49,18 +49,12 @@ WAVE_BYTES = 1 << 28  # trained parameters of the clients that are under way at 
 
 @dataclass(frozen=True)
 class Examples:
-    """What a client has: examples to train on, and by part those that it is scored on. `commonest` (domains,) is the class that one
-    would always answer who knows only its training examples: in a run of several domains, one for each."""
+    """What a client has: examples to train on, and by part those that it is scored on. `constant` (domains,) is what one would
+    always answer who knows only its training examples: in a run of several domains, one for each."""
 
     train: Encoded
     parts: Mapping[str, Encoded] = field(default_factory=dict)
-    commonest: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
-
-    def like_commonest(self, part: str) -> int:
-        """How many examples of a part are of the commonest class."""
-        data = self.parts[part]
-        domains = data.domains if len(data.domains) else np.zeros(len(data), dtype=np.int64)
-        return int((data.labels == self.commonest[domains]).sum())
+    constant: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
 
 
 @dataclass
@@ -270,8 +264,9 @@ class Worker:
                 model = method.own(ask.down, kept.held, ask.client) if ask.model is None else ask.model
                 yield ScoreJob(model, kept.head or ask.head, self.examples[ask.client.id].parts[ask.part])
 
-        for confusion in self.trainer.confusions(jobs()):
+        for sums in self.trainer.sums(jobs()):
             ask = scored.popleft()
-            commonest = self.examples[ask.client.id].like_commonest(ask.part)
-            yield ask.client.id, Scored({"confusion": torch.from_numpy(confusion), "commonest": torch.tensor([commonest])})
+            own = self.examples[ask.client.id]
+            sums |= self.trainer.objective.of_constant(own.constant, own.parts[ask.part])
+            yield ask.client.id, Scored({name: torch.from_numpy(x) for name, x in sums.items()})
         yield from ((id, Forgot()) for id in forgot)

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from fedlora.comparison.grid import Cell, Grid
-from fedlora.config import Config, DataConfig
-from fedlora.data.dataset import Dataset
+from fedlora.config import Config, DataConfig, Strata
+from fedlora.data.dataset import Dataset, Schema
 from fedlora.data.domains import deal
 from fedlora.data.load import load as load_data
 from fedlora.errors import BadInput
-from fedlora.models.load import Pretrained, from_config, locate, refuse_encoder_decoder
+from fedlora.models.load import Pretrained
 from fedlora.models.slots import find_targets
-from fedlora.runs.prepare import make_method, make_setup, require_validation
+from fedlora.runs.prepare import make_method, make_setup, make_task, refuse_unserved, require_validation
 from fedlora.runs.roster import make_clients, make_held_out
 from fedlora.training.batched import Trainer
 from fedlora.training.precision import pick_device
@@ -45,40 +45,35 @@ def check(grid: Grid, cells: Iterable[Cell]) -> None:
             raise BadInput(f"{grid.label(cell)}: {error}") from error
 
 
-def _check(config: Config, datasets: Callable[[str, int], Dataset], outlines: Callable[[str, int], Pretrained]) -> None:
-    method = make_method(config)
+def _check(config: Config, datasets: Callable[[str], Dataset], outlines: Callable[[str, Schema], Pretrained]) -> None:
+    task, method = make_task(config), make_method(config)
     pipeline.make(config.transform, method, config.seed, config.model.head)
+    refuse_unserved(config, task)
     pick_device(config.device)
     undealt = DataConfig.model_fields.keys() - {"partition", "alpha", "min_size", "max_length"}
-    dataset = datasets(config.data.model_dump_json(include=undealt | ({"partition"} if config.data.column else set())), config.seed)
+    own = undealt | ({"partition"} if config.data.column else set())
+    dataset = datasets(config.model_dump_json(include={"seed": True, "task": True, "data": own}))
     require_validation(config, dataset)
+    if config.data.strata is Strata.CLUSTER:
+        return  # who has what is known when the model is loaded
     parts = deal(dataset, config.data, config.clients, config.seed)
     clients = make_clients(config.clients, dataset, parts)
     make_held_out(config.clients, parts)
-    outline = outlines(config.model.source, len(dataset.label_names))
+    outline = outlines(config.model_dump_json(include={"task": True, "model": {"source"}}), dataset.schema)
     targets = find_targets(outline.model, config.model.target_modules)
-    setup = make_setup(config, Trainer(outline, targets, config.train, torch.device("meta"), torch.float32), clients)
+    meta = Trainer(outline, targets, config.train, torch.device("meta"), torch.float32, task.bind(dataset.schema))
     with suppress(_NeedsWeights):
-        method.init(replace(setup, base=_no_weights))
+        method.init(replace(make_setup(config, meta, clients), base=_no_weights))
 
 
-def _dataset(data: str, seed: int) -> Dataset:
-    return load_data(DataConfig.model_validate_json(data), seed)
+def _dataset(tables: str) -> Dataset:
+    config = Config.model_validate_json(tables)
+    return load_data(make_task(config), config.data, config.seed)
 
 
-def _outline(source: str, num_labels: int) -> Pretrained:
-    """The classifier's modules and parameters, without values."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(locate(source), num_labels=num_labels)
-        refuse_encoder_decoder(f"model.source = '{source}'", config)
-        with torch.device("meta"):
-            return from_config(config, None, 0)
-    except BadInput:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"model.source = '{source}': {str(error).strip().partition(chr(10))[0]}") from error
+def _outline(tables: str, schema: Schema) -> Pretrained:
+    config = Config.model_validate_json(tables)
+    return make_task(config).outline(config.model, schema)
 
 
 def _no_weights(module: str) -> Tensor:

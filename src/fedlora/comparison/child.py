@@ -40,7 +40,7 @@ class _Relay(Quiet):
         self._say({"note": text})
 
     def round(self, row: Row) -> None:
-        self._say({"round": row["round"], "accuracy": row["accuracy"]})
+        self._say({"round": row["round"], "score": row["score"]})
 
     def _say(self, message: dict[str, object]) -> None:
         print(json.dumps(message), file=self.out, flush=True)

@@ -17,7 +17,7 @@ from fedlora.names import short
 
 SEED, METHOD = "seed", "method.name"
 BARE = {METHOD, "data.source", "model.source"}  # values that say by themselves what they are
-LATER = {"data.validation": 0.0}  # keys younger than the first results, with their defaults
+LATER = {"data.validation": 0.0, "data.strata": "label"}  # keys younger than the first results, with their defaults
 
 Flat = Mapping[str, Any]
 
@@ -42,6 +42,8 @@ class Cell:
             table, _, name = key.partition(".")
             if tables[table][name] == default:
                 del tables[table][name]
+        if tables["task"] == as_tables(Config())["task"]:
+            del tables["task"]
         return blake2b(json.dumps(tables, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 

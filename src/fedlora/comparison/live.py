@@ -138,7 +138,7 @@ class LiveTable:
         if line.played:
             line.seconds = time.perf_counter() - line.since
         if summary is not None:
-            line.round, line.accuracy = summary["rounds"], summary["final"]["accuracy"]
+            line.round, line.accuracy = summary["rounds"], summary["final"]["score"]
 
 
 class _CellListener(Quiet):
@@ -151,7 +151,7 @@ class _CellListener(Quiet):
         self.table.note(text)
 
     def round(self, row: Row) -> None:
-        self.progress.took(row["round"], row["accuracy"])
+        self.progress.took(row["round"], row["score"])
 
 
 def seconds_a_round(lines: Sequence[CellProgress]) -> Mapping[str, float]:

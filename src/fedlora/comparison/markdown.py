@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from fedlora.comparison.grid import METHOD, SEED, Grid, said
 from fedlora.comparison.recipe import Recipe, Scale
 from fedlora.comparison.results import Row
-from fedlora.scores import BASELINE, no_better
+from fedlora.tasks.metrics import CLASSIFICATION
 
 OTHERS = {"macro_f1": "Macro F1", "validation_accuracy": "Validation accuracy"}
 PERSONAL = "Personal models, each scored on its client's own test examples, so not to be ranked with common ones:"
@@ -103,7 +103,7 @@ def _of_kind(grid: Grid, settings: Sequence[Setting]) -> list[str]:
     for key, name in OTHERS.items():
         if any(each.score(key) for each in settings):
             parts += [f"{name}, in %:", _scores(grid, settings, key)]
-    if all(no_better(each.mean, each.commonest) for each in settings):
+    if all(CLASSIFICATION[0].no_better(each.mean, each.commonest) for each in settings):
         parts.append("**No method does better than always answering the commonest training class.**")
     return parts
 
@@ -142,7 +142,15 @@ def _scores(grid: Grid, settings: Sequence[Setting], score: str) -> str:
         body.append([*_texts(rows[0], down), *scores, *(sent if first else ())])
     bases = [[each.commonest for each in here if each.commonest is not None] for here in columns.values()]
     if first and any(bases):
-        body.append([BASELINE, *[""] * (len(down) - 1), *(percent(mean(base)) if base else "" for base in bases), "", ""])
+        body.append(
+            [
+                f"always {CLASSIFICATION[0].constant}",
+                *[""] * (len(down) - 1),
+                *(percent(mean(base)) if base else "" for base in bases),
+                "",
+                "",
+            ]
+        )
     return table([*map(_short, down), *names, *(("parameters up", "MB up") if first else ())], body, len(down))
 
 

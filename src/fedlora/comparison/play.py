@@ -92,5 +92,5 @@ def _converse(child: "subprocess.Popen[str]", cell: Cell, folder: Folder, thread
         match json.loads(line):
             case {"note": text}:
                 listener.note(text)
-            case {"round": number, "accuracy": accuracy}:
-                listener.round({"round": number, "accuracy": accuracy})
+            case {"round": number, "score": score}:
+                listener.round({"round": number, "score": score})

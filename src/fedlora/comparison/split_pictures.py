@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 def dealt(dataset: Dataset, configs: Sequence[tuple[float, Config]]) -> Picture:
     """Seed 0's split at each alpha: who has how much of which class, and below it client 0 alone (the paper's Fig. 7)."""
-    classes = len(dataset.label_names)
-    tables = {a: counts(deal(dataset, c.data, c.clients, 0).train, dataset.train.labels, classes) for a, c in configs}
+    classes = len(dataset.strata_names)
+    tables = {a: counts(deal(dataset, c.data, c.clients, 0).train, dataset.train.strata, classes) for a, c in configs}
     most = max(int(table.max()) for table in tables.values())
     tallest = max(int(table[0].max()) for table in tables.values())
     own = [f"{int((table[0] > 0).sum())} at Dir({alpha:g})" for alpha, table in tables.items()]
@@ -119,4 +119,4 @@ def _told(line: "Measurement") -> str:
 
 def _counts_table(dataset: Dataset, alpha: float, table: Any) -> Table:
     rows = tuple((f"{k}", *(f"{n:,}" for n in mine)) for k, mine in enumerate(table))
-    return Table(f"Training examples by client and class at Dir({alpha:g})", ("client", *dataset.label_names), rows)
+    return Table(f"Training examples by client and class at Dir({alpha:g})", ("client", *dataset.strata_names), rows)

@@ -26,6 +26,7 @@ from fedlora.disk import write_whole
 from fedlora.errors import BadInput, unknown
 from fedlora.report.html import Page, Section, write
 from fedlora.report.picture import Picture, Table
+from fedlora.runs.prepare import make_task
 from fedlora.settings import build
 
 WORDS = {
@@ -114,7 +115,8 @@ def run(
     from fedlora.comparison.split_pictures import bands, dealt
 
     asked = read(table)
-    dataset = load(asked.config(asked.alpha[0]).data, seed=0)
+    first = asked.config(asked.alpha[0])
+    dataset = load(make_task(first), first.data, seed=0)
     lines: list[Measurement] = []
     for alpha in asked.alpha:
         tell(f"{dataset.name}, Dirichlet({alpha:g}): {asked.seeds:,} splits among {asked.clients} clients")
@@ -148,7 +150,7 @@ def markdown(asked: Splits, dataset: Dataset, lines: Sequence[Measurement], titl
         f"# {title}",
         "",
         *([about, ""] if about else []),
-        f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test examples of {len(dataset.label_names)} "
+        f"{dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test examples of {len(dataset.strata_names)} "
         f"classes, {asked.clients} clients, {asked.seeds:,} splits (seeds 0 to {asked.seeds - 1:,}). Each cell: {cell}.",
         "",
         "| | " + " | ".join(f"Dir({alpha:g}) {part}" for alpha, part in columns) + " |",
@@ -185,7 +187,7 @@ def page(
         lead=f"{bands.finding}.",
         notes=[exception(line) for line in told if not line.inside],
         held=(
-            ("data", f"{dataset.name}, {len(dataset.label_names)} classes"),
+            ("data", f"{dataset.name}, {len(dataset.strata_names)} classes"),
             ("examples", f"{len(dataset.train):,} training, {len(dataset.test):,} test"),
             ("clients", f"{asked.clients}"),
             ("splits", f"{asked.seeds:,} of each alpha"),

@@ -1,8 +1,9 @@
-"""What a data set is: texts with labels, in a training, a test and perhaps a validation part."""
+"""What a data set is: examples with targets, in a training, a test and perhaps a validation part."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,24 +11,46 @@ from numpy.typing import NDArray
 Integers = NDArray[np.int64]
 
 
+def _none() -> Integers:
+    return np.zeros(0, dtype=np.int64)
+
+
 @dataclass(frozen=True)
 class Split:
-    """n examples: `texts`, and `labels` (n,) that index the data set's `label_names`. `owners` names who each example belongs
-    to where the data set has such a column, and is empty otherwise; `domains` (n,) indexes the data set's domains where it has
-    several, and is empty otherwise."""
+    """n examples.
 
-    texts: tuple[str, ...]
-    labels: Integers
+    Attributes:
+        inputs: what is given of each: a text, or the bytes of an image file.
+        targets: what is to be said of each, (n,): the index of its class, or a number.
+        owners: who each belongs to, where the data set has such a column; empty otherwise.
+        domains: (n,) indexes the data set's domains where it has several; empty otherwise.
+        strata: (n,) indexes the data set's `strata_names`: what clients are dealt unequal shares of. The targets where nothing else
+            is given.
+    """
+
+    inputs: tuple[Any, ...]
+    targets: NDArray[Any]
     owners: tuple[str, ...] = ()
-    domains: Integers = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    domains: Integers = field(default_factory=_none)
+    strata: Integers = field(default_factory=_none)
+
+    def __post_init__(self) -> None:
+        if not len(self.strata):
+            object.__setattr__(self, "strata", self.targets)
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.inputs)
+
+    def take(self, rows: Integers) -> "Split":
+        """The examples in these rows."""
+        owners = tuple(self.owners[row] for row in rows) if self.owners else ()
+        domains = self.domains[rows] if len(self.domains) else self.domains
+        return Split(tuple(self.inputs[row] for row in rows), self.targets[rows], owners, domains, self.strata[rows])
 
 
 @dataclass(frozen=True)
 class Domain:
-    """One of the data sets of a run: its classes are `first` to `first + count - 1` of all."""
+    """One of the data sets of a run: of a list of names over all of them, its own are `first` to `first + count - 1`."""
 
     name: str
     first: int
@@ -35,17 +58,54 @@ class Domain:
 
 
 @dataclass(frozen=True)
+class Schema:
+    """What targets and inputs are: everybody must agree on it before training.
+
+    Attributes:
+        label_names: of the classes; empty where targets are numbers.
+        domains: each with its classes, in a run of several data sets.
+        shape: of an input as the model takes it, where all have one (channels, height, width of an image); empty otherwise.
+    """
+
+    label_names: tuple[str, ...] = ()
+    domains: tuple[Domain, ...] = ()
+    shape: tuple[int, ...] = ()
+
+    def classes(self, domain: int | None) -> slice:
+        """Those of a domain; of all where it is None."""
+        if domain is None:
+            return slice(0, len(self.label_names))
+        own = self.domains[domain]
+        return slice(own.first, own.first + own.count)
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """A text classification data set. `notes` are lines that a user should read before trusting a result; `domains` is empty
-    where there is one; `validation` is there where the round is chosen by it."""
+    """A data set.
+
+    Attributes:
+        notes: lines that a user should read before trusting a result.
+        domains: each with its strata; empty where there is one.
+        validation: there where the round is chosen by it.
+        strata_names: what `Split.strata` index; the classes where nothing else is given.
+        strata_kind: what strata are called, in the plural.
+        things: what its examples are called, in the plural.
+    """
 
     name: str
     train: Split
     test: Split
-    label_names: tuple[str, ...]
+    schema: Schema
     notes: tuple[str, ...] = ()
     domains: tuple[Domain, ...] = ()
     validation: Split | None = None
+    strata_names: tuple[str, ...] = ()
+    strata_kind: str = "classes"
+    things: str = "texts"
+
+    def __post_init__(self) -> None:
+        if not self.strata_names:
+            object.__setattr__(self, "strata_names", self.schema.label_names)
 
     @property
     def parts(self) -> Iterator[tuple[str, Split]]:
@@ -55,7 +115,7 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """32 hexadecimal digits of all that is learned from: texts, labels, owners and domains of every part, and class names."""
+        """32 hexadecimal digits of all that is learned from: inputs, targets, owners and domains of every part, and class names."""
         found = blake2b(digest_size=16)
 
         def add(*values: bytes) -> None:
@@ -65,7 +125,9 @@ class Dataset:
                 found.update(value)
 
         for name, part in self.parts:
-            add(name.encode(), len(part).to_bytes(8, "little"), *map(str.encode, (*part.texts, *part.owners)))
-            add(part.labels.astype("<i8").tobytes(), part.domains.astype("<i8").tobytes())
-        add(*map(str.encode, self.label_names))
+            inputs = (x.encode() if isinstance(x, str) else x for x in part.inputs)
+            add(name.encode(), len(part).to_bytes(8, "little"), *inputs, *map(str.encode, part.owners))
+            targets = part.targets.astype("<i8" if part.targets.dtype.kind in "iu" else "<f8")
+            add(targets.tobytes(), part.domains.astype("<i8").tobytes())
+        add(*map(str.encode, self.schema.label_names))
         return found.hexdigest()

@@ -1,20 +1,23 @@
 """Several data sets in one run: each is a domain of its own, over the union of their classes.
 
-The classes of domain t are a range of the union, named "domain/label". Clients are dealt domains in turn: with T domains and h of
-them a client, client k holds domains k h, k h + 1, ..., k h + h - 1 modulo T, so no two domains differ by more than one in how many
-clients they have. The examples of a domain, of every part, are then dealt to the clients that hold it as those of a single data
-set are.
+The classes of domain t are a range of the union, named "domain/label"; so are its strata. Clients are dealt domains in turn: with
+T domains and h of them a client, client k holds domains k h, k h + 1, ..., k h + h - 1 modulo T, so no two domains differ by more
+than one in how many clients they have. The examples of a domain, of every part, are then dealt to the clients that hold it as
+those of a single data set are.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from fedlora.config import ClientsConfig, DataConfig
-from fedlora.data.dataset import Dataset, Domain, Integers, Split
+from fedlora.config import ClientsConfig, DataConfig, Strata
+from fedlora.data.dataset import Dataset, Domain, Integers, Schema, Split
 from fedlora.data.partition import DEFAULT_COUNT, Parts, set_aside, split
-from fedlora.errors import BadInput
+from fedlora.errors import BadInput, some
 from fedlora.seeds import derive
+
+NONE = np.zeros(0, dtype=np.int64)
 
 
 def union(datasets: Sequence[Dataset]) -> Dataset:
@@ -23,14 +26,18 @@ def union(datasets: Sequence[Dataset]) -> Dataset:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise BadInput(f"data.source: two sources are called '{twice}'; domains need different names, so rename a file or folder")
-    firsts = np.cumsum([0, *(len(dataset.label_names) for dataset in datasets)])
-    domains = tuple(Domain(d.name, int(first), len(d.label_names)) for d, first in zip(datasets, firsts, strict=False))
+    shapes = {dataset.schema.shape for dataset in datasets}
+    if len(shapes) > 1:
+        raise BadInput(f"data.source: inputs of the sources differ in shape: {some([str(shape) for shape in sorted(shapes)])}")
+    classes = _ranges(names, [dataset.schema.label_names for dataset in datasets])
+    strata = _ranges(names, [dataset.strata_names for dataset in datasets])
 
     def joined(parts: Sequence[Split]) -> Split:
         return Split(
-            tuple(text for part in parts for text in part.texts),
-            np.concatenate([part.labels + domain.first for part, domain in zip(parts, domains, strict=True)]),
+            tuple(x for part in parts for x in part.inputs),
+            np.concatenate([part.targets + own.first for part, own in zip(parts, classes, strict=True)]),
             domains=np.repeat(np.arange(len(parts), dtype=np.int64), [len(part) for part in parts]),
+            strata=np.concatenate([part.strata + own.first for part, own in zip(parts, strata, strict=True)]),
         )
 
     notes = [f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes]
@@ -41,11 +48,22 @@ def union(datasets: Sequence[Dataset]) -> Dataset:
         " + ".join(names),
         joined([dataset.train for dataset in datasets]),
         joined([dataset.test for dataset in datasets]),
-        tuple(f"{dataset.name}/{label}" for dataset in datasets for label in dataset.label_names),
+        Schema(tuple(f"{d.name}/{label}" for d in datasets for label in d.schema.label_names), classes, shapes.pop()),
         tuple(notes),
-        domains,
-        joined([part or Split((), np.zeros(0, dtype=np.int64)) for part in validation]) if any(validation) else None,
+        strata,
+        joined([part or dataset.train.take(NONE) for part, dataset in zip(validation, datasets, strict=True)])
+        if any(validation)
+        else None,
+        tuple(f"{dataset.name}/{stratum}" for dataset in datasets for stratum in dataset.strata_names),
+        datasets[0].strata_kind,
+        datasets[0].things,
     )
+
+
+def _ranges(domains: Sequence[str], names: Sequence[tuple[str, ...]]) -> tuple[Domain, ...]:
+    """Each domain with the range that its own names have among those of all."""
+    firsts = np.cumsum([0, *map(len, names)])
+    return tuple(Domain(name, int(first), len(own)) for name, first, own in zip(domains, firsts, names, strict=False))
 
 
 def held_domains(client: int, each: int, domains: int) -> list[int]:
@@ -54,13 +72,14 @@ def held_domains(client: int, each: int, domains: int) -> list[int]:
 
 
 def deal(dataset: Dataset, data: DataConfig, clients: ClientsConfig, seed: int) -> Parts:
-    """Who has what: `partition.split` for one domain, and for each of several among the clients that hold it; the clients that are
-    held out come last.
+    """Who has what: `partition.split` for one domain, and for each of several among the clients that hold it; where domains are the
+    strata, for all of them at once. The clients that are held out come last.
 
     Raises:
         BadInput: a domain that no client would hold, or that `partition.split` cannot deal, by name.
     """
-    whole = _dealt(dataset, data, clients, seed) if dataset.domains else split(dataset, data, clients.count, seed)
+    apart = dataset.domains and data.strata is not Strata.DOMAIN
+    whole = _dealt(dataset, data, clients, seed) if apart else split(dataset, data, clients.count, seed)
     return set_aside(whole, clients.held_out, seed)
 
 
@@ -80,8 +99,11 @@ def _dealt(dataset: Dataset, data: DataConfig, clients: ClientsConfig, seed: int
         holders = [k for k in range(count) if t in held_domains(k, clients.domains, len(domains))]
         rows = [np.flatnonzero(examples.domains == t) for examples in whole]
         train, test, *validation = (_only(examples, own, domain) for examples, own in zip(whole, rows, strict=True))
-        names = dataset.label_names[domain.first : domain.first + domain.count]
-        alone = Dataset(domain.name, train, test, names, validation=validation[0] if validation else None)
+        names = dataset.strata_names[domain.first : domain.first + domain.count]
+        held = validation[0] if validation else None
+        alone = replace(
+            dataset, name=domain.name, train=train, test=test, validation=held, domains=(), strata_names=names, notes=()
+        )
         try:
             parts = split(alone, data, len(holders), derive(seed, "task", domain.name))
         except BadInput as error:
@@ -104,4 +126,5 @@ def domain_counts(dataset: Dataset, rows: Integers) -> dict[str, int]:
 
 
 def _only(examples: Split, rows: Integers, domain: Domain) -> Split:
-    return Split(tuple(examples.texts[row] for row in rows), examples.labels[rows] - domain.first)
+    own = examples.take(rows)
+    return replace(own, domains=NONE, strata=own.strata - domain.first)

@@ -1,8 +1,8 @@
-"""Which examples are held out of a part, so that every owner and every class is in both as far as there is enough of it.
+"""Which examples are held out of a part, so that every owner and every stratum is in both as far as there is enough of it.
 
-Notation: n examples, share s. First each owner, and each class that is then still without, keeps one example, drawn at random. Of
-the others round(s n) are held out: how many of each owner, and of an owner's how many of each class, are its shares of that number,
-rounded so that they add up (largest remainders; of equals by lot). Which ones they are is drawn at random.
+Notation: n examples, share s. First each owner, and each stratum that is then still without, keeps one example, drawn at random. Of
+the others round(s n) are held out: how many of each owner, and of an owner's how many of each stratum, are its shares of that
+number, rounded so that they add up (largest remainders; of equals by lot). Which ones they are is drawn at random.
 """
 
 import numpy as np
@@ -13,9 +13,9 @@ from fedlora.data.dataset import Integers, Split
 
 def hold_out(split: Split, share: float, rng: np.random.Generator) -> tuple[Integers, Integers]:
     """The rows that are kept and those that are held out, both in order: round(share n) of them but one at least, and not more
-    than leaves each owner and each class one. None is held out where that leaves none."""
+    than leaves each owner and each stratum one. None is held out where that leaves none."""
     owners = np.unique(split.owners, return_inverse=True)[1] if split.owners else np.zeros(len(split), dtype=np.int64)
-    kept = _one_each(owners, split.labels, rng)
+    kept = _one_each(owners, split.strata, rng)
     total = min(max(1, round(share * len(split))), int((~kept).sum()))
     free = np.bincount(owners[~kept], minlength=owners.max() + 1)
     numbers = apportion(share * np.bincount(owners), free, total, rng)
@@ -23,8 +23,8 @@ def hold_out(split: Split, share: float, rng: np.random.Generator) -> tuple[Inte
     held = []
     for mine, number in zip(np.split(order, np.cumsum(np.bincount(owners))[:-1]), numbers, strict=True):
         if number:
-            classes, of, counts = np.unique(split.labels[mine], return_inverse=True, return_counts=True)
-            rest = np.bincount(of[~kept[mine]], minlength=len(classes))
+            strata, of, counts = np.unique(split.strata[mine], return_inverse=True, return_counts=True)
+            rest = np.bincount(of[~kept[mine]], minlength=len(strata))
             each = apportion(number * counts / len(mine), rest, int(number), rng)
             held += [rng.permutation(mine[(of == c) & ~kept[mine]])[: each[c]] for c in np.flatnonzero(each)]
     out = np.sort(np.concatenate(held)) if held else np.zeros(0, dtype=np.int64)
@@ -43,11 +43,11 @@ def apportion(wanted: NDArray[np.floating], most: Integers, total: int, rng: np.
     return counts
 
 
-def _one_each(owners: Integers, labels: Integers, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """A mask (n,) of one example of each owner, and of each class that those leave out."""
-    order = rng.permutation(len(labels))
-    kept = np.zeros(len(labels), dtype=bool)
+def _one_each(owners: Integers, strata: Integers, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """A mask (n,) of one example of each owner, and of each stratum that those leave out."""
+    order = rng.permutation(len(strata))
+    kept = np.zeros(len(strata), dtype=bool)
     kept[order[np.unique(owners[order], return_index=True)[1]]] = True
-    first = order[np.unique(labels[order], return_index=True)[1]]
-    kept[first[~np.isin(labels[first], labels[kept])]] = True
+    first = order[np.unique(strata[order], return_index=True)[1]]
+    kept[first[~np.isin(strata[first], strata[kept])]] = True
     return kept

@@ -1,7 +1,8 @@
 """Dealing a data set's examples to clients.
 
-Notation: K clients, C classes, n examples. Every function here is pure: the same data, configuration and seed give the same
-parts, and each example belongs to exactly one client (with one exception, which `by_column` states).
+Notation: K clients, C strata (classes, as a rule: `data.strata` says), n examples. Every function here is pure: the same data,
+configuration and seed give the same parts, and each example belongs to exactly one client (with one exception, which `by_column`
+states).
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +35,8 @@ class Parts:
 
 @dataclass(frozen=True)
 class Spread:
-    """The largest and smallest number of examples |D_k|, and of different classes |C_k|, that a client has."""
+    """The largest and smallest number of examples |D_k|, and of different strata |C_k| (classes, as a rule), that a
+    client has."""
 
     max_examples: int
     min_examples: int
@@ -115,17 +117,17 @@ def iid(dataset: Dataset, count: int, seed: int) -> Parts:
 
 
 def dirichlet(dataset: Dataset, count: int, alpha: float, min_size: int, seed: int) -> Parts:
-    """Label skew (1909.06335): each class is shared out by one draw p ~ Dirichlet(alpha) over the clients, for every part.
+    """Label skew (1909.06335): each stratum is shared out by one draw p ~ Dirichlet(alpha) over the clients, for every part.
 
     A client's count is rounded to the nearest example. A client below `min_size` examples then takes random ones from the
     largest client; so does one of the other parts, as far as they have enough for everybody.
     """
-    shares = [dirichlet_shares(generator(seed, "partition", "shares", c), alpha, count) for c in range(len(dataset.label_names))]
+    shares = [dirichlet_shares(generator(seed, "partition", "shares", c), alpha, count) for c in range(len(dataset.strata_names))]
 
     def deal(part: str, examples: Split) -> tuple[Integers, ...]:
         pieces: list[list[Integers]] = [[] for _ in range(count)]
         for c, p in enumerate(shares):
-            rows = _shuffled_class(examples, c, seed, part)
+            rows = _shuffled_stratum(examples, c, seed, part)
             # Rounding the running total, not each count, so that the counts add up.
             cuts = np.rint(np.cumsum(p[:-1]) * len(rows)).astype(np.int64)
             for piece, share in zip(pieces, np.split(rows, cuts), strict=True):
@@ -149,22 +151,24 @@ def dirichlet_shares(rng: np.random.Generator, alpha: float, count: int) -> NDAr
 
 
 def pathological(dataset: Dataset, count: int, seed: int) -> Parts:
-    """Pairs of clients share pairs of classes: clients 2j and 2j+1 get half each of the classes c with (c // 2) mod pairs = j.
+    """Pairs of clients share pairs of strata: clients 2j and 2j+1 get half each of the strata c with (c // 2) mod pairs = j.
 
     With as many clients as classes, every client has two classes: the LoRA-A² paper's pathological setting.
 
     Raises:
-        BadInput: an odd number of clients, or more pairs of clients than of classes.
+        BadInput: an odd number of clients, or more pairs of clients than of strata.
     """
-    classes = len(dataset.label_names)
-    most = 2 * ((classes + 1) // 2)
+    strata = len(dataset.strata_names)
+    most = 2 * ((strata + 1) // 2)
     if count % 2 or count > most:
-        raise BadInput(f"clients.count = {count}: a pathological split of {classes} classes needs an even number, at most {most}")
+        raise BadInput(
+            f"clients.count = {count}: a pathological split of {strata} {dataset.strata_kind} needs an even number, at most {most}"
+        )
 
     def deal(part: str, examples: Split) -> tuple[Integers, ...]:
         pieces: list[list[Integers]] = [[] for _ in range(count)]
-        for c in range(classes):
-            rows = _shuffled_class(examples, c, seed, part)
+        for c in range(strata):
+            rows = _shuffled_stratum(examples, c, seed, part)
             first = 2 * ((c // 2) % (count // 2))
             middle = (len(rows) + c % 2) // 2  # of an odd number, the client who gets one more alternates
             pieces[first].append(rows[:middle])
@@ -200,9 +204,9 @@ def statistics(parts: Parts, dataset: Dataset) -> Statistics:
     return Statistics(_spread(parts.train, dataset.train), _spread(parts.test, dataset.test), validation)
 
 
-def counts(rows: Sequence[Integers], labels: Integers, num_classes: int) -> Integers:
-    """How many examples of each class each client has: (K, C)."""
-    return np.stack([np.bincount(labels[mine], minlength=num_classes) for mine in rows]).astype(np.int64)
+def counts(rows: Sequence[Integers], strata: Integers, count: int) -> Integers:
+    """How many examples of each of `count` strata each client has: (K, C)."""
+    return np.stack([np.bincount(strata[mine], minlength=count) for mine in rows]).astype(np.int64)
 
 
 def _dealt(dataset: Dataset, deal: Callable[[str, Split], tuple[Integers, ...]], names: tuple[str, ...], rule: str) -> Parts:
@@ -213,16 +217,16 @@ def _dealt(dataset: Dataset, deal: Callable[[str, Split], tuple[Integers, ...]],
 
 def _spread(rows: Sequence[Integers], examples: Split) -> Spread:
     sizes = [len(mine) for mine in rows]
-    classes = [len(np.unique(examples.labels[mine])) for mine in rows]
-    return Spread(max(sizes), min(sizes), max(classes), min(classes))
+    strata = [len(np.unique(examples.strata[mine])) for mine in rows]
+    return Spread(max(sizes), min(sizes), max(strata), min(strata))
 
 
 def _numbered(count: int) -> tuple[str, ...]:
     return tuple(f"client {k}" for k in range(count))
 
 
-def _shuffled_class(examples: Split, c: int, seed: int, part: str) -> Integers:
-    return generator(seed, "partition", "shuffle", part, c).permutation(np.flatnonzero(examples.labels == c))
+def _shuffled_stratum(examples: Split, c: int, seed: int, part: str) -> Integers:
+    return generator(seed, "partition", "shuffle", part, c).permutation(np.flatnonzero(examples.strata == c))
 
 
 def _rows_of(names: Sequence[str], owners: Sequence[str]) -> tuple[Integers, ...]:

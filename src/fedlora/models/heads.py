@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedlora.models import attention
-from fedlora.models.packing import Form, Texts
+from fedlora.models.packing import Form, Inputs, Shared
 from fedlora.models.slots import inside_base
 
 
@@ -31,18 +31,18 @@ class Body(nn.Module):
         super().__init__()
         self.model, self.form = model, form
 
-    def forward(self, texts: Texts) -> Tensor:
-        hidden = self.all_tokens(texts)
-        return hidden if texts.read is None else hidden[texts.read]
+    def forward(self, inputs: Inputs) -> Tensor:
+        hidden = self.all_tokens(inputs)
+        return hidden if inputs.read is None else hidden[inputs.read]
 
-    def all_tokens(self, texts: Texts) -> Tensor:
+    def all_tokens(self, inputs: Inputs) -> Tensor:
         """The last hidden states: (rows, d) packed, (texts, longest, d) padded."""
         base = self.model.base_model
-        if texts.layout is None:
-            padded: Tensor = base(**_inputs(texts, self.form))[0]
+        if inputs.layout is None:
+            padded: Tensor = base(**_arguments(self.model, inputs, self.form))[0]
             return padded
-        with attention.laid_out(texts.layout):
-            packed: Tensor = base(input_ids=texts.ids, position_ids=texts.positions)[0]
+        with attention.laid_out(inputs.layout):
+            packed: Tensor = base(input_ids=inputs.values, position_ids=inputs.positions)[0]
         return packed[0]
 
 
@@ -53,14 +53,14 @@ class Head(nn.Module):
         super().__init__()
         self.model, self.form = model, form
 
-    def forward(self, hidden: Tensor, texts: Texts) -> Tensor:
-        if texts.layout is None:
-            inputs = _inputs(texts, self.form)
+    def forward(self, hidden: Tensor, inputs: Inputs) -> Tensor:
+        if inputs.layout is None:
+            arguments = _arguments(self.model, inputs, self.form)
         else:  # one token a text, and none of them padding: for heads that look for the last token that is not
             hidden = hidden[:, None]
-            inputs = {"input_ids": torch.full(hidden.shape[:2], self._some_token(), device=hidden.device)}
+            arguments = {"input_ids": torch.full(hidden.shape[:2], self._some_token(), device=hidden.device)}
         with _body_gives(self.model.base_model, hidden):
-            return _at_least_fp32(self.model(**inputs).logits)
+            return _at_least_fp32(self.model(**arguments).logits)
 
     def _some_token(self) -> int:
         return 1 if padding(self.model) == 0 else 0
@@ -73,16 +73,16 @@ class Whole(nn.Module):
         super().__init__()
         self.model, self.form = model, form
 
-    def forward(self, texts: Texts) -> Tensor:
-        return _at_least_fp32(self.model(**_inputs(texts, self.form)).logits)
+    def forward(self, inputs: Inputs) -> Tensor:
+        return _at_least_fp32(self.model(**_arguments(self.model, inputs, self.form)).logits)
 
 
-def logits(model: Any, form: Form, texts: Texts) -> Tensor:
+def logits(model: Any, form: Form, inputs: Inputs) -> Tensor:
     """The model's logits of texts in its form, (texts, classes): body and head apart where it can be split."""
     if not form.split:
-        whole: Tensor = Whole(model, form)(texts)
+        whole: Tensor = Whole(model, form)(inputs)
         return whole
-    halves: Tensor = Head(model, form)(Body(model, form)(texts), texts)
+    halves: Tensor = Head(model, form)(Body(model, form)(inputs), inputs)
     return halves
 
 
@@ -100,8 +100,9 @@ def padding(model: Any) -> int:
     return 0 if id is None else int(id)
 
 
-def _inputs(texts: Texts, form: Form) -> dict[str, Tensor | None]:
-    return {"input_ids": texts.ids, "attention_mask": texts.mask} if form.masked else {"input_ids": texts.ids}
+def _arguments(model: Any, inputs: Inputs, form: Form) -> dict[str, Tensor | None]:
+    given: dict[str, Tensor | None] = {model.main_input_name if form.shared is Shared.STACKED else "input_ids": inputs.values}
+    return {**given, "attention_mask": inputs.mask} if form.masked else given
 
 
 def _at_least_fp32(logits: Tensor) -> Tensor:

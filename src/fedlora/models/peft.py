@@ -20,7 +20,7 @@ from fedlora.algebra.lowrank import factored_svd
 from fedlora.errors import BadInput, first_line
 from fedlora.models.heads import logits, padding
 from fedlora.models.load import Pretrained
-from fedlora.models.packing import Form, Texts, pack
+from fedlora.models.packing import Form, Inputs, Shared, pack
 from fedlora.models.quiet import quiet
 from fedlora.models.slots import Adapted, Live, layer_shape, transposed
 from fedlora.models.trial import rows_of_embedding
@@ -76,7 +76,7 @@ def save_adapter(pretrained: Pretrained, result: Model, folder: Path) -> None:
     ranks = {m: A.shape[0] for m, A in whole.A.items()}
     rank = max(ranks.values())
     config = peft.LoraConfig(
-        task_type=peft.TaskType.SEQ_CLS,
+        task_type=pretrained.peft_task,
         r=rank,
         lora_alpha=rank,  # scale 1: the stack already carries its scales
         rank_pattern={m: r for m, r in ranks.items() if r != rank},
@@ -127,7 +127,7 @@ def rehearse(pretrained: Pretrained, targets: Sequence[str], form: Form) -> None
         BadInput: there is no gradient; PEFT cannot write or read such an adapter, or gives other logits.
     """
     name = type(pretrained.model).__name__
-    text, random = _text(pretrained.model, form), _random(pretrained.model, targets)
+    text, random = _made_up(pretrained.model, form), _random(pretrained.model, targets)
     try:
         with quiet():
             wanted = _with_slots(pretrained.model, form, text, random)
@@ -165,7 +165,11 @@ def held_by_peft(pretrained: Pretrained, targets: Sequence[str], form: Form) -> 
         return held
 
 
-def _text(model: nn.Module, form: Form) -> Texts:
+def _made_up(model: nn.Module, form: Form) -> Inputs:
+    """An input of one example."""
+    if form.shared is Shared.STACKED:
+        pixels = torch.randn(form.shape, generator=torch.Generator().manual_seed(0)).numpy()
+        return pack([pixels], form, 0, torch.device("cpu"))
     words, pad = rows_of_embedding(model) or 9, padding(model)
     return pack([np.array([id for id in range(min(words, 9)) if id != pad], dtype=np.int64)], form, pad, torch.device("cpu"))
 
@@ -178,7 +182,7 @@ def _random(model: nn.Module, targets: Sequence[str]) -> Factors:
     return Factors(A, {m: torch.randn(o, 1, generator=draw) / o**0.5 for m, (o, _) in shapes.items()}, 1.0)
 
 
-def _with_slots(model: nn.Module, form: Form, text: Texts, random: Factors) -> Tensor:
+def _with_slots(model: nn.Module, form: Form, text: Inputs, random: Factors) -> Tensor:
     """Logits of a text through our slots, after a backward pass."""
     adapted = Adapted(model, list(random.A))
     try:
@@ -191,7 +195,7 @@ def _with_slots(model: nn.Module, form: Form, text: Texts, random: Factors) -> T
 
 
 @torch.no_grad()
-def _under_peft(pretrained: Pretrained, form: Form, text: Texts, random: Factors) -> Tensor:
+def _under_peft(pretrained: Pretrained, form: Form, text: Inputs, random: Factors) -> Tensor:
     """Logits of a text through an adapter that was written and read by PEFT."""
     import peft
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedlora.report.contenders import Contender, Spread, by_place
-from fedlora.scores import no_better, shown
+from fedlora.tasks.metrics import CLASSIFICATION
 
 NEAR = 0.95  # the share of the best accuracy that counts as getting near to it
 
@@ -48,7 +48,7 @@ class Answer:
     @property
     def useless(self) -> bool:
         """Whether nothing does better than always answering the commonest training class."""
-        return no_better(self.accuracy.mean / 100, None if self.commonest is None else self.commonest / 100)
+        return CLASSIFICATION[0].no_better(self.accuracy.mean / 100, None if self.commonest is None else self.commonest / 100)
 
     @property
     def noise(self) -> float:
@@ -72,7 +72,7 @@ def answers(contenders: Sequence[Contender]) -> list[Answer]:
 
 
 def _tenths(contender: Contender) -> float:
-    return shown(scored(contender).mean / 100)
+    return CLASSIFICATION[0].shown(scored(contender).mean / 100)
 
 
 def bytes_to(contender: Contender, target: float) -> float | None:

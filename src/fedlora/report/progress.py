@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from fedlora.summary import percent
+from fedlora.tasks.metrics import Metric
 
 
 class Progress:
@@ -31,7 +31,7 @@ class Progress:
         self._rounds: Any = None
         self._examples: Any = None
         self._seen, self._up, self._down = 0, 0, 0
-        self._accuracy = ""
+        self._score = ""
 
     def __enter__(self) -> "Progress":
         self.bars.start()
@@ -50,8 +50,8 @@ class Progress:
         if not self.quiet:
             self.console.print(f"{text} ...", style="dim", markup=False, soft_wrap=True)
 
-    def begin(self, first: int, last: int, clients: int) -> None:
-        self.last = last
+    def begin(self, first: int, last: int, clients: int, metric: Metric) -> None:
+        self.last, self.metric = last, metric
         self._rounds = self.bars.add_task("rounds", total=last, completed=first)
         self._examples = self.bars.add_task(f"examples of {clients} clients", total=None)
 
@@ -61,20 +61,21 @@ class Progress:
 
     def round(self, row: dict[str, Any]) -> None:
         self._up, self._down = self._up + row["upload_bytes"], self._down + row["download_bytes"]
-        if row["accuracy"] is not None:
-            self._accuracy = f"  accuracy {100 * row['accuracy']:.1f} %"
-        sofar = f"rounds{self._accuracy}  up {self._up / 1e6:.1f} MB  down {self._down / 1e6:.1f} MB"
+        if row["score"] is not None:
+            self._score = f"  {self.metric.title} {self.metric.text(row['score'])}"
+        sofar = f"rounds{self._score}  up {self._up / 1e6:.1f} MB  down {self._down / 1e6:.1f} MB"
         self.bars.update(self._rounds, completed=row["round"], description=sofar)
         self.bars.reset(self._examples, total=self._seen)  # the next round is about as long as this one
         self._seen = 0
         if self.quiet:
             return
-        accuracy = "" if row["accuracy"] is None else f"accuracy {percent(row['accuracy'])}  "
-        accuracy += f"validation {percent(row['validation_accuracy'])}  " if "validation_accuracy" in row else ""
+        score = "" if row["score"] is None else f"{self.metric.title} {self.metric.text(row['score'])}  "
+        validation = row.get(f"validation_{self.metric.name}")
+        score += "" if validation is None else f"validation {self.metric.text(validation)}  "
         loss = "-" if row["loss"] is None else f"{row['loss']:.3f}"
         failed = f"  failed {row['failed']}" if row["failed"] else ""
         self.console.print(
-            f"round {row['round']:>{len(str(self.last))}}/{self.last}  {accuracy}loss {loss}  "
+            f"round {row['round']:>{len(str(self.last))}}/{self.last}  {score}loss {loss}  "
             f"up {row['upload_bytes'] / 1e6:.2f} MB  down {row['download_bytes'] / 1e6:.2f} MB  {row['wall_s']:.1f} s{failed}",
             markup=False,
             soft_wrap=True,

@@ -25,12 +25,12 @@ def plot_split(parts: Parts, dataset: Dataset, path: Path | str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    table = counts(parts.train, dataset.train.labels, len(dataset.label_names))
+    table = counts(parts.train, dataset.train.strata, len(dataset.strata_names))
     clients, classes = table.shape
     wide, high = np.clip(0.155 * classes + 1.2, 5.0, 15.0), np.clip(0.2 * clients, 2.6, 14.0)
     figure = Figure(figsize=(wide + 3.4, high + 2.6), dpi=150, layout="constrained")
     grid, sizes = figure.subplots(1, 2, sharey=True, width_ratios=(wide, 1.9))
-    _draw_counts(figure, grid, table, dataset.label_names, parts.names)
+    _draw_counts(figure, grid, table, dataset.strata_names, parts.names)
     _draw_sizes(sizes, parts)
     if parts.held_out:
         for axes in (grid, sizes):
@@ -44,10 +44,10 @@ def plot_split(parts: Parts, dataset: Dataset, path: Path | str) -> None:
 
 def _finding(parts: Parts, dataset: Dataset) -> str:
     spread = statistics(parts, dataset).train
-    classes = _range(spread.min_classes, spread.max_classes)
+    strata = f"{_range(spread.min_classes, spread.max_classes)} of {len(dataset.strata_names)} {dataset.strata_kind}"
     examples = _range(spread.min_examples, spread.max_examples)
     aside = f"; those below the line, {parts.held_out} of {len(parts.names)}, never train" if parts.held_out else ""
-    return f"{dataset.name}, {parts.rule}: clients hold {classes} of {len(dataset.label_names)} classes, {examples} examples{aside}"
+    return f"{dataset.name}, {parts.rule}: clients hold {strata}, {examples} examples{aside}"
 
 
 def _range(low: int, high: int) -> str:

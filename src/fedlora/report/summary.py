@@ -21,7 +21,8 @@ from fedlora.report.contenders import (
 )
 from fedlora.report.picture import Table
 from fedlora.report.runs import Comparison, Run, as_text, settings
-from fedlora.scores import BASELINE, still_falling
+from fedlora.scores import still_falling
+from fedlora.tasks.metrics import CLASSIFICATION
 
 MAIN = {
     "model.source": "model",
@@ -293,7 +294,7 @@ def _main_table(contenders: Sequence[Contender], kind: str) -> Table:
         rows.append(tuple(row))
     if any(answer.commonest is not None for answer in found.values()):
         baseline = [f"{x:.1f}" if (x := found[w].commonest if w in found else None) is not None else "–" for w in places]
-        rows.append((BASELINE, *baseline, *["–"] * (len(others) + (reach is not None) + 3)))
+        rows.append((f"always {CLASSIFICATION[0].constant}", *baseline, *["–"] * (len(others) + (reach is not None) + 3)))
     sites = [here[0].site for here in by_place(contenders).values()]
     reached = (f"upload to {reach} %",) if reach is not None else ()
     header = ("method", *(f"{site}, %" for site in sites), *(f"{OTHERS[key]}, %" for key in others), *reached)

@@ -15,23 +15,23 @@ def print_split(parts: Parts, dataset: Dataset) -> None:
     console = Console(highlight=False)
     for note in dataset.notes:
         console.print(f"note: {note}", markup=False)
-    parted = dataset.validation is not None
+    parted, kind = dataset.validation is not None, dataset.strata_kind
     sizes = [f"{len(part):,} {name}" for name, part in dataset.parts]
-    total = f"{', '.join(sizes[:-1])} and {sizes[-1]} examples of {len(dataset.label_names)} classes"
+    total = f"{', '.join(sizes[:-1])} and {sizes[-1]} examples of {len(dataset.strata_names)} {dataset.strata_kind}"
     aside = f", {parts.held_out} of them held out" if parts.held_out else ""
     console.print(f"{dataset.name}: {total}, {parts.rule}, {len(parts.names)} clients{aside}\n", markup=False)
-    table = Table("client", "most frequent class", box=None, pad_edge=False)
-    for column in ("train", "classes", "test", "test classes", *(["validation"] if parted else [])):
+    table = Table("client", "most frequent", box=None, pad_edge=False)
+    for column in ("train", kind, "test", f"test {kind}", *(["validation"] if parted else [])):
         table.add_column(column, justify="right")
     count = len(parts.names)
     shown = range(count) if count <= MOST_CLIENTS else [*range(MOST_CLIENTS // 2), *range(count - MOST_CLIENTS // 2, count)]
     for k in shown:
         if count > MOST_CLIENTS and k == count - MOST_CLIENTS // 2:
             table.add_row("...")
-        own, test = dataset.train.labels[parts.train[k]], dataset.test.labels[parts.test[k]]
+        own, test = dataset.train.strata[parts.train[k]], dataset.test.strata[parts.test[k]]
         if len(own):
             often = np.bincount(own)
-            top = f"{dataset.label_names[often.argmax()]} ({often.max() / len(own):.0%})"
+            top = f"{dataset.strata_names[often.argmax()]} ({often.max() / len(own):.0%})"
         else:
             top = "-"
         numbers = [len(own), len(np.unique(own)), len(test), len(np.unique(test))]
@@ -46,8 +46,8 @@ def print_split(parts: Parts, dataset: Dataset) -> None:
     rows = {
         "most examples": "max_examples",
         "fewest examples": "min_examples",
-        "most classes": "max_classes",
-        "fewest classes": "min_classes",
+        f"most {kind}": "max_classes",
+        f"fewest {kind}": "min_classes",
     }
     for title, field in rows.items():
         summary.add_row(title, *(f"{_get(part, field):,}" for part in (spread.train, spread.test, spread.validation) if part))

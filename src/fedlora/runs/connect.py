@@ -13,6 +13,7 @@ from fedlora.clients.watch import LocalUpdate
 from fedlora.clients.worker import Examples, Worker
 from fedlora.config import HeadMode
 from fedlora.data.dataset import Integers
+from fedlora.data.encoded import Encoded
 from fedlora.data.partition import Parts
 from fedlora.gather.mean import Mean
 from fedlora.listener import Listener, Quiet
@@ -20,11 +21,9 @@ from fedlora.messages import SERVER, TEST, VALIDATION, Transport
 from fedlora.runs.context import RunContext
 from fedlora.runs.prepare import has_own_models
 from fedlora.runs.saved import STATES
-from fedlora.server.evaluate import SERVER_CLIENT, Panel, common_asks, score
+from fedlora.server.evaluate import SERVER_CLIENT, Panel, all_scores, common_asks, score
 from fedlora.server.loop import Federation, Server, envelopes
 from fedlora.server.sampling import sampler
-from fedlora.tasks import metrics
-from fedlora.training.encode import Encoded
 from fedlora.transports.inprocess import InProcess
 from fedlora.types import Client, Tensors
 from fedlora.wire import message_classes
@@ -103,8 +102,7 @@ def make_panel(context: RunContext, local: Transport, transport: Transport) -> P
         part: [client for client in context.setup.clients if len(where[client.id])] if own else [SERVER_CLIENT]
         for part, where in owned.items()
     }
-    domains = {domain.name: slice(domain.first, domain.first + domain.count) for domain in context.dataset.domains}
-    return Panel(clients, own, transport if own else local, len(context.dataset.label_names), domains)
+    return Panel(clients, own, transport if own else local, context.trainer.objective)
 
 
 def score_held_out(context: RunContext, connection: Connection, server: Server) -> dict[str, Any]:
@@ -113,14 +111,13 @@ def score_held_out(context: RunContext, connection: Connection, server: Server) 
     panel = replace(connection.panel, clients={TEST: scored}, own=False, transport=connection.federation.transport)
     asks = common_asks(connection.federation, server, TEST, scored)
     found = score(connection.federation, server, asks, panel)
-    sums, first = found.total(panel.classes), len(context.setup.clients)
+    scoring, sums, first = panel.scoring, found.total, len(context.setup.clients)
     names = {client.id: context.roster.held_out[client.id - first].name for client in scored}
     return {
         "clients": len(found.sums),
-        "examples": metrics.count(sums),
-        **metrics.scores(sums),
-        "commonest_accuracy": metrics.commonest_accuracy(sums),
-        "client_accuracy": {names[id]: found.accuracy(id) for id in sorted(found.sums)},
+        "examples": scoring.count(sums),
+        **all_scores(scoring, sums),
+        f"client_{scoring.metrics[0].name}": {names[id]: score for id, score in found.by_client.items()},
     } | ({"clients_not_scored": [names[id] for id in found.lost]} if found.lost else {})
 
 
@@ -134,7 +131,9 @@ def examples(context: RunContext) -> dict[int, Examples]:
     nothing = context.test.take(np.zeros(0, dtype=np.int64))
     parts = {TEST: context.test} | ({VALIDATION: context.validation} if context.validation else {})
     owned = {TEST: context.parts.test, VALIDATION: context.parts.validation}
-    everybody = _commonest(context, _without_held_out(context.parts, context.parts.train, len(context.dataset.train)))
+    objective = context.trainer.objective
+    trained = _without_held_out(context.parts, context.parts.train, len(context.all_train))
+    everybody = objective.constant(context.all_train.take(trained))
 
     def part_of(client: Client) -> dict[str, Encoded]:
         return {name: part.take(owned[name][client.id]) for name, part in parts.items()}
@@ -147,8 +146,8 @@ def examples(context: RunContext) -> dict[int, Examples]:
     found |= {client.id: Examples(nothing, part_of(client), everybody) for client in context.held_out}
     for client in context.setup.clients:
         if has_own_models(context.config):
-            commonest = _commonest(context, context.parts.train[client.id], everybody)
-            found[client.id] = Examples(context.train[client.id], part_of(client), commonest)
+            constant = objective.constant(context.train[client.id], everybody)
+            found[client.id] = Examples(context.train[client.id], part_of(client), constant)
         else:
             found[client.id] = Examples(context.train[client.id])
     return found
@@ -159,14 +158,3 @@ def _without_held_out(parts: Parts, owned: Sequence[Integers], count: int) -> In
     first, none = len(parts.names) - parts.held_out, np.zeros(0, dtype=np.int64)
     alone = np.setdiff1d(np.concatenate([none, *owned[first:]]), np.concatenate([none, *owned[:first]]))
     return np.setdiff1d(np.arange(count), alone)
-
-
-def _commonest(context: RunContext, rows: Integers, otherwise: Integers | None = None) -> Integers:
-    """The commonest class of these training examples, of each domain; `otherwise` of a domain that they have none of."""
-    train, domains = context.dataset.train, max(1, len(context.dataset.domains))
-    said = np.zeros(domains, dtype=np.int64) if otherwise is None else otherwise.copy()
-    for t in range(domains):
-        mine = train.labels[rows][train.domains[rows] == t] if context.dataset.domains else train.labels[rows]
-        if len(mine):
-            said[t] = np.bincount(mine).argmax()
-    return said

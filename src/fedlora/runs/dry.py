@@ -94,14 +94,14 @@ def _pace(context: RunContext) -> Pace:
     with suppress(_Enough):
         list(worker.answer(asks))
     training = sum(counts[1:]) / (times[-1] - times[0]) if len(counts) > 1 else sum(counts) / (times[-1] - start)
-    texts = context.test.take(np.unique(np.linspace(0, len(context.test) - 1, TEXTS).astype(int)))
+    some = context.test.take(np.unique(np.linspace(0, len(context.test) - 1, TEXTS).astype(int)))
     start = time.perf_counter()
-    list(context.trainer.logits([ScoreJob(context.method.deploy(state), shared, texts)]))
-    return Pace(training, len(texts) / (time.perf_counter() - start), trained)
+    list(context.trainer.logits([ScoreJob(context.method.deploy(state), shared, some)]))
+    return Pace(training, len(some) / (time.perf_counter() - start), trained)
 
 
 def _lines(context: RunContext, pace: Pace, played: Sequence[Round], serving: float) -> list[str]:
-    setup, train = context.setup, context.config.train
+    setup, train, things = context.setup, context.config.train, context.dataset.things
     present = len(sampler(setup.clients, setup.seed, context.config.clients.sample)(1))
     sizes = [client.num_examples for client in setup.clients]
     ranks = sorted(set(setup.ranks.values()))
@@ -115,15 +115,15 @@ def _lines(context: RunContext, pace: Pace, played: Sequence[Round], serving: fl
         f"model     {context.config.model.source}: {parameters:,} parameters, {dtype} on {context.trainer.device.type}",
         f"trained   {context.method.FACTS.title}: {pace.trained:,} parameters a client, on {len(setup.shapes)} layers, "
         f"rank {ranks[0] if len(ranks) == 1 else f'{ranks[0]} to {ranks[-1]}'}, head {context.config.model.head.value}",
-        f"data      {context.dataset.name}: {len(context.dataset.train):,} training and {len(context.test):,} test texts of "
-        f"{len(context.dataset.label_names)} classes",
-        f"clients   {len(sizes)}, {present} a round; training texts: {min(sizes):,} the fewest, "
+        f"data      {context.dataset.name}: {len(context.dataset.train):,} training and {len(context.test):,} test {things} of "
+        f"{len(context.dataset.strata_names)} {context.dataset.strata_kind}",
+        f"clients   {len(sizes)}, {present} a round; training {things}: {min(sizes):,} the fewest, "
         f"{statistics.median(sizes):,.0f} the median, {max(sizes):,} the most",
         f"a round   up {sum(up) / len(up) / 1e6:.2f} MB  down {sum(down) / len(down) / 1e6:.2f} MB, over the first {len(played)}",
         f"in all    up {over_all(up, setup.rounds) / 1e6:.2f} MB  down {over_all(down, setup.rounds) / 1e6:.2f} MB, "
         f"{setup.rounds} rounds",
         f"memory    {_memory(context.trainer.device) / 1e9:.1f} GB at the most so far",
-        f"time      {_duration(seconds)}: {pace.training:.0f} texts a second in training, {pace.scoring:.0f} in scoring",
+        f"time      {_duration(seconds)}: {pace.training:.0f} {things} a second in training, {pace.scoring:.0f} in scoring",
     ]
 
 

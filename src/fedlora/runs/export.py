@@ -12,10 +12,11 @@ from fedlora.errors import BadInput, some
 from fedlora.models import peft
 from fedlora.models.load import PACKAGED, Pretrained
 from fedlora.runs import card
-from fedlora.runs.prepare import has_own_models, load_pretrained, make_method
+from fedlora.runs.prepare import has_own_models, load_pretrained, make_method, make_task
 from fedlora.runs.roster import Roster, read_roster
 from fedlora.runs.saved import load_saved, state_of
-from fedlora.summary import read_rows, to_written
+from fedlora.summary import read_metrics, read_rows, to_written
+from fedlora.tasks.base import Result
 from fedlora.types import Model, Tensors, own_model
 
 
@@ -46,7 +47,7 @@ def export(run: Path, to: Path, client: int | str | None, merged: bool) -> str:
             "whole model can hold that; `fedlora predict` uses it"
         )
     merged = merged or not peft.is_adapter(result)
-    _write_folder(located(config, run), roster, result, head, to, merged, to_written(read_rows(run)), id)
+    _write_folder(located(config, run), roster, result, head, to, merged, to_written(read_rows(run), read_metrics(run)[0]), id)
     return "model" if merged else "adapter"
 
 
@@ -58,7 +59,7 @@ def read_result(run: Path, client_id: int | None = None) -> tuple[Config, Roster
     saved = load_saved(run, config, roster.clients, method)
     if saved is None:
         raise BadInput(f"{run} has no checkpoint yet: no round is complete")
-    written = to_written(read_rows(run)[: saved.server.round])
+    written = to_written(read_rows(run)[: saved.server.round], roster.metrics[0])
     if len(written) < saved.server.round:
         saved = load_saved(run, config, roster.clients, method, len(written)) or saved
     if client_id is None:
@@ -113,17 +114,16 @@ def _write_folder(
     part = to.with_name(f".{to.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    pretrained = _with_head(load_pretrained(config, roster), head)
+    pretrained = _with_head(load_pretrained(config, roster.schema), head)
     if merged:
         peft.save_model(pretrained, result, part)
     else:
         peft.save_adapter(pretrained, result, part)
-    tokenizer = pretrained.tokenizer
-    limit = roster.max_length or min(config.data.max_length, tokenizer.model_max_length)
-    tokenizer.model_max_length, tokenizer.padding_side = limit, "left" if roster.padding == "left" else "right"
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # what the model was given in training
-    tokenizer.save_pretrained(part)
-    facts = card.Facts(config, roster.label_names, pretrained, limit, roster.padding, merged, rows[-1] if rows else None, client)
+    limit = roster.max_length or min(config.data.max_length, pretrained.processor.model_max_length)
+    task = make_task(config)
+    task.save_processor(pretrained, limit, roster.padding, part)
+    result_of = Result(pretrained, roster.schema, limit, roster.padding, merged)
+    facts = card.Facts(config, roster.metrics[0], task.card(result_of), result_of, rows[-1] if rows else None, client)
     (part / "fedlora.json").write_text(card.as_json(facts))
     (part / "README.md").write_text(card.model_card(facts))
     for file in part.iterdir():

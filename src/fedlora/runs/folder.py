@@ -28,9 +28,10 @@ def finish(
     """Write the result and, last, the summary: its presence says that the run is complete. `held_out` scores the model that is
     written on the clients that never trained."""
     rows = record.rows()
-    summary = summarise(rows)
+    metrics = context.trainer.objective.metrics
+    summary = summarise(rows, metrics)
     written = summary["written"]["round"]
-    if rows[written - 1].get("undecided") and not rows[written - 1]["accuracy"]:
+    if rows[written - 1].get("undecided") and not rows[written - 1]["score"]:
         raise RunFailed(f"round {written}: the model gives no finite numbers, so its training diverged; a lower train.lr may help")
     server = last
     if written != last.round:
@@ -47,9 +48,9 @@ def finish(
         "model": context.findings.summary(),
         "versions": versions(),
     }
-    spread = list(rows[written - 1].get("client_accuracy", {}).values())
+    spread = list(rows[written - 1].get(f"client_{metrics[0].name}", {}).values())
     if spread:
-        worst = sorted(spread)[: max(1, len(spread) // 10)]
+        worst = sorted(spread, reverse=metrics[0].better == "lower")[: max(1, len(spread) // 10)]
         summary["clients"] = {"mean": float(np.mean(spread)), "worst_tenth": float(np.mean(worst))}
     if context.held_out:
         summary["held_out"] = clean(held_out(server))

@@ -27,6 +27,7 @@ from fedlora.server.evaluate import evaluate
 from fedlora.server.loop import Server, play_round
 from fedlora.summary import best_round, complete, exhausted
 from fedlora.summary import read as read_summary
+from fedlora.tasks.metrics import Metric
 
 
 def execute(
@@ -80,53 +81,53 @@ def play(
     """Play the rounds that are left, each recorded and kept when it is complete; returns the server after the last. They end early
     when the score on the validation part has not been better for `train.patience` scored rounds."""
     setup, server, train, federation = context.setup, saved.server, context.config.train, connection.federation
-    rows = record.rows()
-    best = _best(context, out, rows)
+    rows, metric = record.rows(), connection.panel.scoring.metrics[0]
+    best = _best(context, out, rows, metric)
     for written in (saved, *([best] if best else [])):
         adopt(out, written, context.method, connection.worker.states)
     accepted = best.server.accepted if best else {}
     # The worker here starts with the server, at its base; others are sent what they lack.
     connection.worker.catch_up(connection.incarnation, context.method.deploy(server.state).base)
-    listener.begin(server.round, setup.rounds, len(federation.participants(1)))
+    listener.begin(server.round, setup.rounds, len(federation.participants(1)), metric)
     skipped = [c.id for c in setup.clients if c.num_examples == 0]
     start = time.perf_counter()
     with ExitStack() as trace:
         if profile:
             trace.enter_context(_trace(out / "trace.json.gz"))
-        while server.round < setup.rounds and not exhausted(rows, train.patience):
+        while server.round < setup.rounds and not exhausted(rows, train.patience, metric):
             connection.watched.clear()
             server, counts, diagnostics = play_round(federation, server, accepted)
-            row = _row(server.round, counts)
+            row = _row(server.round, counts, connection.panel.scoring.metrics)
             if server.round % train.evaluate_every == 0 or server.round == setup.rounds:
                 scored = time.perf_counter()
-                scores, confused = evaluate(federation, server, connection.panel)
+                scores, detail = evaluate(federation, server, connection.panel)
                 row |= scores
                 row["evaluate_s"] = time.perf_counter() - scored
                 found = {} if context.method.FACTS.personal else energy(context.method.deploy(server.state))
                 diagnostics = {**similarity(list(connection.watched.values())), **found, **diagnostics}
-                if server.round in (setup.rounds, best_round([*rows, row])):
-                    diagnostics["confusion"] = confused
+                if server.round in (setup.rounds, best_round([*rows, row], metric)):
+                    diagnostics |= detail
             row["wall_s"] = time.perf_counter() - start
             row["other_s"] = row["wall_s"] - sum(row[f"{part}_s"] for part in ("train", "evaluate", "aggregate", "wire"))
             start = time.perf_counter()  # what comes now counts as the next round's other time
             if skipped:
                 row["skipped"] = skipped
             rows.append(record.add(row, diagnostics))
-            if best_round(rows) == server.round:
+            if best_round(rows, metric) == server.round:
                 accepted = server.accepted
-            checkpoint.save(out / CHECKPOINT, server, as_tables(context.config), best_round(rows))
+            checkpoint.save(out / CHECKPOINT, server, as_tables(context.config), best_round(rows, metric))
             trace.close()  # one round: a longer trace is too large for its viewers
             listener.round(rows[-1])
-            if server.round < setup.rounds and exhausted(rows, train.patience):
+            if server.round < setup.rounds and exhausted(rows, train.patience, metric):
                 listener.note(
-                    f"stopped after round {server.round}: no better on the validation part since round {best_round(rows)}"
+                    f"stopped after round {server.round}: no better on the validation part since round {best_round(rows, metric)}"
                 )
     return server
 
 
-def _best(context: RunContext, out: Path, rows: Sequence[Row]) -> Saved | None:
+def _best(context: RunContext, out: Path, rows: Sequence[Row], metric: Metric) -> Saved | None:
     """The checkpoint of the best round by validation, where there is one."""
-    best = best_round(rows)
+    best = best_round(rows, metric)
     return None if best is None else load_saved(out, context.config, context.setup.clients, context.method, best)
 
 
@@ -139,7 +140,7 @@ def _trace(file: Path) -> Iterator[None]:
     profiler.export_chrome_trace(str(file))
 
 
-def _row(round: int, counts: RoundCounts) -> Row:
+def _row(round: int, counts: RoundCounts, metrics: Sequence[Metric]) -> Row:
     def traffic(name: str, t: Any) -> Row:
         parts = {f"{name}_params": t.params, f"{name}_bytes": t.size.total}
         return parts | {f"{name}_{part}_bytes": getattr(t.size, part) for part in ("values", "indices", "header")}
@@ -151,8 +152,9 @@ def _row(round: int, counts: RoundCounts) -> Row:
         "aggregate_s": counts.aggregate_s,
         "wire_s": counts.wire_s,
         "loss": counts.loss / counts.examples if counts.examples else math.nan,
-        "accuracy": math.nan,
-        "macro_f1": math.nan,
+        **{metric.name: math.nan for metric in metrics},
+        "metric": metrics[0].name,
+        "score": math.nan,
         "clients": len(counts.accepted),
         "failed": len(counts.failed),
     }

@@ -1,26 +1,27 @@
-"""Labels for new texts, from the model that the run scored: everybody's, or one client's; in a run of several data sets, among the
-classes of the text's own one."""
+"""Answers to new inputs, from the model that the run scored: everybody's, or one client's; in a run of several data sets, as one of
+the input's own."""
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fedlora.config import Config, SourceConfig
+from fedlora.data.dataset import Split
 from fedlora.errors import BadInput, some, unknown
 from fedlora.models.load import Pretrained
 from fedlora.runs.export import located, read_result, which_client
-from fedlora.runs.prepare import has_own_models, load_pretrained, make_trainer, try_pretrained
+from fedlora.runs.prepare import has_own_models, load_pretrained, make_task, make_trainer, try_pretrained
 from fedlora.runs.roster import Roster
+from fedlora.tasks.base import Answer, Task
 from fedlora.training.batched import Trainer
-from fedlora.training.encode import encode
 from fedlora.training.score import ScoreJob
 from fedlora.types import Model, Tensors
 
@@ -30,9 +31,9 @@ Say = Callable[[str], None]
 class Format(Enum):
     """How answers are written."""
 
-    TSV = "tsv"  # label, its probability, text; tabs, line ends and backslashes inside are escaped with a backslash
-    CSV = "csv"  # a header; text, label, its probability, and that of every class
-    JSON = "json"  # an object a line: text, label, probability, probabilities by class
+    TSV = "tsv"  # the answer, its probability, the input; tabs, line ends and backslashes inside are escaped with a backslash
+    CSV = "csv"  # a header; the input, the answer, its probability, and that of every class
+    JSON = "json"  # an object a line, with the same
 
 
 @dataclass(frozen=True)
@@ -40,58 +41,46 @@ class Choice:
     """Which model of a run folder, not yet loaded.
 
     Attributes:
-        task: the place of the texts' data set among the run's; None where it has one.
+        domain: the place of the inputs' data set among the run's; None where it has one.
     """
 
     config: Config
     roster: Roster
     model: Model
     head: Tensors
-    task: int | None
+    domain: int | None
     notes: tuple[str, ...] = ()
 
     @property
     def source(self) -> SourceConfig:
-        """The data set that texts are of, and the column that holds them."""
-        return self.config.data.sources[self.task or 0]
-
-    @property
-    def classes(self) -> slice:
-        """Of the run's classes, those that can be the answer."""
-        if self.task is None:
-            return slice(0, len(self.roster.label_names))
-        task = self.roster.domains[self.task]
-        return slice(task.first, task.first + task.count)
+        """The data set that inputs are of, and the column that holds them."""
+        return self.config.data.sources[self.domain or 0]
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model that is loaded once, for as many texts as there are; `note` hears what a user should know."""
+    """A model that is loaded once, for as many inputs as there are; `note` hears what a user should know."""
 
     choice: Choice
+    task: Task
     pretrained: Pretrained
     trainer: Trainer
     limit: int
     note: Say
 
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """The classes that can be the answer."""
-        return self.choice.roster.label_names[self.choice.classes]
-
-    def probabilities(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Of every class for every text, (n, classes). BadInput where the model's answers are no numbers."""
-        data = encode(self.pretrained.tokenizer, texts, np.zeros(len(texts), dtype=np.int64), self.limit)
+    def outputs(self, inputs: Sequence[Any]) -> NDArray[Any]:
+        """What the model gives for each input, (n, outputs)."""
+        nothing = np.zeros(len(inputs), dtype=np.int64)
+        domains = nothing[:0] if self.choice.domain is None else nothing + self.choice.domain
+        data = self.task.encode(self.pretrained, Split(tuple(inputs), nothing, domains=domains), self.limit)
         if data.cut:
-            self.note(f"{data.cut:,} of {len(texts):,} texts are longer than {self.limit} tokens, and cut")
-        if self.choice.task is not None:
-            data = replace(data, domains=np.full(len(texts), self.choice.task, dtype=np.int64))
-        (logits,) = self.trainer.logits([ScoreJob(self.choice.model, self.choice.head, data)])
-        own = torch.from_numpy(logits[:, self.choice.classes])
-        if not bool(own.isfinite().all()):
-            raise BadInput("the model's answers are not finite: its training diverged, and a lower train.lr may help")
-        found: NDArray[np.float32] = own.softmax(dim=1).numpy()
+            self.note(f"{data.cut:,} of {len(inputs):,} {self.task.INPUT}s are longer than {self.limit} tokens, and cut")
+        (found,) = self.trainer.logits([ScoreJob(self.choice.model, self.choice.head, data)])
         return found
+
+    def answers(self, inputs: Sequence[Any]) -> list[Answer]:
+        """What the task makes of that. BadInput where the model's answers are no numbers."""
+        return self.task.answers(self.outputs(inputs), self.choice.roster.schema, self.choice.domain)
 
 
 def choose(run: Path, client: int | str | None = None, domain: str | None = None) -> Choice:
@@ -109,11 +98,11 @@ def choose(run: Path, client: int | str | None = None, domain: str | None = None
     if id is None and has_own_models(config):
         names = some(roster.names, 10)
         raise BadInput(f"{run}: each client has a model of its own, and no common one was scored; give --client: {names}")
-    task = _task(run, roster, domain)
+    place = _domain(run, roster, domain)
     notes: tuple[str, ...] = ()
     if id is not None and domain is not None and domain not in roster.clients[id].domains:
         notes = (f"{roster.names[id]} has no training example of {domain}, and its model was not scored on it",)
-    return Choice(located(config, run), roster, model, head, task, notes)
+    return Choice(located(config, run), roster, model, head, place, notes)
 
 
 def load(choice: Choice, note: Say = lambda text: None, stage: Say = lambda text: None) -> Predictor:
@@ -122,15 +111,16 @@ def load(choice: Choice, note: Say = lambda text: None, stage: Say = lambda text
         note(text)
     config = choice.config
     stage(f"loading {config.model.source}")
-    pretrained = load_pretrained(config, choice.roster)
+    pretrained = load_pretrained(config, choice.roster.schema)
     stage("trying the model")
     findings = try_pretrained(config, pretrained)
-    trainer = make_trainer(config, pretrained, findings, choice.roster.domains)
-    return Predictor(choice, pretrained, trainer, choice.roster.max_length or findings.limit, note)
+    task = make_task(config)
+    trainer = make_trainer(config, pretrained, findings, task.bind(choice.roster.schema))
+    return Predictor(choice, task, pretrained, trainer, choice.roster.max_length or findings.limit, note)
 
 
-def _task(run: Path, roster: Roster, domain: str | None) -> int | None:
-    names = [task.name for task in roster.domains]
+def _domain(run: Path, roster: Roster, domain: str | None) -> int | None:
+    names = [each.name for each in roster.schema.domains]
     if not names and domain is not None:
         raise BadInput(f"--domain {domain}: {run} is of one data set; leave --domain out")
     if not names:
@@ -143,30 +133,50 @@ def _task(run: Path, roster: Roster, domain: str | None) -> int | None:
 
 
 def predict(
-    run: Path, texts: Sequence[str], note: Say = lambda text: None, client: int | str | None = None, domain: str | None = None
-) -> list[tuple[str, float]]:
-    """The label of each text, and its probability; `choose` says by which model."""
-    model = load(choose(run, client, domain), note)
-    return [(model.label_names[p.argmax()], float(p.max())) for p in model.probabilities(texts)]
+    run: Path, inputs: Sequence[Any], note: Say = lambda text: None, client: int | str | None = None, domain: str | None = None
+) -> list[Answer]:
+    """The answer to each input; `choose` says by which model."""
+    return load(choose(run, client, domain), note).answers(inputs)
 
 
-def answers(model: Predictor, batches: Iterable[Sequence[str]], form: Format) -> Iterator[str]:
-    """What is written for batches of texts, a piece each."""
-    if form is Format.CSV:
-        yield _csv([["text", "label", "probability", *(f"p({name})" for name in model.label_names)]])
-    for texts in batches:
-        found = model.probabilities(texts)
-        best = [(model.label_names[p.argmax()], p.max()) for p in found]
-        rows = zip(texts, best, found, strict=True)
+def written(model: Predictor, batches: Iterable[Sequence[Any]], form: Format) -> Iterator[str]:
+    """What is written for batches of inputs, a piece each."""
+    headed = False
+    for inputs in batches:
+        rows = list(zip(map(model.task.shown, inputs), model.answers(inputs), strict=True))
         match form:
             case Format.TSV:
-                yield "".join(f"{_escaped(label)}\t{p:.3f}\t{_escaped(text)}\n" for text, (label, p), _ in rows)
+                yield "".join("\t".join([*_plain(answer, 3), _escaped(shown)]) + "\n" for shown, answer in rows)
             case Format.CSV:
-                yield _csv([text, label, f"{p:.6f}", *(f"{q:.6f}" for q in all)] for text, (label, p), all in rows)
+                header = [] if headed else [[model.task.INPUT, *_header(rows[0][1])]]
+                yield _csv([*header, *([shown, *_plain(answer, 6), *_spread(answer)] for shown, answer in rows)])
+                headed = True
             case Format.JSON:
                 yield "".join(
-                    _json(text, label, p, dict(zip(model.label_names, all, strict=True))) for text, (label, p), all in rows
+                    json.dumps({model.task.INPUT: shown, **_rounded(answer)}, ensure_ascii=False) + "\n" for shown, answer in rows
                 )
+
+
+def _plain(answer: Answer, digits: int) -> list[str]:
+    """The values that are no table, the first of which is the answer."""
+    plain = (x for x in answer.values() if not isinstance(x, Mapping))
+    return [f"{x:.{digits}f}" if isinstance(x, float) else _escaped(str(x)) if digits == 3 else str(x) for x in plain]
+
+
+def _spread(answer: Answer) -> list[str]:
+    """The values of its tables."""
+    return [f"{x:.6f}" for table in answer.values() if isinstance(table, Mapping) for x in table.values()]
+
+
+def _header(answer: Answer) -> list[str]:
+    tables = [name for table in answer.values() if isinstance(table, Mapping) for name in table]
+    return [*(name for name, x in answer.items() if not isinstance(x, Mapping)), *(f"p({name})" for name in tables)]
+
+
+def _rounded(x: Any) -> Any:
+    if isinstance(x, Mapping):
+        return {name: _rounded(value) for name, value in x.items()}
+    return round(x, 6) if isinstance(x, float) else x
 
 
 def _escaped(text: str) -> str:
@@ -177,9 +187,3 @@ def _csv(rows: Iterable[Sequence[str]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def _json(text: str, label: str, probability: float, all: dict[str, float]) -> str:
-    by_class = {name: round(float(p), 6) for name, p in all.items()}
-    row = {"text": text, "label": label, "probability": round(float(probability), 6), "probabilities": by_class}
-    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -1,6 +1,6 @@
 """From a configuration to everything a run needs: method, clients, data, model. Also the parts that a finished run needs again."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -8,25 +8,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedlora import methods, seeds
+from fedlora import methods, seeds, tasks
 from fedlora.algebra.tensors import flat
-from fedlora.config import Config, HeadMode
-from fedlora.data.dataset import Dataset, Domain, Split
+from fedlora.config import Config, HeadMode, Strata
+from fedlora.data.dataset import Dataset, Schema, Split
 from fedlora.data.domains import deal
 from fedlora.data.load import load as load_data
+from fedlora.data.partition import Parts
+from fedlora.data.strata import by_cluster
 from fedlora.errors import BadInput, some
 from fedlora.listener import Listener
 from fedlora.models.load import Pretrained
-from fedlora.models.load import load as load_model
 from fedlora.models.peft import held_by_peft, rehearse
 from fedlora.models.quiet import uncollected
 from fedlora.models.slots import find_targets
-from fedlora.models.trial import Findings, try_model
+from fedlora.models.trial import Findings
 from fedlora.runs.context import RunContext
 from fedlora.runs.packages import require
-from fedlora.runs.roster import Roster, make_clients, make_held_out
+from fedlora.runs.roster import HeldOut, Roster, make_clients, make_held_out
+from fedlora.tasks.base import Objective, Task
 from fedlora.training.batched import Trainer
-from fedlora.training.encode import Encoded, encode
 from fedlora.training.precision import pick_device, pick_dtype
 from fedlora.transforms import pipeline
 from fedlora.types import Client, Factors, Method, Setup
@@ -89,27 +90,30 @@ def has_own_models(config: Config) -> bool:
     return personal or config.model.head is HeadMode.PERSONAL
 
 
-def load_pretrained(config: Config, roster: Roster) -> Pretrained:
-    """The configured model with the data's classes."""
-    return load_model(config.model, roster.label_names, config.seed)
+def make_task(config: Config) -> Task:
+    """The configured task."""
+    return tasks.make(config.task.name, config.task.settings)
+
+
+def refuse_unserved(config: Config, task: Task) -> None:
+    """BadInput where the method asks for what the task, or the kind of run, cannot serve."""
+    facts = methods.find(config.method.name).FACTS
+    lacking = sorted(facts.asks & task.LACKS)
+    if lacking:
+        raise BadInput(f"{facts.title} needs {some(lacking, 3)}, and {task.TITLE} has none; take another method or another task")
+
+
+def load_pretrained(config: Config, schema: Schema) -> Pretrained:
+    """The configured model for what the data say."""
+    return make_task(config).load(config.model, schema, config.seed)
 
 
 def try_pretrained(config: Config, pretrained: Pretrained) -> Findings:
-    """How the configured model is run, on the configured device; `models.trial` says what is tried."""
+    """How the configured model is run, on the configured device; `Task.try_model` says what is tried."""
     targets = find_targets(pretrained.model, config.model.target_modules)
-    tokenizer = pretrained.tokenizer
-    limit, known = config.data.max_length, dict[str, Any]()
-    if tokenizer is not None:
-        limit = min(limit, tokenizer.model_max_length)
-        known = {"words": len(tokenizer), "specials": tokenizer.all_special_ids}
-        known["fewest"] = max(1, tokenizer.num_special_tokens_to_add())
-    device = pick_device(config.device)
-    pretrained.model.to(device)
-    findings = try_model(pretrained.model, targets, limit, **known)
+    pretrained.model.to(pick_device(config.device))
+    findings = make_task(config).try_model(pretrained, targets, config.data.max_length)
     pretrained.model.to("cpu")
-    if limit < config.data.max_length:
-        cut = f"data.max_length = {config.data.max_length} is above the {limit} tokens that the tokenizer allows; using {limit}"
-        findings = replace(findings, notes=(cut, *findings.notes))
     return replace(findings, notes=(*pretrained.notes, *findings.notes))
 
 
@@ -130,12 +134,11 @@ def rehearsed(config: Config, pretrained: Pretrained, findings: Findings) -> Fin
     return replace(findings, targets=tuple(held), notes=(*findings.notes, note))
 
 
-def make_trainer(config: Config, pretrained: Pretrained, findings: Findings, tasks: Sequence[Domain] = ()) -> Trainer:
+def make_trainer(config: Config, pretrained: Pretrained, findings: Findings, objective: Objective) -> Trainer:
     """The trainer on the configured device and in the configured precision."""
     device = pick_device(config.device)
     dtype = pick_dtype(config.precision, device)
-    ranges = {task.name: range(task.first, task.first + task.count) for task in tasks}
-    return Trainer(pretrained, findings.targets, config.train, device, dtype, ranges, form=findings.form)
+    return Trainer(pretrained, findings.targets, config.train, device, dtype, objective, form=findings.form)
 
 
 def versions() -> dict[str, Any]:
@@ -149,56 +152,68 @@ def versions() -> dict[str, Any]:
 def prepare(config: Config, listener: Listener) -> RunContext:
     """Load data and model, deal the data to the clients. Checks everything that can be wrong before training starts."""
     require(config)
-    method = make_method(config)
+    task, method = make_task(config), make_method(config)
     transforms = pipeline.make(config.transform, method, config.seed, config.model.head)
+    refuse_unserved(config, task)
     listener.stage(f"reading {config.data.title}")
-    dataset = load_data(config.data, config.seed)
+    dataset = load_data(task, config.data, config.seed)
     for note in dataset.notes:
         listener.note(note)
     require_validation(config, dataset)
-    parts = deal(dataset, config.data, config.clients, config.seed)
-    clients = make_clients(config.clients, dataset, parts)
-    aside = make_held_out(config.clients, parts)
-    num_test = tuple(len(where) for where in parts.test[: len(clients)])
-    names = parts.names[: len(clients)]
-    roster = Roster(dataset.label_names, clients, names, num_test, dataset.domains, data=dataset.digest, held_out=aside)
+    dealt = None if config.data.strata is Strata.CLUSTER else _deal(config, dataset)  # what cannot be, before the model is loaded
     listener.stage(f"loading {config.model.source}")
-    pretrained = load_pretrained(config, roster)
+    pretrained = load_pretrained(config, dataset.schema)
     listener.stage("trying the model")
     findings = rehearsed(config, pretrained, try_pretrained(config, pretrained))
     for note in findings.notes:
         listener.note(note)
-    listener.stage("tokenising")
-
-    def encoded(part: Split) -> Encoded:
-        return replace(encode(pretrained.tokenizer, part.texts, part.labels, findings.limit), domains=part.domains)
-
-    train, test = encoded(dataset.train), encoded(dataset.test)
-    validation = None if dataset.validation is None else encoded(dataset.validation)
-    for note in _about_tokens(train, test, findings.limit):
+    objective = task.bind(dataset.schema)
+    trainer = make_trainer(config, pretrained, findings, objective)
+    if dealt is None:
+        listener.stage("finding clusters")
+        dataset = by_cluster(dataset, lambda part: _features(task, trainer, pretrained, part, findings.limit), config.seed)
+        dealt = _deal(config, dataset)
+    parts, clients, aside = dealt
+    dataset = task.dealt(dataset, parts)
+    names = parts.names[: len(clients)]
+    listener.stage("encoding")
+    train, test = (task.encode(pretrained, part, findings.limit) for part in (dataset.train, dataset.test))
+    validation = None if dataset.validation is None else task.encode(pretrained, dataset.validation, findings.limit)
+    for note in task.notes(train, test, findings.limit):
         listener.note(note)
-    trainer = make_trainer(config, pretrained, findings, dataset.domains)
-    form, modules = findings.form, tuple(trainer.shapes)
-    roster = replace(roster, modules=modules, rows=trainer.rows, max_length=findings.limit, padding=form.padding)
+    roster = Roster(
+        dataset.schema,
+        clients,
+        names,
+        tuple(len(where) for where in parts.test[: len(clients)]),
+        objective.metrics,
+        modules=tuple(trainer.shapes),
+        rows=trainer.rows,
+        max_length=findings.limit,
+        padding=findings.form.padding,
+        data=dataset.digest,
+        held_out=aside,
+    )
     setup = make_setup(config, trainer, clients)
     method.init(setup)  # refuses here, before anything is written, what it cannot do
-    empty = [roster.names[c.id] for c in clients if c.num_examples == 0]
+    empty = [names[c.id] for c in clients if c.num_examples == 0]
     if len(empty) == len(clients):
         raise BadInput("no client has any training example")
     if empty:
         listener.note(f"skipped, for they have no training example: {', '.join(empty)}")
     own = {c.id: train.take(parts.train[c.id]) for c in clients}
     never = tuple(Client(len(clients) + i, 0, each.num_examples) for i, each in enumerate(aside))
-    return RunContext(config, method, transforms, setup, trainer, findings, roster, own, test, validation, dataset, parts, never)
+    return RunContext(
+        config, task, method, transforms, setup, trainer, findings, roster, train, own, test, validation, dataset, parts, never
+    )
 
 
-def _about_tokens(train: Encoded, test: Encoded, limit: int) -> Iterator[str]:
-    """What a user should know of the texts as tokens. BadInput where the tokenizer knows no word of them."""
-    unknown = f"{100 * train.unknown:.0f} % of the training texts' tokens are unknown to the tokenizer, or it finds none in a text"
-    if train.unknown > 0.99:
-        raise BadInput(f"{unknown}: it is not this model's, or not for texts like these, and nothing can be learned")
-    if train.unknown > 0.25:
-        yield unknown
-    for name, part in (("training", train), ("test", test)):
-        if part.cut:
-            yield f"{part.cut:,} of {len(part):,} {name} texts are longer than {limit} tokens, and cut"
+def _deal(config: Config, dataset: Dataset) -> tuple[Parts, tuple[Client, ...], tuple[HeldOut, ...]]:
+    """Who has what, those who train and those who never do."""
+    parts = deal(dataset, config.data, config.clients, config.seed)
+    return parts, make_clients(config.clients, dataset, parts), make_held_out(config.clients, parts)
+
+
+def _features(task: Task, trainer: Trainer, pretrained: Pretrained, part: Split, limit: int) -> np.ndarray:
+    """What the pre-trained model makes of examples, (n, d)."""
+    return trainer.features(task.encode(pretrained, part, limit)).numpy()

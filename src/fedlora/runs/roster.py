@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from fedlora.config import RANK_SHARES, ClientsConfig, RankPlan
-from fedlora.data.dataset import Dataset, Domain
+from fedlora.data.dataset import Dataset, Domain, Schema
 from fedlora.data.domains import domain_counts
 from fedlora.data.partition import Parts
 from fedlora.errors import BadInput, some
+from fedlora.summary import metrics_of
+from fedlora.tasks.metrics import CLASSIFICATION, Metric
 from fedlora.types import Client
 
 
@@ -32,7 +34,7 @@ class Roster:
     Attributes:
         names: of the clients, by id.
         num_test: test examples of each client.
-        domains: of a run of several.
+        metrics: what the run is scored by. No matter of who takes part, as what comes next.
         modules: the adapted layers, in the order of arrays that have a row for each. No matter of who takes part, so two rosters
             may differ in it.
         rows: tokens that fill a step of training, which decides who trains together; a run that is resumed keeps it.
@@ -42,11 +44,11 @@ class Roster:
         held_out: the clients that never train; they have no number among `clients`.
     """
 
-    label_names: tuple[str, ...]
+    schema: Schema
     clients: tuple[Client, ...]
     names: tuple[str, ...]
     num_test: tuple[int, ...]
-    domains: tuple[Domain, ...] = ()
+    metrics: tuple[Metric, ...] = field(default=CLASSIFICATION, compare=False)
     modules: tuple[str, ...] = field(default=(), compare=False)
     rows: int | None = field(default=None, compare=False)
     max_length: int | None = field(default=None, compare=False)
@@ -60,11 +62,15 @@ class Roster:
             | ({"domains": dict(c.domains)} if c.domains else {})
             for c, name, n in zip(self.clients, self.names, self.num_test, strict=True)
         ]
-        domains = {"domains": [asdict(domain) for domain in self.domains]} if self.domains else {}
+        schema = self.schema
+        what: dict[str, Any] = {"label_names": schema.label_names}
+        what |= {"domains": [asdict(domain) for domain in schema.domains]} if schema.domains else {}
+        what |= {"shape": schema.shape} if schema.shape else {}
+        what["metrics"] = [metric.as_json() for metric in self.metrics]
         model = {"modules": self.modules, "rows": self.rows, "max_length": self.max_length, "padding": self.padding}
         model |= {"data": self.data}
         held_out = {"held_out": [asdict(each) for each in self.held_out]} if self.held_out else {}
-        return json.dumps({"label_names": self.label_names, **domains, **model, "clients": rows, **held_out}, indent=1)
+        return json.dumps({**what, **model, "clients": rows, **held_out}, indent=1)
 
 
 def read_roster(path: Path) -> Roster:
@@ -73,11 +79,15 @@ def read_roster(path: Path) -> Roster:
         found = json.loads(path.read_text())
         rows = found["clients"]
         return Roster(
-            tuple(found["label_names"]),
+            Schema(
+                tuple(found["label_names"]),
+                tuple(Domain(t["name"], t["first"], t["count"]) for t in _domains(found, ())),
+                tuple(found.get("shape", ())),
+            ),
             tuple(Client(r["id"], r["rank"], r["num_examples"], _domains(r, {})) for r in rows),
             tuple(r["name"] for r in rows),
             tuple(r["num_test"] for r in rows),
-            tuple(Domain(t["name"], t["first"], t["count"]) for t in _domains(found, ())),
+            metrics_of(found),
             tuple(found.get("modules", ())),
             found.get("rows"),
             found.get("max_length"),

@@ -2,7 +2,7 @@
 own part of them. What comes back is sums, added in order of the clients' ids."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from fedlora import wire
 from fedlora.gather.exchange import answers
 from fedlora.messages import SERVER, TEST, VALIDATION, Behind, Forgot, ScoreAsk, Scored, Transport
 from fedlora.server.loop import Federation, Server
-from fedlora.tasks import metrics
-from fedlora.types import Client, Tensors
+from fedlora.tasks.metrics import Scoring, Sums, fit, total
+from fedlora.types import Client
 
+SUMMED = (torch.int64, torch.float64)
 SERVER_CLIENT = Client(SERVER, 0, 0)  # plays the server's own data
 
 
@@ -25,70 +26,74 @@ class Panel:
     Attributes:
         clients: part -> who is scored on it: SERVER_CLIENT alone, or, with `own`, clients by their own models.
         transport: to where those clients are.
-        classes: how many there are.
-        domains: domain -> its classes, in a run of several.
+        scoring: how.
     """
 
     clients: Mapping[str, Sequence[Client]]
     own: bool
     transport: Transport
-    classes: int
-    domains: Mapping[str, slice] = field(default_factory=dict)
+    scoring: Scoring
 
 
 @dataclass(frozen=True)
 class Scores:
     """Client -> the sums over its examples, and what crossed the wire for them; `lost` are those that gave none."""
 
-    sums: Mapping[int, Tensors]
+    scoring: Scoring
+    sums: Mapping[int, Sums]
     bytes: int
     lost: tuple[int, ...] = ()
 
-    def total(self, classes: int) -> dict[str, Any]:
-        """The sums over all clients, as numpy arrays."""
-        added = {name: torch.zeros(shape, dtype=torch.int64).numpy() for name, shape in _shapes(classes).items()}
-        for id in sorted(self.sums):
-            for name, x in self.sums[id].items():
-                added[name] = added[name] + x.numpy()
-        return added
+    @property
+    def total(self) -> Sums:
+        """The sums over all clients, in order of their ids."""
+        return total(self.scoring, (self.sums[id] for id in sorted(self.sums)))
 
-    def accuracy(self, id: int) -> float:
-        """Of one client."""
-        return metrics.accuracy({name: x.numpy() for name, x in self.sums[id].items()})
+    @property
+    def by_client(self) -> dict[int, float]:
+        """The first metric of each client."""
+        first = self.scoring.metrics[0].name
+        return {id: self.scoring.scores(self.sums[id])[first] for id in sorted(self.sums)}
 
 
-def evaluate(federation: Federation, server: Server, panel: Panel) -> tuple[dict[str, Any], Tensor]:
+def evaluate(federation: Federation, server: Server, panel: Panel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a row says of the server's model, or of its clients' own, on the test part, and on the validation part where there is
-    one; and how often each class (row) was taken for each (column) on the test part, (C, C)."""
+    one; and what the test part's sums say in detail."""
     asked = {
         part: own_asks(federation, server, part, who) if panel.own else common_asks(federation, server, part, who)
         for part, who in panel.clients.items()
     }
     found = {part: score(federation, server, asks, panel) for part, asks in asked.items()}
-    test, sums = found[TEST], found[TEST].total(panel.classes)
+    scoring, test, sums = panel.scoring, found[TEST], found[TEST].total
     row: dict[str, Any] = {
-        **metrics.scores(sums),
-        "commonest_accuracy": metrics.commonest_accuracy(sums),
-        "examples_scored": metrics.count(sums),
+        **all_scores(scoring, sums),
+        "examples_scored": scoring.count(sums),
         "clients_scored": len(test.sums) if panel.own else 0,
         "evaluate_bytes": sum(each.bytes for each in found.values()),
     }
-    if metrics.undecided(sums):
-        row["undecided"] = metrics.undecided(sums)
+    if scoring.undecided(sums):
+        row["undecided"] = scoring.undecided(sums)
+    first = scoring.metrics[0].name
     if panel.own:
-        row["client_accuracy"] = {str(id): test.accuracy(id) for id in sorted(test.sums)}
+        row[f"client_{first}"] = {str(id): score for id, score in test.by_client.items()}
         never = [id for id in test.sums if id not in server.accepted]
         if never:
             row["clients_untrained"] = len(never)
     if test.lost:
         row["clients_not_scored"] = list(test.lost)
-    if panel.domains:
-        own = {name: metrics.accuracy(sums, classes) for name, classes in panel.domains.items()}
-        row["domain_accuracy"] = {name: share for name, share in own.items() if share == share}
+    own = scoring.by_domain(sums)
+    if own:
+        row[f"domain_{first}"] = own
     if VALIDATION in found:
-        held = found[VALIDATION].total(panel.classes)
-        row |= {f"validation_{name}": share for name, share in metrics.scores(held).items()}
-    return row, torch.from_numpy(sums["confusion"][:, :-1].copy())
+        row |= {f"validation_{name}": score for name, score in scoring.scores(found[VALIDATION].total).items()}
+    return row, {name: torch.from_numpy(x) for name, x in scoring.arrays(sums).items()}
+
+
+def all_scores(scoring: Scoring, sums: Sums) -> dict[str, Any]:
+    """Every metric of these sums, which is the first and what it is, and that of the constant answer."""
+    first, found = scoring.metrics[0], scoring.scores(sums)
+    named: dict[str, Any] = {"metric": first.name, "score": found[first.name]}
+    return found | named | ({first.baseline: scoring.baseline(sums)} if first.baseline else {})
 
 
 def common_asks(federation: Federation, server: Server, part: str, clients: Sequence[Client]) -> list[ScoreAsk]:
@@ -115,25 +120,21 @@ def score(federation: Federation, server: Server, asks: Sequence[ScoreAsk], pane
     def again(ask: ScoreAsk, why: Behind | Forgot) -> ScoreAsk:
         return replace(ask, model=federation.method.deploy(server.state), down=None, held=0)
 
-    found: dict[int, Tensors] = {}
+    found: dict[int, Sums] = {}
     size = 0
     for ask, body in answers(asks, panel.transport, federation.envelopes, again):
-        if isinstance(body, Scored) and _fit(body.sums, panel.classes):
-            found[ask.client.id] = body.sums
+        if not isinstance(body, Scored):
+            continue
+        sums = _arrays(body.sums)
+        if fit(panel.scoring, sums):
+            found[ask.client.id] = sums
             if ask.client.id != SERVER:
                 size += wire.measure([ask.model, ask.down, ask.head]).total + wire.measure(body).total
-    return Scores(found, size, tuple(sorted({ask.client.id for ask in asks} - set(found))))
+    return Scores(panel.scoring, found, size, tuple(sorted({ask.client.id for ask in asks} - set(found))))
 
 
-def _shapes(classes: int) -> dict[str, tuple[int, ...]]:
-    return {"confusion": (classes, classes + 1), "commonest": (1,)}
-
-
-def _fit(sums: Any, classes: int) -> bool:
-    """Whether sums are those of so many classes."""
-    if not isinstance(sums, Mapping) or set(sums) != set(_shapes(classes)):
-        return False
-    return all(
-        isinstance(x, Tensor) and x.dtype == torch.int64 and tuple(x.shape) == _shapes(classes)[name] and bool((x >= 0).all())
-        for name, x in sums.items()
-    )
+def _arrays(sums: Any) -> Any:
+    """Received sums as arrays; what is no mapping of tensors is left for the check to refuse."""
+    if not isinstance(sums, Mapping) or not all(isinstance(x, Tensor) and x.dtype in SUMMED for x in sums.values()):
+        return None
+    return {name: x.numpy() for name, x in sums.items()}

@@ -1,64 +1,120 @@
-"""What a classifier's answers are worth: sums that add up over clients, and the scores that they make. Without torch.
+"""What a score is, and how scores come from sums over examples that add up over clients. Without torch."""
 
-confusion   (C, C + 1) integers: how often each class (row) was taken for each (column); the last column counts the examples for
-            which a model gives no finite numbers, which are never right
-commonest   (1,) integers: the examples that would be right if the answer were always the commonest training class
-"""
-
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-UNDECIDED = -1  # the class of a text for which a model gives no finite numbers
+Sums = Mapping[str, Array]
 
 
-def decided(logits: Array) -> Array:
-    """The class (n,) with the largest of logits (n, C), or UNDECIDED where that is no finite number. The classes of other domains
-    are at -inf."""
-    return np.where(np.isfinite(logits.max(axis=1)), logits.argmax(axis=1), UNDECIDED)
+@dataclass(frozen=True)
+class Metric:
+    """A score.
+
+    Attributes:
+        name: its key in rows.
+        title: its name in titles and tables.
+        unit: "%" of a share of 1, which is shown in percent; else what stands behind the number, or nothing.
+        better: which of two scores is the better one.
+        baseline: the key in rows of what a constant answer scores on the same examples; empty where there is none.
+        constant: that constant answer, as in "no better than …".
+    """
+
+    name: str
+    title: str
+    unit: str = "%"
+    better: Literal["higher", "lower"] = "higher"
+    baseline: str = ""
+    constant: str = ""
+
+    def points(self, value: float) -> float:
+        """A value on the scale on which it is shown: percent of a share."""
+        return 100 * value if self.unit == "%" else value
+
+    def shown(self, value: float) -> float:
+        """A value as it is shown: in tenths of a percent point, else in three digits. Values that are shown alike are a tie."""
+        return round(100 * value, 1) if self.unit == "%" else float(f"{value:.3g}")
+
+    def number(self, value: float | None) -> str:
+        """A value without its unit; "-" where there is none."""
+        if value is None:
+            return "-"
+        return f"{100 * value:.1f}" if self.unit == "%" else f"{value:.3g}"
+
+    def text(self, value: float | None) -> str:
+        """A value with its unit; "-" where there is none."""
+        return self.number(value) if value is None else f"{self.number(value)} {self.unit}".rstrip()
+
+    def ahead(self, one: float, other: float) -> bool:
+        """Whether one value is better than another."""
+        return one > other if self.better == "higher" else one < other
+
+    def no_better(self, value: float, baseline: float | None) -> bool:
+        """Whether a value is no better, as shown, than that of the constant answer."""
+        return baseline is not None and not self.ahead(self.shown(value), self.shown(baseline))
+
+    def as_json(self) -> dict[str, str]:
+        """For federation.json, so that a folder can be read without the task's code."""
+        return asdict(self)
 
 
-def confusion(logits: Array, labels: Array) -> Array:
-    """The sum of that name over these examples."""
-    classes = logits.shape[1]
-    taken = decided(logits) % (classes + 1)  # UNDECIDED is the last column
-    return np.bincount(labels * (classes + 1) + taken, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
+CLASSIFICATION = (  # of classifiers, and of folders that do not say: their versions knew nothing else
+    Metric("accuracy", "accuracy", baseline="commonest_accuracy", constant="the commonest class"),
+    Metric("macro_f1", "macro F1"),
+)
 
 
-def count(sums: Mapping[str, Array]) -> int:
-    """How many examples were scored."""
-    return int(sums["confusion"].sum())
+class Scoring(Protocol):
+    """How the models of one run are scored. Sums are arrays by name: those over the examples of several clients are those of each,
+    added."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The first is the one that runs are compared by."""
+
+    def zeros(self) -> dict[str, Array]:
+        """The sums over no examples, which say names, shapes and dtypes."""
+
+    def scores(self, sums: Sums) -> dict[str, float]:
+        """Each metric, by name; nan where there are no examples for it."""
+
+    def baseline(self, sums: Sums) -> float:
+        """The first metric of the constant answer."""
+
+    def count(self, sums: Sums) -> int:
+        """How many examples were scored."""
+
+    def undecided(self, sums: Sums) -> int:
+        """For how many of them a model gave no finite numbers."""
+
+    def by_domain(self, sums: Sums) -> dict[str, float]:
+        """The first metric of each domain that has examples, in a run of several where sums tell them apart."""
+
+    def arrays(self, sums: Sums) -> dict[str, Array]:
+        """What sums say in detail, kept beside the row of a run's last round."""
 
 
-def undecided(sums: Mapping[str, Array]) -> int:
-    """For how many of them a model gave no finite numbers."""
-    return int(sums["confusion"][:, -1].sum())
+def total(scoring: Scoring, sums: Iterable[Sums]) -> dict[str, Array]:
+    """All of them, added in this order."""
+    added = scoring.zeros()
+    for each in sums:
+        for name, x in each.items():
+            added[name] = added[name] + x
+    return added
 
 
-def accuracy(sums: Mapping[str, Array], classes: slice = slice(None)) -> float:
-    """The share of examples, of these classes alone, that were right; nan without examples."""
-    taken = sums["confusion"][classes]
-    return _share(int(np.trace(taken, offset=classes.start or 0)), int(taken.sum()))
+def fit(scoring: Scoring, sums: Any) -> bool:
+    """Whether arrays that were received are sums of this scoring: counts are not negative, and all are finite."""
+    wanted = scoring.zeros()
+    if not isinstance(sums, Mapping) or set(sums) != set(wanted):
+        return False
+    return all(_is_like(wanted[name], x) for name, x in sums.items())
 
 
-def commonest_accuracy(sums: Mapping[str, Array]) -> float:
-    """What the same examples give where the answer is always the commonest training class."""
-    return _share(int(sums["commonest"].sum()), count(sums))
-
-
-def macro_f1(sums: Mapping[str, Array]) -> float:
-    """Mean over the classes that occur, among labels or answers, of 2 TP / (2 TP + FP + FN); nan without examples."""
-    taken = sums["confusion"]
-    hits, either = np.diag(taken), taken.sum(axis=1) + taken[:, :-1].sum(axis=0)
-    return float((2 * hits[either > 0] / either[either > 0]).mean()) if taken.any() else float("nan")
-
-
-def scores(sums: Mapping[str, Array]) -> dict[str, float]:
-    """The scores of a model, by name; the first is the one that runs are compared by."""
-    return {"accuracy": accuracy(sums), "macro_f1": macro_f1(sums)}
-
-
-def _share(right: int, of: int) -> float:
-    return right / of if of else float("nan")
+def _is_like(zero: Array, x: Any) -> bool:
+    if not isinstance(x, np.ndarray) or x.dtype != zero.dtype or x.shape != zero.shape:
+        return False
+    return bool((x >= 0).all() if x.dtype.kind in "iu" else np.isfinite(x).all())

@@ -9,22 +9,22 @@ float32. Dropout is off. A masked entry has no gradient and is put back after ea
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.profiler import record_function
 
 from fedlora.config import TrainConfig
+from fedlora.data.encoded import Encoded
 from fedlora.models.base import ResidentBase
 from fedlora.models.heads import padding
-from fedlora.models.load import Pretrained, prepended
+from fedlora.models.load import Pretrained
 from fedlora.models.packing import Form
 from fedlora.models.trial import try_model
-from fedlora.training.encode import Encoded
+from fedlora.tasks.base import Objective
 from fedlora.training.forward import Forward
 from fedlora.training.learner import Job, Learner, Outcome, on_device, penalty
 from fedlora.training.observe import observe
@@ -52,18 +52,22 @@ class Trainer:
         settings: TrainConfig,
         device: torch.device,
         dtype: torch.dtype,
-        domains: Mapping[str, range] | None = None,
+        objective: Objective,
         form: Form | None = None,
     ) -> None:
         self.settings, self.device, self.dtype = settings, device, dtype
         self.pad = padding(pretrained.model)
-        first = None if pretrained.tokenizer is None else prepended(pretrained.tokenizer)
         if form is None:
             form = Form() if device.type == "meta" else try_model(pretrained.model, targets, 128).form
         self.base = ResidentBase(pretrained, targets, device, dtype)
-        self.forward = Forward(self.base, form, self.pad, domains or {}, settings.rows or ROWS[device.type])
-        self.scorer = Scorer(self.forward, first, ROWS[device.type])
+        self.forward = Forward(self.base, form, self.pad, objective, settings.rows or ROWS[device.type])
+        self.scorer = Scorer(self.forward, pretrained.first, ROWS[device.type])
         self.shapes, self.params, self.pretrained = self.base.shapes, self.base.params, self.base.pretrained
+
+    @property
+    def objective(self) -> Objective:
+        """The task."""
+        return self.forward.objective
 
     @property
     def rows(self) -> int:
@@ -101,9 +105,9 @@ class Trainer:
         """See `Scorer.logits`."""
         return self.scorer.logits(jobs)
 
-    def confusions(self, jobs: Iterable[ScoreJob]) -> Iterator[np.ndarray]:
-        """See `Scorer.confusions`."""
-        return self.scorer.confusions(jobs)
+    def sums(self, jobs: Iterable[ScoreJob]) -> Iterator[dict[str, np.ndarray]]:
+        """See `Scorer.sums`."""
+        return self.scorer.sums(jobs)
 
     def features(self, data: Encoded, pool: Pool = "mean") -> Tensor:
         """See `Scorer.features`."""
@@ -112,7 +116,7 @@ class Trainer:
     def observe(self, ask: Observe, data: Encoded, seed: int) -> Observed:
         """A statistic of a client's data."""
         own = self.forward.of_domain(data, ask.data)
-        return Observed(observe(ask.statistic, own.labels, lambda where: self.features(own.take(where), ask.pool), seed))
+        return Observed(observe(ask.statistic, own.targets, lambda where: self.features(own.take(where), ask.pool), seed))
 
     def train(self, jobs: deque[Job], on_examples: Callable[[int], None] = lambda n: None) -> Iterator[tuple[Job, Outcome]]:
         """Take jobs from the left until there are none and all are done; each with its outcome, as they finish. Jobs may be added
@@ -157,12 +161,11 @@ class Trainer:
             own = [(key, x) for key, x in values.items() if key.slot == BASE]
             body |= {key.name: x for key, x in own if key.role == "W"}  # whoever trains the base is alone
             head = {key.name: x for key, x in own if key.role == "head"}
-            parts.append(Part(batch.ids, batch.domains, slots, gate, {}, head))
+            parts.append(Part(batch, slots, gate, {}, head))
         total = torch.zeros((), device=self.device)
         losses: list[Tensor] = []
         for learner, logits, batch in zip(learners, self.forward.logits(parts, body), data, strict=True):
-            # A class of another domain is at -inf: it weighs nothing.
-            loss = cross_entropy(logits, torch.from_numpy(batch.labels).to(self.device))
+            loss = self.forward.objective.losses(logits, batch).mean()
             losses.append(loss)
             total = total + loss + self._penalty(learner)
         if total.requires_grad:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from fedlora.data.encoded import Encoded
 from fedlora.models.base import ResidentBase
 from fedlora.models.heads import Body, Head, Whole
-from fedlora.models.packing import Form, Texts, pack
+from fedlora.models.packing import Form, Inputs, pack
 from fedlora.models.slots import Weight, bind, bind_routers
-from fedlora.training.encode import Encoded
+from fedlora.tasks.base import Objective
 from fedlora.training.passes import Part, in_order, passes, take
 from fedlora.types import Mix
 
@@ -24,23 +25,26 @@ class Forward:
     Attributes:
         form: how the model is run.
         pad: the id of the padding token.
-        domains: domain -> its classes, in a run of several: an example competes among the logits of its own domain only, which
-            makes one head a head a domain.
+        objective: the task: an example's logits are those of its own domain, which makes one head a head a domain.
         rows: tokens that fill a pass.
     """
 
-    def __init__(self, base: ResidentBase, form: Form, pad: int, domains: Mapping[str, range], rows: int) -> None:
-        self.base, self.form, self.pad, self.domains, self.rows = base, form, pad, dict(domains), rows
-        self._seen_by = _own_classes(list(self.domains.values())).to(base.device)
+    def __init__(self, base: ResidentBase, form: Form, pad: int, objective: Objective, rows: int) -> None:
+        self.base, self.form, self.pad, self.objective, self.rows = base, form, pad, objective, rows
         self._body, self._head, self._whole = Body(base.model, form), Head(base.model, form), Whole(base.model, form)
+
+    @property
+    def domains(self) -> list[str]:
+        """Their names, in a run of several."""
+        return [domain.name for domain in self.objective.schema.domains]
 
     @property
     def classes(self) -> int:
         """How many logits an example has."""
         return int(self.base.model.config.num_labels)
 
-    def _pack(self, ids: Sequence[np.ndarray]) -> Texts:
-        return pack(ids, self.form, self.pad, self.base.device)
+    def _pack(self, given: Sequence[np.ndarray]) -> Inputs:
+        return pack(given, self.form, self.pad, self.base.device, self.base.dtype)
 
     def logits(self, parts: Sequence[Part], body: Mapping[str, Tensor]) -> list[Tensor]:
         """Logits of each part's texts, (texts, classes); -inf for the classes of other domains. `body` replaces parameters of the
@@ -48,29 +52,29 @@ class Forward:
         found: list[list[Tensor]] = [[] for _ in parts]
         places: list[list[np.ndarray]] = [[] for _ in parts]
         for pieces in passes(parts, self.form):
-            shares = [parts[i] if len(where) == len(parts[i].ids) else take(parts[i], where) for i, where in pieces]
+            shares = [parts[i] if len(where) == len(parts[i].data) else take(parts[i], where) for i, where in pieces]
             for (i, where), logits in zip(pieces, self._pass(shares, body), strict=True):
                 found[i].append(logits)
                 places[i].append(where)
         whole = [x[0] if len(x) == 1 else in_order(x, where, self.base.device) for x, where in zip(found, places, strict=True)]
-        return [self._of_own_domain(logits, part.domains) for logits, part in zip(whole, parts, strict=True)]
+        return [self.objective.within(logits, part.data.domains) for logits, part in zip(whole, parts, strict=True)]
 
     def _pass(self, parts: Sequence[Part], body: Mapping[str, Tensor]) -> list[Tensor]:
         """Logits of each part's texts, from one forward pass."""
-        texts = self._pack([row for part in parts for row in part.ids])
-        spans = [slice(a, b) for a, b in pairwise(accumulate((len(part.ids) for part in parts), initial=0))]
-        ends = np.concatenate([[0], np.cumsum(texts.lengths)])
+        inputs = self._pack([x for part in parts for x in part.data.inputs])
+        spans = [slice(a, b) for a, b in pairwise(accumulate((len(part.data) for part in parts), initial=0))]
+        ends = np.concatenate([[0], np.cumsum(inputs.lengths)])
         rows = [slice(None)] if self.form.apart else [slice(int(ends[s.start]), int(ends[s.stop])) for s in spans]
-        self._bind(parts, rows, [texts.lengths[s] for s in spans])
+        self._bind(parts, rows, [inputs.lengths[s] for s in spans])
         try:
             if not self.form.split:  # one part, where parts have heads of their own
-                whole = _call(self._whole, {**body, **parts[0].head}, texts)
+                whole = _call(self._whole, {**body, **parts[0].head}, inputs)
                 return [whole[s] for s in spans]
-            hidden = _call(self._body, body, texts)
-            if any(part.head for part in parts) or texts.layout is None:
+            hidden = _call(self._body, body, inputs)
+            if any(part.head for part in parts) or inputs.layout is None:
                 each = zip(parts, spans, strict=True)
-                return [_call(self._head, {**body, **part.head}, hidden[s], _some(texts, s)) for part, s in each]
-            whole = _call(self._head, body, hidden, texts)
+                return [_call(self._head, {**body, **part.head}, hidden[s], _some(inputs, s)) for part, s in each]
+            whole = _call(self._head, body, hidden, inputs)
             return [whole[s] for s in spans]
         finally:
             self.base.adapted.bound, self.base.adapted.routers = {}, {}
@@ -96,24 +100,19 @@ class Forward:
             return weight
         return float(weight) if self.form.apart else weight.repeat_interleave(torch.from_numpy(lengths).to(weight.device))
 
-    def _of_own_domain(self, logits: Tensor, domains: np.ndarray) -> Tensor:
-        if not len(domains):
-            return logits
-        return logits.masked_fill(~self._seen_by[torch.from_numpy(domains).to(self.base.device)], -torch.inf)
-
-    def hidden(self, ids: Sequence[np.ndarray], read: Callable[[Tensor, Texts], Tensor]) -> Tensor:
+    def hidden(self, given: Sequence[np.ndarray], read: Callable[[Tensor, Inputs], Tensor]) -> Tensor:
         """What `read` makes of the last hidden states of texts that share a pass, (n, d)."""
-        texts = self._pack(ids)
-        hidden = self._body.all_tokens(texts).float()
-        if texts.layout is None and hidden.shape[1] != texts.ids.shape[1]:  # a body that shortens its texts
-            if len(ids) > 1:
-                return torch.cat([self.hidden([each], read) for each in ids])
-            texts = replace(texts, lengths=np.array([hidden.shape[1]]), mask=None)
-        return read(hidden.flatten(0, -2), texts).cpu()
+        inputs = self._pack(given)
+        hidden = self._body.all_tokens(inputs).float()
+        if inputs.layout is None and hidden.shape[1] != inputs.values.shape[1]:  # a body that shortens its texts
+            if len(given) > 1:
+                return torch.cat([self.hidden([each], read) for each in given])
+            inputs = replace(inputs, lengths=np.array([hidden.shape[1]]), mask=None)
+        return read(hidden.flatten(0, -2), inputs).cpu()
 
     def of_domain(self, data: Encoded, domain: str) -> Encoded:
         """The examples of one domain; all where the domain is ""."""
-        return data.take(np.flatnonzero(data.domains == list(self.domains).index(domain))) if domain else data
+        return data.take(np.flatnonzero(data.domains == self.domains.index(domain))) if domain else data
 
 
 def _call(module: torch.nn.Module, parameters: Mapping[str, Tensor], *args: object) -> Tensor:
@@ -125,16 +124,8 @@ def _call(module: torch.nn.Module, parameters: Mapping[str, Tensor], *args: obje
     return out
 
 
-def _some(texts: Texts, where: slice) -> Texts:
+def _some(inputs: Inputs, where: slice) -> Inputs:
     """Some of the texts, as far as a head needs to know them."""
-    if texts.layout is not None:
-        return texts
-    return replace(texts, ids=texts.ids[where], mask=None if texts.mask is None else texts.mask[where])
-
-
-def _own_classes(domains: Sequence[range]) -> Tensor:
-    """Which of all classes are a domain's own: (domains, classes), bool."""
-    own = torch.zeros(len(domains), sum(map(len, domains)), dtype=torch.bool)
-    for row, classes in zip(own, domains, strict=True):
-        row[classes.start : classes.stop] = True
-    return own
+    if inputs.layout is not None:
+        return inputs
+    return replace(inputs, values=inputs.values[where], mask=None if inputs.mask is None else inputs.mask[where])

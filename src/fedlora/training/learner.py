@@ -17,7 +17,7 @@ from torch import Tensor
 from fedlora import seeds
 from fedlora.algebra.tensors import flat
 from fedlora.config import TrainConfig
-from fedlora.training.encode import Encoded
+from fedlora.data.encoded import Encoded
 from fedlora.types import BASE, GATE, ROLES, Factors, Gate, Penalty, ProductDecay, Role, Router, Slots, Tensors, Train, Trained
 
 
@@ -149,7 +149,7 @@ class Learner:
     @property
     def rows(self) -> int:
         """Tokens in its next batch."""
-        return 0 if self.where is None else sum(len(self.job.data.ids[i]) for i in self.where)
+        return 0 if self.where is None else int(self.job.data.sizes[self.where].sum())
 
     def took(self, loss: Tensor) -> None:
         """This batch is done, with this mean loss: on to the next."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fedlora import seeds
-from fedlora.models.packing import Texts
+from fedlora.models.packing import Inputs
 from fedlora.types import ClassMixtures, Features, Statistic, Tensors
 
 
@@ -69,16 +69,16 @@ def similarity_weights(features: Tensor, anchors: Tensor, cap: float) -> Tensor:
     return cap * cosines.mean(dim=1)
 
 
-def mean_of_each(hidden: Tensor, texts: Texts) -> Tensor:
+def mean_of_each(hidden: Tensor, inputs: Inputs) -> Tensor:
     """The mean over the tokens of each text, (n, d), of the hidden states of all rows (rows, d)."""
-    weight = torch.ones(len(hidden), device=hidden.device) if texts.mask is None else texts.mask.flatten().float()
-    text = torch.from_numpy(np.repeat(np.arange(len(texts.lengths)), texts.lengths)).to(hidden.device)
-    sums = hidden.new_zeros(len(texts.lengths), hidden.shape[1]).index_add_(0, text, hidden * weight[:, None])
-    counts = weight.new_zeros(len(texts.lengths)).index_add_(0, text, weight)
+    weight = torch.ones(len(hidden), device=hidden.device) if inputs.mask is None else inputs.mask.flatten().float()
+    text = torch.from_numpy(np.repeat(np.arange(len(inputs.lengths)), inputs.lengths)).to(hidden.device)
+    sums = hidden.new_zeros(len(inputs.lengths), hidden.shape[1]).index_add_(0, text, hidden * weight[:, None])
+    counts = weight.new_zeros(len(inputs.lengths)).index_add_(0, text, weight)
     return sums / counts.clamp_min(1)[:, None]
 
 
-def first_of_each(hidden: Tensor, texts: Texts) -> Tensor:
+def first_of_each(hidden: Tensor, inputs: Inputs) -> Tensor:
     """The first token of each text, (n, d)."""
-    starts = torch.from_numpy(np.cumsum(texts.lengths) - texts.lengths).to(hidden.device)
-    return hidden[starts if texts.mask is None else starts + texts.mask.argmax(dim=1)]
+    starts = torch.from_numpy(np.cumsum(inputs.lengths) - inputs.lengths).to(hidden.device)
+    return hidden[starts if inputs.mask is None else starts + inputs.mask.argmax(dim=1)]

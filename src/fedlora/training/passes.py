@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedlora.data.encoded import Encoded
 from fedlora.models.packing import Form, Shared, sharing
 from fedlora.models.slots import Weight
 from fedlora.types import Factors, Gate
@@ -16,13 +17,12 @@ Piece = tuple[int, np.ndarray]  # of which part, and the positions of some of it
 
 @dataclass(frozen=True)
 class Part:
-    """One client's share of a forward pass: its texts and what they pass through."""
+    """One client's share of a forward pass: its examples and what they pass through."""
 
-    ids: Sequence[np.ndarray]
-    domains: np.ndarray
+    data: Encoded
     slots: Mapping[str, Factors]
     gate: Gate | None
-    weights: Mapping[str, Weight]  # of slots; absent counts as 1
+    weights: Mapping[str, Weight]  # of slots, one or one for each example; absent counts as 1
     head: Mapping[str, Tensor]
 
 
@@ -30,9 +30,9 @@ def passes(parts: Sequence[Part], form: Form) -> Iterator[list[Piece]]:
     """The texts of each forward pass, as the model's form has it; positions ascend."""
     apart = form.apart or (not form.split and any(part.head for part in parts))
     for group in [[i] for i in range(len(parts))] if apart else [range(len(parts))]:
-        sizes = [len(parts[i].ids) for i in group]
+        sizes = [len(parts[i].data) for i in group]
         owner, place = np.repeat(group, sizes), np.concatenate([np.arange(n) for n in sizes])
-        lengths = np.array([len(row) for i in group for row in parts[i].ids])
+        lengths = np.concatenate([parts[i].data.sizes for i in group])
         # Rows that are no tokens cannot be weighed by text.
         weighed = form.apart and any(isinstance(w, Tensor) for i in group for w in parts[i].weights.values())
         for where in sharing(Shared.ONE_TEXT if weighed else form.shared, lengths):
@@ -48,8 +48,7 @@ def take(part: Part, where: np.ndarray) -> Part:
     """Some of the examples of a part."""
     chosen = torch.from_numpy(where)
     weights = {s: w[chosen.to(w.device)] if isinstance(w, Tensor) else w for s, w in part.weights.items()}
-    domains = part.domains[where] if len(part.domains) else part.domains
-    return replace(part, ids=[part.ids[i] for i in where], domains=domains, weights=weights)
+    return replace(part, data=part.data.take(where), weights=weights)
 
 
 def fill(pieces: Iterable[Piece], size: Callable[[Piece], int], limit: int) -> Iterator[list[Piece]]:

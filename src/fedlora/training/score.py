@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedlora.data.encoded import Encoded
 from fedlora.models.slots import Weight
-from fedlora.tasks.metrics import confusion
-from fedlora.training.encode import Encoded, by_length
 from fedlora.training.forward import Forward
 from fedlora.training.learner import on_device
 from fedlora.training.observe import first_of_each, mean_of_each, similarity_weights
 from fedlora.training.passes import Part, fill, in_order, passes, take
 from fedlora.types import ByDomain, Model, Pool, Router, Similarity, Tensors
+
+NOTHING = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +49,19 @@ class Scorer:
                 out[i][where] = logits
             yield from out
 
-    def confusions(self, jobs: Iterable[ScoreJob]) -> Iterator[np.ndarray]:
-        """How often each class was taken for each, over the examples of each job (`tasks.metrics.confusion`); no more logits are
-        there at once than a forward pass gives."""
+    def sums(self, jobs: Iterable[ScoreJob]) -> Iterator[dict[str, np.ndarray]]:
+        """The sums of the task over the examples of each job, but for those of the constant answer; no more logits are there at
+        once than a forward pass gives."""
+        objective = self.forward.objective
         for group in self._groups(jobs):
-            sums = [np.zeros((self.forward.classes, self.forward.classes + 1), dtype=np.int64) for _ in group]
+            sums: list[dict[str, np.ndarray]] = [objective.sums(self._no_logits(), job.data.take(NOTHING)) for job, _ in group]
             for i, where, logits in self._answers(group):
-                sums[i] += confusion(logits, group[i][0].data.labels[where])
+                for name, x in objective.sums(logits, group[i][0].data.take(where)).items():
+                    sums[i][name] = sums[i][name] + x
             yield from sums
+
+    def _no_logits(self) -> np.ndarray:
+        return np.zeros((0, self.forward.classes), dtype=np.float32)
 
     def _groups(self, jobs: Iterable[ScoreJob]) -> Iterator[list[tuple[ScoreJob, Part]]]:
         """Jobs that share forward passes, each as a part of one."""
@@ -66,7 +72,7 @@ class Scorer:
                 yield waiting
                 waiting, rows = [], 0
             waiting.append((job, self.part(job)))
-            rows += sum(map(len, job.data.ids))
+            rows += int(job.data.sizes.sum())
         if waiting:
             yield waiting
         self.base.drop(False)
@@ -88,7 +94,7 @@ class Scorer:
         gate = model.gate
         if isinstance(gate, Router):
             gate = replace(gate, G={m: G.to(self.base.device) for m, G in gate.G.items()})
-        return Part(data.ids, data.domains, on_device(model.slots, self.base.device, self.base.dtype), gate, weights, head)
+        return Part(data, on_device(model.slots, self.base.device, self.base.dtype), gate, weights, head)
 
     @torch.no_grad()
     def _answers(self, asked: Sequence[tuple[ScoreJob, Part]]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -101,7 +107,7 @@ class Scorer:
         self.base.drop(first.drop_base)
         body = {n: (self.base.pretrained[n] + delta).to(self.base.device, self.base.dtype) for n, delta in first.full.items()}
         pieces = [(i, where) for i, (q, _) in enumerate(asked) for where in by_length(q.data, self.tokens)]
-        for group in fill(pieces, lambda piece: sum(len(asked[piece[0]][0].data.ids[j]) for j in piece[1]), self.tokens):
+        for group in fill(pieces, lambda piece: int(asked[piece[0]][0].data.sizes[piece[1]].sum()), self.tokens):
             parts = [take(asked[i][1], where) for i, where in group]
             for (i, where), logits in zip(group, self.forward.logits(parts, body), strict=True):
                 yield i, where, logits.cpu().numpy()
@@ -125,11 +131,12 @@ class Scorer:
         with self.base.as_pretrained():
             read = first_of_each if pool == "first" and self.has_first else mean_of_each
             for near in by_length(data, self.tokens):
-                for ((_, where),) in passes([Part([data.ids[i] for i in near], data.domains, {}, None, {}, {})], self.forward.form):
-                    found.append(self.forward.hidden([data.ids[i] for i in near[where]], read))
+                for ((_, where),) in passes([Part(data.take(near), {}, None, {}, {})], self.forward.form):
+                    found.append(self.forward.hidden([data.inputs[i] for i in near[where]], read))
                     places.append(near[where])
             if not found:
-                return self.forward.hidden([np.zeros(1, dtype=np.int64)], read)[:0]
+                shape = self.forward.form.shape or (1,)
+                return self.forward.hidden([np.zeros(shape, dtype=np.int64)], read)[:0]
         return in_order(found, places, torch.device("cpu"))
 
     @cached_property
@@ -141,3 +148,16 @@ class Scorer:
             texts = [np.array([self._first, id, id]) for id in (0, 1)]
             one, two = (self.forward.hidden([ids], first_of_each) for ids in texts)
         return not torch.allclose(one, two, rtol=1e-3, atol=1e-5 * float(one.abs().max()))
+
+
+def by_length(data: Encoded, tokens: int) -> Iterator[np.ndarray]:
+    """Positions of all examples in batches of similar size, at most `tokens` padded tokens each (or one example): the order for
+    evaluation."""
+    order = np.argsort(data.sizes, kind="stable")
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and (end + 1 - start) * data.sizes[order[end]] <= tokens:
+            end += 1
+        yield order[start:end]
+        start = end

@@ -10,7 +10,7 @@ from fedlora.report.looks import QUIET
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots.labels import Label, annotate
 from fedlora.report.plots.lines import fold, percent_limits, upload_axis
-from fedlora.scores import shown
+from fedlora.tasks.metrics import CLASSIFICATION
 
 Point = tuple[Contender, float, float]  # megabytes, percent
 
@@ -53,14 +53,14 @@ def frontier(points: Sequence[Point]) -> list[Point]:
     """The points that no other beats: by upload, each more accurate, to the tenth of a point, than all that upload less. Equal
     points are on it together."""
     out: list[Point] = []
-    for point in sorted(points, key=lambda p: (p[1], -shown(p[2] / 100))):
-        if not out or shown(point[2] / 100) > shown(out[-1][2] / 100) or _equal(point, out[-1]):
+    for point in sorted(points, key=lambda p: (p[1], -CLASSIFICATION[0].shown(p[2] / 100))):
+        if not out or CLASSIFICATION[0].shown(point[2] / 100) > CLASSIFICATION[0].shown(out[-1][2] / 100) or _equal(point, out[-1]):
             out.append(point)
     return out
 
 
 def _equal(one: Point, other: Point) -> bool:
-    return one[1] == other[1] and shown(one[2] / 100) == shown(other[2] / 100)
+    return one[1] == other[1] and CLASSIFICATION[0].shown(one[2] / 100) == CLASSIFICATION[0].shown(other[2] / 100)
 
 
 def _paint(points: Sequence[Point], limits: tuple[float, float], axes: Any) -> None:

@@ -1,0 +1,34 @@
+"""Examples as a model takes them, made once."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """n examples of one client or one test set.
+
+    Attributes:
+        inputs: what the model is given of each: token ids (length,) int32, or the array of an image.
+        targets: what is to be said of each, (n,): the index of its class, or a number.
+        sizes: how many rows each is in the model's layers, (n,): its tokens.
+        domains: (n,), the place of each example's domain among the run's; empty in a run of one domain.
+        cut: of a whole part as it was encoded, how many examples were longer than allowed.
+        unknown: of such a part, the share of tokens that the tokenizer does not know (a text that it finds none in counts as one).
+    """
+
+    inputs: tuple[np.ndarray, ...]
+    targets: np.ndarray
+    sizes: np.ndarray
+    domains: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    cut: int = 0
+    unknown: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def take(self, where: np.ndarray) -> "Encoded":
+        """The examples at these positions."""
+        domains = self.domains[where] if len(self.domains) else self.domains
+        return Encoded(tuple(self.inputs[i] for i in where), self.targets[where], self.sizes[where], domains)

@@ -1,0 +1,147 @@
+"""What a task is: the kind of data that models are fine-tuned on, what they answer, and how answers are scored."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from fedlora.config import ModelConfig, SourceConfig
+from fedlora.data.dataset import Dataset, Schema, Split
+from fedlora.data.encoded import Encoded
+from fedlora.data.partition import Parts
+from fedlora.data.source import Source
+from fedlora.models.load import Pretrained
+from fedlora.models.trial import Findings
+from fedlora.tasks.metrics import Array, Scoring
+
+Answer = Mapping[str, Any]  # of one example: "answer" and what else there is to say, by name
+
+
+class Objective(Scoring, Protocol):
+    """A task whose classes are known: what is minimised, and how answers are scored. Outputs are what a model gives of n examples,
+    (n, outputs)."""
+
+    schema: Schema
+
+    def within(self, outputs: Tensor, domains: np.ndarray) -> Tensor:
+        """Outputs as they count for examples of these domains, (n,): in classification, -inf for the classes of other domains."""
+
+    def losses(self, outputs: Tensor, data: Encoded) -> Tensor:
+        """The loss of each example, (n,)."""
+
+    def sums(self, outputs: Array, data: Encoded) -> dict[str, Array]:
+        """What `Scoring` adds up, but for what is of the constant answer."""
+
+    def constant(self, data: Encoded, otherwise: Array | None = None) -> Array:
+        """What one would always answer who knows these examples alone, (domains,), for each domain of a run of several; `otherwise`
+        in a domain that has none of them."""
+
+    def of_constant(self, constant: Array, data: Encoded) -> dict[str, Array]:
+        """The sums of that answer."""
+
+
+class Task(Protocol):
+    """A task: a frozen dataclass whose fields are its settings, as `[task]` of a configuration has them.
+
+    Attributes:
+        TITLE: what it is called.
+        INPUT: what an example is called, as in a column of answers.
+        LACKS: of what methods' requests use (`types.Facts.asks`), what it cannot serve.
+    """
+
+    TITLE: ClassVar[str]
+    INPUT: ClassVar[str]
+    LACKS: ClassVar[frozenset[str]]
+
+    def find(self, config: SourceConfig) -> Source:
+        """The tables of a source. BadInput when there is no such source."""
+
+    def read(self, source: Source, config: SourceConfig, schema: Schema | None = None) -> Dataset:
+        """The examples of a source; a test part that is not there is empty.
+
+        Args:
+            schema: where it is given, targets must fit it; else it is found in the data.
+
+        Raises:
+            BadInput: what is wrong, in which file, column and row.
+        """
+
+    def dealt(self, dataset: Dataset, parts: Parts) -> Dataset:
+        """The data set as its clients have it: the same, but where clients see their inputs differently."""
+
+    def load(self, config: ModelConfig, schema: Schema, seed: int) -> Pretrained:
+        """The model of a run. BadInput when there is no such model, or it is of another kind."""
+
+    def outline(self, config: ModelConfig, schema: Schema) -> Pretrained:
+        """The same model without values, on torch's meta device, from its configuration alone."""
+
+    def try_model(self, pretrained: Pretrained, targets: Sequence[str], limit: int) -> Findings:
+        """How the model is run; `limit` is the longest input that is asked for."""
+
+    def encode(self, pretrained: Pretrained, split: Split, limit: int) -> Encoded:
+        """Examples as the model takes them; `limit` is that of the findings."""
+
+    def notes(self, train: Encoded, test: Encoded, limit: int) -> Iterator[str]:
+        """What a user should know of the encoded examples. BadInput where nothing can be learned from them."""
+
+    def bind(self, schema: Schema) -> Objective:
+        """The task of a run."""
+
+    def inputs(self, given: Sequence[str]) -> Iterator[Any]:
+        """The inputs that arguments of the command line are."""
+
+    def read_inputs(self, path: Path, config: SourceConfig) -> Iterator[Any]:
+        """The inputs in a file, without targets. BadInput: why it cannot be read."""
+
+    def read_lines(self, raw: Iterable[bytes], where: str) -> Iterator[Any]:
+        """The inputs that lines are. BadInput names the line that is none."""
+
+    def shown(self, given: Any) -> str:
+        """An input in an answer for people."""
+
+    def answers(self, outputs: Array, schema: Schema, domain: int | None) -> list[Answer]:
+        """What the outputs of examples of one domain say: "label" or another name first, which is the answer. BadInput where they
+        are not finite."""
+
+    def save_processor(self, pretrained: Pretrained, limit: int, padding: str, folder: Path) -> None:
+        """Write the tokenizer, or what else makes inputs of examples, beside a result."""
+
+    def card(self, result: "Result") -> "Card":
+        """What a model card says of the task."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is exported: the model with its classes; `limit` and `padding` of its inputs; a whole model or an adapter."""
+
+    pretrained: Pretrained
+    schema: Schema
+    limit: int
+    padding: str
+    merged: bool
+
+
+@dataclass(frozen=True)
+class Card:
+    """The task's part of a model card.
+
+    Attributes:
+        pipeline: the tag of the Hugging Face Hub.
+        what: "A text classifier of 4 classes".
+        of: what the score is a share of, "of the test texts".
+        facts: rows of the table, name and value.
+        code: lines of Python that use the folder.
+        after: a paragraph below it.
+        fields: for fedlora.json.
+    """
+
+    pipeline: str
+    what: str
+    of: str
+    facts: Sequence[tuple[str, str]]
+    code: Sequence[str]
+    after: str
+    fields: Mapping[str, Any]
