@@ -62,7 +62,21 @@ ALLOWED: dict[str, set[str]] = {
         "listener",
         *VALUES,
     },
-    "cli": {"comparison", "runs", "report", "methods", "tasks", "data", "reference", "summary", "signals", "config", *LEAVES},
+    "api": {"comparison", "runs", "report", "models", "tasks", "data", "listener", "config", "summary", *LEAVES},
+    "cli": {
+        "api",
+        "comparison",
+        "runs",
+        "report",
+        "methods",
+        "tasks",
+        "data",
+        "reference",
+        "summary",
+        "signals",
+        "config",
+        *LEAVES,
+    },
 }
 
 

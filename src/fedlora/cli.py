@@ -94,7 +94,8 @@ def run(
 
     `fedlora run --data tickets.csv --method lora-a2 --rank 1 --alpha 0.01 --clients 30 --out runs/first`
     """
-    from fedlora.config import read_recipe, resolve, setting, settings
+    from fedlora.api import configure
+    from fedlora.config import setting, settings
 
     flags = {
         "task.name": task,
@@ -110,21 +111,15 @@ def run(
     }
     if out is not None:
         _check_place("--out", out)
-    layers = [_one_run(recipe, read_recipe(recipe))] if recipe else []
-    if resume:
-        if out is None:
-            raise BadInput("--resume needs --out, the folder of the run to go on with")
-        if recipe is None and not out.exists():
-            raise BadInput(f"--resume: there is no run in {out} to go on with; to start one, name a recipe or leave --resume out")
-        if (out / "config.toml").exists():
-            layers.insert(0, read_recipe(str(out / "config.toml")))
-    layers += [
+    if resume and out is None:
+        raise BadInput("--resume needs --out, the folder of the run to go on with")
+    layers = [
         setting(f"{key}={json.dumps(value) if not _is_toml(key, value) else value}")
         for key, value in flags.items()
         if value is not None
     ]
     layers.append(settings(set_ or []))
-    config = resolve(*layers)
+    config = configure(recipe, layers, out if resume else None)
     if dry_run:
         _rehearse(config, quiet)
         return
@@ -357,13 +352,13 @@ def _rehearse(config: Any, quiet: bool) -> None:
 
 
 def _execute(config: Any, folder: Path, resume: bool, profile: bool, quiet: bool) -> None:
+    from fedlora.api import play
     from fedlora.comparison.run import write_report
     from fedlora.report.progress import Progress
-    from fedlora.runs.play import execute
 
     with terminable(), Progress(quiet) as progress:
         try:
-            summary = execute(config, folder, resume, progress, profile)
+            summary = play(config, folder, resume, progress, profile=profile)
             progress.stage("drawing the report")
             write_report([folder], None)
         except KeyboardInterrupt as stop:
@@ -398,14 +393,6 @@ def _where(folder: Path, summary: Mapping[str, Any]) -> str:
     if summary["result"] == "checkpoint":
         return f"no adapter can hold the result; it answers by: fedlora predict {folder}"
     return f"result in {folder / summary['result']}"
-
-
-def _one_run(name: str, tables: dict[str, Any]) -> dict[str, Any]:
-    from fedlora.comparison.recipe import is_comparison
-
-    if is_comparison(tables):
-        raise BadInput(f"{name} is a recipe for several runs; start it with: fedlora compare {name}")
-    return tables
 
 
 def _is_toml(key: str, value: Any) -> bool:

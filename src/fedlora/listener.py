@@ -23,8 +23,8 @@ class Listener(Protocol):
     def examples(self, count: int) -> None:
         """So many examples were trained on."""
 
-    def round(self, row: Row) -> None:
-        """A round is complete and on disk."""
+    def round(self, row: Row) -> bool | None:
+        """A round is complete and on disk. True ends the run after it, with its model as the result."""
 
 
 class Quiet:
@@ -38,4 +38,4 @@ class Quiet:
 
     def examples(self, count: int) -> None: ...
 
-    def round(self, row: Row) -> None: ...
+    def round(self, row: Row) -> bool | None: ...

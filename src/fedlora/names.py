@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+IN_MEMORY = ("run:", "given:")  # before the names of data and of models that were given in Python
 FILES = {".csv", ".tsv", ".json", ".jsonl", ".parquet", ".gz", ".xlsx", ".txt"}
 
 
@@ -15,7 +16,9 @@ def is_local(source: str) -> bool:
 
 
 def short(source: str) -> str:
-    """A catalogue name or Hub id as it is; a file or folder by its last name."""
+    """A catalogue name or Hub id as it is; a file or folder by its last name; what was given in Python by the name it has there."""
+    if source.startswith(IN_MEMORY):
+        return source.split(":")[1]
     return Path(source).name or source if is_local(source) else source
 
 

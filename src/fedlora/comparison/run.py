@@ -34,13 +34,18 @@ def compare(
     Raises:
         BadInput: something in the recipe cannot be; nothing has been written yet.
     """
+    plan = recipe.read(name, scale, settings)
+    if plan.splits is not None:
+        _splits(plan, plan.splits, folders.claim(plan, out or folders.default(plan)), name, quiet)
+        return 0
+    return play_recipe(plan, out or folders.default(plan), jobs, quiet)
+
+
+def play_recipe(plan: Recipe, out: Path, jobs: int | None = None, quiet: bool = False) -> int:
+    """Run, or go on with, what a recipe without [splits] says; see `compare`."""
     from fedlora.comparison.live import LiveTable
 
-    plan = recipe.read(name, scale, settings)
-    folder = folders.claim(plan, out or folders.default(plan))
-    if plan.splits is not None:
-        _splits(plan, plan.splits, folder, name, quiet)
-        return 0
+    folder = folders.claim(plan, out)
     grid = expand(plan)
     left = [cell for cell in grid.cells if folder.summary(cell) is None]
     if left:

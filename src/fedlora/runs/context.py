@@ -7,6 +7,7 @@ from fedlora.config import Config
 from fedlora.data.dataset import Dataset
 from fedlora.data.encoded import Encoded
 from fedlora.data.partition import Parts
+from fedlora.models.load import Given
 from fedlora.models.trial import Findings
 from fedlora.runs.roster import Roster
 from fedlora.tasks.base import Task
@@ -21,6 +22,7 @@ class RunContext:
 
     Attributes:
         train: the training examples of each client, and `all_train` those of the whole data set.
+        given: the model as it was given in Python; None where the configuration names it.
         held_out: clients that never train; their ids follow those of the setup's.
     """
 
@@ -39,3 +41,4 @@ class RunContext:
     dataset: Dataset
     parts: Parts
     held_out: tuple[Client, ...] = ()
+    given: Given | None = None

@@ -1,6 +1,7 @@
 """The result of a run, in the formats that others read: a PEFT adapter, or the whole model."""
 
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from fedlora.config import Config, read_run
 from fedlora.errors import BadInput, some
 from fedlora.models import peft
-from fedlora.models.load import PACKAGED, Pretrained
+from fedlora.models.load import PACKAGED, Given, Pretrained
 from fedlora.runs import card
 from fedlora.runs.prepare import has_own_models, load_pretrained, make_method, make_task
 from fedlora.runs.roster import Roster, read_roster
@@ -20,17 +21,26 @@ from fedlora.tasks.base import Result
 from fedlora.types import Model, Tensors, own_model
 
 
-def write_result(config: Config, roster: Roster, result: Model, head: Tensors, rows: Sequence[Mapping[str, Any]], out: Path) -> str:
+def write_result(
+    config: Config,
+    roster: Roster,
+    result: Model,
+    head: Tensors,
+    rows: Sequence[Mapping[str, Any]],
+    out: Path,
+    given: Given | None = None,
+) -> str:
     """Write `adapter/` under `out`, or `model/` where the result is no fixed low-rank change; returns which. What depends on the
-    input has no such format, and is in the checkpoint only: "checkpoint"."""
+    input has no such format, and is in the checkpoint only: "checkpoint". An adapter needs a base that others can find."""
     if not peft.has_fixed_weights(result):
         return "checkpoint"
-    name = "adapter" if peft.is_adapter(result) else "model"
-    _write_folder(config, roster, result, head, out / name, name == "model", rows, None)
+    pretrained = load_pretrained(config, roster.schema, given)
+    name = "adapter" if _has_base(pretrained, given) and peft.is_adapter(result) else "model"
+    _write_folder(config, roster, pretrained, result, head, out / name, name == "model", rows, None)
     return name
 
 
-def export(run: Path, to: Path, client: int | str | None, merged: bool) -> str:
+def export(run: Path, to: Path, client: int | str | None, merged: bool, given: Given | None = None) -> str:
     """Export what a run has learned so far; with a client, that client's own model. Returns "adapter" or "model".
 
     Raises:
@@ -46,9 +56,26 @@ def export(run: Path, to: Path, client: int | str | None, merged: bool) -> str:
             f"{run}: this model weighs its adapters anew for each input (or has one for each domain), and neither an adapter nor a "
             "whole model can hold that; `fedlora predict` uses it"
         )
-    merged = merged or not peft.is_adapter(result)
-    _write_folder(located(config, run), roster, result, head, to, merged, to_written(read_rows(run), read_metrics(run)[0]), id)
+    config = located(config, run)
+    pretrained = load_pretrained(config, roster.schema, given)
+    merged = merged or not (_has_base(pretrained, given) and peft.is_adapter(result))
+    _write_folder(config, roster, pretrained, result, head, to, merged, to_written(read_rows(run), read_metrics(run)[0]), id)
     return "model" if merged else "adapter"
+
+
+def model_of(run: Path, client: int | str | None = None, given: Given | None = None) -> Any:
+    """The model that a run has learned, for inference: under PEFT where it is an adapter, else whole. BadInput: see `export`."""
+    with tempfile.TemporaryDirectory() as place:
+        kind = export(run, Path(place) / "result", client, False, given)
+        config = located(read_run(run), run)
+        pretrained = load_pretrained(config, read_roster(run / "federation.json").schema, given)
+        found = peft.read(pretrained, Path(place) / "result", kind == "adapter")
+    return found.eval()
+
+
+def _has_base(pretrained: Pretrained, given: Given | None) -> bool:
+    """Whether others have, or its owner has, the model that an adapter goes on."""
+    return bool(pretrained.source) or given is not None
 
 
 def read_result(run: Path, client_id: int | None = None) -> tuple[Config, Roster, Model, Tensors]:
@@ -103,6 +130,7 @@ def located(config: Config, run: Path) -> Config:
 def _write_folder(
     config: Config,
     roster: Roster,
+    pretrained: Pretrained,
     result: Model,
     head: Tensors,
     to: Path,
@@ -114,7 +142,7 @@ def _write_folder(
     part = to.with_name(f".{to.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    pretrained = _with_head(load_pretrained(config, roster.schema), head)
+    pretrained = _with_head(pretrained, head)
     if merged:
         peft.save_model(pretrained, result, part)
     else:

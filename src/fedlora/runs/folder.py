@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedlora.config import Config, as_tables, read_recipe, resolve, to_toml
+from fedlora.data.given import KEPT
 from fedlora.disk import write_whole
 from fedlora.errors import BadInput, RunFailed
 from fedlora.runs.context import RunContext
@@ -38,7 +40,8 @@ def finish(
         saved = checkpoint.load(out / CHECKPOINT, context.method, written)
         assert saved is not None
         server = saved.server
-    where = write_result(context.config, context.roster, context.method.deploy(server.state), server.head, rows[:written], out)
+    deployed = context.method.deploy(server.state)
+    where = write_result(context.config, context.roster, deployed, server.head, rows[:written], out, context.given)
     summary |= {
         "result": where,
         "stopped_early": last.round < context.setup.rounds,
@@ -66,6 +69,16 @@ def found(context: RunContext, place: Path, out: Path) -> None:
     (place / "config.toml").write_text(to_toml(context.config))
     plot_split(context.parts, context.dataset, place / "split.png")
     os.rename(place, out)
+
+
+def keep_again(keep: Callable[[Path], None], out: Path) -> None:
+    """BadInput where `keep` would write other files than the run in `out` has kept; nothing is said where it writes none."""
+    with tempfile.TemporaryDirectory() as place:
+        keep(Path(place) / KEPT)
+        for file in sorted(path for path in Path(place).rglob("*") if path.is_file()):
+            kept = out / file.relative_to(place)
+            if not kept.is_file() or kept.read_bytes() != file.read_bytes():
+                raise BadInput(f"{out} was started with other data; leave data out to go on with its own, or use another out")
 
 
 def require_same_run(config: Config, out: Path) -> None:

@@ -3,20 +3,22 @@
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from fedlora.clients.watch import similarity
 from fedlora.config import Config, as_tables, to_toml
+from fedlora.data.given import KEPT
 from fedlora.disk import alone, founding, write_whole
 from fedlora.errors import BadInput
 from fedlora.gather.gather import RoundCounts
 from fedlora.listener import Listener
+from fedlora.models.load import Given
 from fedlora.runs.connect import Connect, Connection, connected, in_process, initial_head, score_held_out
 from fedlora.runs.context import RunContext
-from fedlora.runs.folder import check_roster, finish, found, require_same_run
+from fedlora.runs.folder import check_roster, finish, found, keep_again, require_same_run
 from fedlora.runs.prepare import prepare
 from fedlora.runs.record import Record, Row
 from fedlora.runs.saved import CHECKPOINT, adopt, load_saved
@@ -31,13 +33,22 @@ from fedlora.tasks.metrics import Metric
 
 
 def execute(
-    config: Config, out: Path, resume: bool, listener: Listener, profile: bool = False, connect: Connect = in_process
+    config: Config,
+    out: Path,
+    resume: bool,
+    listener: Listener,
+    profile: bool = False,
+    connect: Connect = in_process,
+    keep: Callable[[Path], None] = lambda data: None,
+    given: Given | None = None,
 ) -> dict[str, Any]:
     """Run, or go on with, the run in `out`; returns its summary. Everything in `out` is whole at any moment. With `profile`, the
     first round that is played leaves trace.json.gz, which chrome://tracing and ui.perfetto.dev open.
 
     Args:
         connect: says where clients are played.
+        keep: writes the run's data, where no file has it, into a folder that it makes; of a run that goes on, to be compared.
+        given: the model, where it is at hand.
 
     Raises:
         BadInput: the configuration asks for what cannot be, or `out` exists (without `resume`) or belongs to another
@@ -54,9 +65,11 @@ def execute(
                 return done
             held.enter_context(alone(out))
             place = None
+            keep_again(keep, out)
         else:
             place = held.enter_context(founding(out))
-        context = prepare(config, listener)
+            keep(place / KEPT)
+        context = prepare(config, listener, place or out, given)
         if place is None:
             context.trainer.rows = check_roster(context.roster, out)
         else:
@@ -90,11 +103,11 @@ def play(
     connection.worker.catch_up(connection.incarnation, context.method.deploy(server.state).base)
     listener.begin(server.round, setup.rounds, len(federation.participants(1)), metric)
     skipped = [c.id for c in setup.clients if c.num_examples == 0]
-    start = time.perf_counter()
+    start, stopped = time.perf_counter(), None
     with ExitStack() as trace:
         if profile:
             trace.enter_context(_trace(out / "trace.json.gz"))
-        while server.round < setup.rounds and not exhausted(rows, train.patience, metric):
+        while server.round < setup.rounds and not stopped and not exhausted(rows, train.patience, metric):
             connection.watched.clear()
             server, counts, diagnostics = play_round(federation, server, accepted)
             row = _row(server.round, counts, connection.panel.scoring.metrics)
@@ -117,7 +130,7 @@ def play(
                 accepted = server.accepted
             checkpoint.save(out / CHECKPOINT, server, as_tables(context.config), best_round(rows, metric))
             trace.close()  # one round: a longer trace is too large for its viewers
-            listener.round(rows[-1])
+            stopped = listener.round(rows[-1])
             if server.round < setup.rounds and exhausted(rows, train.patience, metric):
                 listener.note(
                     f"stopped after round {server.round}: no better on the validation part since round {best_round(rows, metric)}"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fedlora.config import Config, SourceConfig
 from fedlora.data.dataset import Split
 from fedlora.errors import BadInput, some, unknown
-from fedlora.models.load import Pretrained
+from fedlora.models.load import Given, Pretrained
 from fedlora.runs.export import located, read_result, which_client
 from fedlora.runs.prepare import has_own_models, load_pretrained, make_task, make_trainer, try_pretrained
 from fedlora.runs.roster import Roster
@@ -105,13 +105,13 @@ def choose(run: Path, client: int | str | None = None, domain: str | None = None
     return Choice(located(config, run), roster, model, head, place, notes)
 
 
-def load(choice: Choice, note: Say = lambda text: None, stage: Say = lambda text: None) -> Predictor:
-    """Load a model; `stage` hears what is being done."""
+def load(choice: Choice, note: Say = lambda text: None, stage: Say = lambda text: None, given: Given | None = None) -> Predictor:
+    """Load a model, `given` where it is at hand; `stage` hears what is being done."""
     for text in choice.notes:
         note(text)
     config = choice.config
     stage(f"loading {config.model.source}")
-    pretrained = load_pretrained(config, choice.roster.schema)
+    pretrained = load_pretrained(config, choice.roster.schema, given)
     stage("trying the model")
     findings = try_pretrained(config, pretrained)
     task = make_task(config)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,16 @@ import torch
 
 from fedlora import methods, seeds, tasks
 from fedlora.algebra.tensors import flat
-from fedlora.config import Config, HeadMode, Strata
+from fedlora.config import Config, DataConfig, HeadMode, Strata
 from fedlora.data.dataset import Dataset, Schema, Split
 from fedlora.data.domains import deal
+from fedlora.data.given import KEPT, RUN
 from fedlora.data.load import load as load_data
 from fedlora.data.partition import Parts
 from fedlora.data.strata import by_cluster
 from fedlora.errors import BadInput, some
 from fedlora.listener import Listener
-from fedlora.models.load import Pretrained
+from fedlora.models.load import Given, Pretrained
 from fedlora.models.peft import held_by_peft, rehearse
 from fedlora.models.quiet import uncollected
 from fedlora.models.slots import find_targets
@@ -103,9 +105,18 @@ def refuse_unserved(config: Config, task: Task) -> None:
         raise BadInput(f"{facts.title} needs {some(lacking, 3)}, and {task.TITLE} has none; take another method or another task")
 
 
-def load_pretrained(config: Config, schema: Schema) -> Pretrained:
-    """The configured model for what the data say."""
-    return make_task(config).load(config.model, schema, config.seed)
+def load_pretrained(config: Config, schema: Schema, given: Given | None = None) -> Pretrained:
+    """The configured model for what the data say; `given` where it is at hand."""
+    return make_task(config).load(config.model, schema, config.seed, given)
+
+
+def at_hand(config: DataConfig, run: Path | None) -> DataConfig:
+    """The configuration of data with what is kept in a run's folder where it lies."""
+    sources = [config.source] if isinstance(config.source, str) else config.source
+    if run is None or not any(source.startswith(RUN) for source in sources):
+        return config
+    (only,) = sources
+    return config.model_copy(update={"source": str(run / KEPT / only.removeprefix(RUN))})
 
 
 def try_pretrained(config: Config, pretrained: Pretrained) -> Findings:
@@ -149,20 +160,25 @@ def versions() -> dict[str, Any]:
 
 
 @uncollected()
-def prepare(config: Config, listener: Listener) -> RunContext:
-    """Load data and model, deal the data to the clients. Checks everything that can be wrong before training starts."""
+def prepare(config: Config, listener: Listener, run: Path | None = None, given: Given | None = None) -> RunContext:
+    """Load data and model, deal the data to the clients. Checks everything that can be wrong before training starts.
+
+    Args:
+        run: the run's folder, where its data is kept in it.
+        given: the model, where it is at hand.
+    """
     require(config)
     task, method = make_task(config), make_method(config)
     transforms = pipeline.make(config.transform, method, config.seed, config.model.head)
     refuse_unserved(config, task)
     listener.stage(f"reading {config.data.title}")
-    dataset = load_data(task, config.data, config.seed)
+    dataset = load_data(task, at_hand(config.data, run), config.seed)
     for note in dataset.notes:
         listener.note(note)
     require_validation(config, dataset)
     dealt = None if config.data.strata is Strata.CLUSTER else _deal(config, dataset)  # what cannot be, before the model is loaded
     listener.stage(f"loading {config.model.source}")
-    pretrained = load_pretrained(config, dataset.schema)
+    pretrained = load_pretrained(config, dataset.schema, given)
     listener.stage("trying the model")
     findings = rehearsed(config, pretrained, try_pretrained(config, pretrained))
     for note in findings.notes:
@@ -204,7 +220,22 @@ def prepare(config: Config, listener: Listener) -> RunContext:
     own = {c.id: train.take(parts.train[c.id]) for c in clients}
     never = tuple(Client(len(clients) + i, 0, each.num_examples) for i, each in enumerate(aside))
     return RunContext(
-        config, task, method, transforms, setup, trainer, findings, roster, train, own, test, validation, dataset, parts, never
+        config,
+        task,
+        method,
+        transforms,
+        setup,
+        trainer,
+        findings,
+        roster,
+        train,
+        own,
+        test,
+        validation,
+        dataset,
+        parts,
+        never,
+        given,
     )
 
 

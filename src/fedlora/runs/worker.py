@@ -35,7 +35,7 @@ def main(out: Path, number: int) -> None:
     """Answer asks from standard input until it ends."""
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no message
-        context = prepare(read_run(out), Quiet())
+        context = prepare(read_run(out), Quiet(), out)
         context.trainer.rows = check_roster(context.roster, out)
         (out / STATES).mkdir(exist_ok=True)
         with FileLock(out / STATES / f"worker-{number}.lock"):  # one that outlived its server may not have noticed yet

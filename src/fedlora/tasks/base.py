@@ -13,7 +13,7 @@ from fedlora.data.dataset import Dataset, Schema, Split
 from fedlora.data.encoded import Encoded
 from fedlora.data.partition import Parts
 from fedlora.data.source import Source
-from fedlora.models.load import Pretrained
+from fedlora.models.load import Given, Pretrained
 from fedlora.models.trial import Findings
 from fedlora.tasks.metrics import Array, Scoring
 
@@ -72,8 +72,8 @@ class Task(Protocol):
     def dealt(self, dataset: Dataset, parts: Parts) -> Dataset:
         """The data set as its clients have it: the same, but where clients see their inputs differently."""
 
-    def load(self, config: ModelConfig, schema: Schema, seed: int) -> Pretrained:
-        """The model of a run. BadInput when there is no such model, or it is of another kind."""
+    def load(self, config: ModelConfig, schema: Schema, seed: int, given: Given | None = None) -> Pretrained:
+        """The model of a run; `given` where it is at hand. BadInput when there is no such model, or it is of another kind."""
 
     def outline(self, config: ModelConfig, schema: Schema) -> Pretrained:
         """The same model without values, on torch's meta device, from its configuration alone."""

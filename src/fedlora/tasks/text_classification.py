@@ -9,7 +9,7 @@ from fedlora.config import ModelConfig, SourceConfig
 from fedlora.data import columns
 from fedlora.data.dataset import Dataset, Schema
 from fedlora.data.source import Source
-from fedlora.models.load import Pretrained, load
+from fedlora.models.load import Given, Pretrained, load
 from fedlora.tasks import classification
 from fedlora.tasks.base import Answer, Card, Result
 from fedlora.tasks.classification import Classes
@@ -27,10 +27,10 @@ class TextClassification(TextTask):
     def read(self, source: Source, config: SourceConfig, schema: Schema | None = None) -> Dataset:
         return classification.read(source, config, schema, partial(columns.texts, name=config.text), "texts")
 
-    def load(self, config: ModelConfig, schema: Schema, seed: int) -> Pretrained:
+    def load(self, config: ModelConfig, schema: Schema, seed: int, given: Given | None = None) -> Pretrained:
         labels = dict(enumerate(schema.label_names))
         known = {"id2label": labels, "label2id": {name: i for i, name in labels.items()}}
-        return load(config, seed, num_labels=len(labels), problem_type="single_label_classification", **known)
+        return load(config, seed, given, num_labels=len(labels), problem_type="single_label_classification", **known)
 
     def bind(self, schema: Schema) -> Classes:
         return Classes(schema)
