@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 import fedlora
 from fedlora import BadInput, Data, RunFailed, api
+from fedlora.comparison import run as run_comparison
 from fedlora.data.given import given
 from fedlora.methods import make
 from fedlora.methods.fedit import FedIT
@@ -328,6 +329,30 @@ def test_progress_is_shown_or_not(bert_folder: Path, capsys: pytest.CaptureFixtu
     assert "round 1/1  accuracy" in out and "note: " in err
 
 
+def test_a_comparison_is_the_recipe_that_its_arguments_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        run_comparison, "play_recipe", lambda plan, out, jobs, quiet: asked.append((plan.tables, out, jobs, quiet)) or 3
+    )
+    data = Data.by_client({"a": ROWS[:9], "b": ROWS[9:]}, name="shops")
+    arguments = {"rank": [1, 2], "seed": [0, 1], "rounds": 3, "settings": {"train": {"lr": 0.1}, "data.text": "text"}}
+    found = fedlora.compare_methods(["fedit", Mine()], data=data, model="minilm", out=tmp_path / "two", jobs=2, **arguments)
+    ((tables, out, jobs, quiet),) = asked
+    kept = tmp_path / "two" / ".given" / "shops"
+    assert (found.failed, out, jobs, quiet) == (3, tmp_path / "two", 2, False) and pa.parquet.read_table(
+        kept / "train.parquet"
+    ).num_rows == 60
+    assert tables == {
+        "method": [{"name": "fedit"}, {"name": f"{__name__}:Mine", "shrink": 0.5}],
+        "model": {"source": "minilm"},
+        "data": {"source": str(kept), "column": "client", "partition": "column", "text": "text"},
+        "clients": {"rank": [1, 2]},
+        "train": {"rounds": 3, "lr": 0.1},
+        "seed": [0, 1],
+    }
+
+
+@pytest.mark.slow
 def test_methods_side_by_side(bert_folder: Path, base: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = fedlora.compare_methods(
         ["fedit", FedIT(), {"name": "ffa-lora"}],

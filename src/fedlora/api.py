@@ -280,7 +280,7 @@ def compare_methods(
     folder, place = _folder(out)
     layers = [*_layers(flags, model, own, tables, settings), {"method": [as_table(each) for each in methods]}]
     whole = merge(*layers, *_at_hand(folder, own, tables, merge(*layers)))
-    recipe = Recipe(Header(title=title or "A comparison of methods", name="python"), whole)
+    recipe = Recipe(Header(title=title or "A comparison of methods", name="methods"), whole)
     return Comparison(folder, play_recipe(recipe, folder, jobs, not progress), place)
 
 

@@ -103,12 +103,14 @@ def test_two_comparisons_of_one_seed_are_equal(whole: Path, save: Save, tmp_path
     assert table(tmp_path / "again") == table(whole)
 
 
+@pytest.mark.slow
 def test_several_at_a_time_give_the_same_results(whole: Path, save: Save, tmp_path: Path):
     grid, _, hears = compare(save(train=LONG), tmp_path / "two", jobs=2)
     assert sorted(hears.ends) == sorted(cell.hash for cell in grid.cells) and len(hears.rounds) == 24
     assert table(tmp_path / "two") == table(whole)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_cell_and_started_again_equals_never_killed(whole: Path, save: Save, tmp_path: Path):
     recipe, out = save(train=LONG), tmp_path / "out"
     second = out / "cells" / expand(recipes.read(recipe, None)).cells[1].hash
@@ -176,6 +178,7 @@ def test_whatever_a_cell_raises_the_others_finish(save: Save, tmp_path: Path, mo
     assert found == {"fedit": "ZeroDivisionError: first line", "lora-a2": None}
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_a_failed_cell_and_closing_stops_all(save: Save, tmp_path: Path):
     plan = recipes.read(save(train={"rounds": 2000, "batch_size": 8}), None)
     grid, folder, pids = expand(plan), Folder(tmp_path / "out"), []

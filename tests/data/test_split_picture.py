@@ -19,7 +19,7 @@ def dataset(classes: int, each: int, names: tuple[str, ...] | None = None) -> Da
     return Dataset("toy", part, part, Schema(names or tuple(f"class {c}" for c in range(classes))))
 
 
-@pytest.mark.parametrize(("clients", "classes"), [(1, 2), (10, 20), (30, 77), (300, 200)])
+@pytest.mark.parametrize(("clients", "classes"), [(1, 2), (10, 20), (30, 77), pytest.param(300, 200, marks=pytest.mark.slow)])
 def test_a_picture_of_every_size(tmp_path: Path, clients: int, classes: int) -> None:
     data = dataset(classes, 30)
     picture.plot_split(dirichlet(data, clients, 0.1, 1, 0), data, tmp_path / "split.png")

@@ -464,7 +464,7 @@ def test_a_full_disk_leaves_a_resumable_run(base: dict, tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize(
     ("method", "kills"),
-    [("lora-a2", 1), *(pytest.param(name, 7, marks=pytest.mark.slow) for name in ("lora-a2", "feddpa", "flora"))],
+    [pytest.param(name, 7, marks=pytest.mark.slow) for name in ("lora-a2", "feddpa", "flora")],
 )
 def test_kill_at_any_moment_and_resume(method: str, kills: int, base: dict, tmp_path: Path) -> None:
     """A process is killed at random moments, then left to finish: nothing differs from a run in peace."""
