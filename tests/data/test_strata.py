@@ -1,4 +1,4 @@
-"""What clients are dealt unequal shares of: classes, values of a column, lengths, domains, clusters; by hand and by scikit-learn."""
+"""What clients are dealt unequal shares of: classes, values of a column, lengths, domains, clusters; by hand and scikit-learn."""
 
 from pathlib import Path
 
