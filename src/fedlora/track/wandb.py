@@ -28,20 +28,20 @@ class WeightsAndBiases:
         quiet = {"silent": True, "console": "off", "x_disable_stats": True, "disable_git": True, "disable_code": True}
         hooks = sys.exit, sys.excepthook
         try:
-            wandb.setup(wandb.Settings(**quiet))  # or it prints that it has found a key
-            self.run = wandb.init(
-                project=run.config.track.project,
-                name=run.name,
-                id=id,
-                dir=str(run.place),
-                config=as_tables(run.config),
-                mode=mode,
-                resume="allow" if kept and mode == "online" else None,
-                reinit="create_new",  # whatever else in this process uses wandb is left alone
-                settings=wandb.Settings(**quiet, init_timeout=PATIENCE, finish_timeout=PATIENCE),
-            )
+            wandb.setup(wandb.Settings(**quiet))  # quiet from here on: init would print that it has found a key
         finally:
-            sys.exit, sys.excepthook = hooks
+            sys.exit, sys.excepthook = hooks  # it had put its own there
+        self.run = wandb.init(
+            project=run.config.track.project,
+            name=run.name,
+            id=id,
+            dir=str(run.place),
+            config=as_tables(run.config),
+            mode=mode,
+            resume="allow" if kept and mode == "online" else None,
+            reinit="create_new",  # whatever else in this process uses wandb is left alone
+            settings=wandb.Settings(**quiet, init_timeout=PATIENCE, finish_timeout=PATIENCE),
+        )
         return {"id": id}
 
     def round(self, point: Point) -> None:
