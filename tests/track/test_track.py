@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import tomli_w
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 from tiny import Silent
@@ -374,3 +375,15 @@ def test_a_comparison_passes_it_on_and_its_cells_stay_the_same(tmp_path: Path) -
     assert len(tracked.cells) == 1 and tracked.cells[0].config.track.to == ["tensorboard", "wandb"]
     assert plain.cells[0].hash == tracked.cells[0].hash == "9a0809987643"  # written down before there were trackers
     assert not any(key.startswith("track") for key in tracked.cells[0].flat)
+
+
+def test_a_comparison_asks_for_missing_packages_first(
+    make: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == "wandb" else name)
+    source = make().model_dump(include={"model": {"source"}, "data": {"source"}})
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(tomli_w.dumps({"title": "Mine", **source, "track": {"to": ["tensorboard", "wandb"]}}))
+    status, out, err = tiny.console(monkeypatch, capsys, tmp_path)("compare", recipe)
+    assert (status, out) == (2, "") and err.endswith("wandb, which track.to asks for; pip install 'fedlora[wandb]'\n"), err
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.toml"]
