@@ -1,4 +1,4 @@
-"""The configuration of a run: eight tables and a list of transforms, every key with its default, checked whole at the start.
+"""The configuration of a run: seven tables and a list of transforms, every key with its default, checked whole at the start.
 
 A recipe is TOML with these tables. `--set table.key=value` reaches every key; the short flags of the command line are names
 for some of them. An unknown key is an error that gives the nearest names.
