@@ -41,9 +41,10 @@ ALLOWED: dict[str, set[str]] = {
     "transports": {"clients", "messages", "wire", *VALUES},
     # Reads folders, and nothing of what makes them.
     "report": {"methods", "tasks/metrics", "data", "config", "summary", *LEAVES},
+    "track": {"config", "tasks/metrics", "disk", *LEAVES},  # told of a run from without
     "runs": {
         *("report", "server", "gather", "transports", "clients", "training", "tasks", "models", "data", "methods", "transforms"),
-        *("messages", "check", "wire", "summary", "config", "settings", "disk", "listener"),
+        *("messages", "check", "wire", "summary", "config", "settings", "disk", "listener", "track"),
         *VALUES,
     },
     "comparison": {

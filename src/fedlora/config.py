@@ -280,6 +280,24 @@ class TransformConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
+class TrackConfig(Table):
+    """Where the numbers of a run are sent while it goes on. Nothing here changes a result, and all of it may change on --resume.
+
+    Attributes:
+        to: trackers, of tensorboard, wandb and mlflow; each needs its package.
+        project: the project of wandb, and the experiment of mlflow.
+        name: what they call the run; its folder's name where nothing is said.
+        uri: of mlflow's server or data base; a file in the run's folder where nothing is said.
+        mode: of wandb; as WANDB_MODE says where nothing is said, and without that online where WANDB_API_KEY is set.
+    """
+
+    to: list[str] = []
+    project: Annotated[str, Field(min_length=1)] = "fedlora"
+    name: Annotated[str, Field(min_length=1)] | None = None
+    uri: Annotated[str, Field(min_length=1)] | None = None
+    mode: Literal["offline", "online"] | None = None
+
+
 class Config(Table):
     """A whole run.
 
@@ -298,6 +316,7 @@ class Config(Table):
     data: DataConfig = Field(default_factory=DataConfig)
     clients: ClientsConfig = Field(default_factory=ClientsConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    track: TrackConfig = Field(default_factory=TrackConfig)
     transform: list[TransformConfig] = Field(default_factory=list)
 
     @model_validator(mode="after")
@@ -436,6 +455,11 @@ def to_toml(config: Config) -> str:
 def as_tables(config: Config) -> dict[str, Any]:
     """Plain nested tables, without the keys that are not set."""
     return config.model_dump(mode="json", exclude_none=True)
+
+
+def decisive(config: Config) -> dict[str, Any]:
+    """The tables that a run's numbers depend on: all but [track]."""
+    return {name: table for name, table in as_tables(config).items() if name != "track"}
 
 
 def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:

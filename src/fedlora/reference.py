@@ -105,7 +105,7 @@ def _line(key: str, kind: Any, default: Any, what: str) -> str:
         if default is MISSING
         else "not set by default"
         if value is None
-        else f"default {'empty' if value == () else shown}"
+        else f"default {'empty' if value in ((), []) else shown}"
     )
     return f"- `{key}`: {what.rstrip('.')}. *{possible(kind)[0].upper()}{possible(kind)[1:]}; {after}.*"
 

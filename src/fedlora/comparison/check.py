@@ -20,6 +20,7 @@ from fedlora.data.load import load as load_data
 from fedlora.errors import BadInput
 from fedlora.models.load import Pretrained
 from fedlora.models.slots import find_targets
+from fedlora.runs.packages import require_trackers
 from fedlora.runs.prepare import make_method, make_setup, make_task, refuse_unserved, require_validation
 from fedlora.runs.roster import make_clients, make_held_out
 from fedlora.training.batched import Trainer
@@ -46,6 +47,7 @@ def check(grid: Grid, cells: Iterable[Cell]) -> None:
 
 
 def _check(config: Config, datasets: Callable[[str], Dataset], outlines: Callable[[str, Schema], Pretrained]) -> None:
+    require_trackers(config)
     task, method = make_task(config), make_method(config)
     pipeline.make(config.transform, method, config.seed, config.model.head)
     refuse_unserved(config, task)

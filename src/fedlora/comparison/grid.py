@@ -11,13 +11,15 @@ from typing import Any
 
 from fedlora import methods as known
 from fedlora.comparison.recipe import Recipe
-from fedlora.config import OLD, Config, as_tables, merge, renamed, resolve
+from fedlora.config import OLD, Config, as_tables, decisive, merge, renamed, resolve
 from fedlora.errors import BadInput
 from fedlora.names import short
 
 SEED, METHOD = "seed", "method.name"
 BARE = {METHOD, "data.source", "model.source"}  # values that say by themselves what they are
 LATER = {"data.validation": 0.0, "data.strata": "label"}  # keys younger than the first results, with their defaults
+
+LISTS = {"track.to"}  # keys of which a list is one value
 
 Flat = Mapping[str, Any]
 
@@ -31,13 +33,14 @@ class Cell:
 
     @cached_property
     def flat(self) -> Flat:
-        """Dotted key -> value, of every key that is set."""
-        return dict(_leaves(as_tables(self.config)))
+        """Dotted key -> value, of every key that is set and decides something."""
+        return dict(_leaves(decisive(self.config)))
 
     @cached_property
     def hash(self) -> str:
-        """12 hexadecimal digits of the whole resolved configuration, its keys by their first names: the cell's folder."""
-        tables = renamed(as_tables(self.config), {new: old for old, new in OLD.items()})
+        """12 hexadecimal digits of the resolved configuration, its keys by their first names: the cell's folder. What follows a run
+        is no part of it."""
+        tables = renamed(decisive(self.config), {new: old for old, new in OLD.items()})
         for key, default in LATER.items():  # or results of before would not be found again
             table, _, name = key.partition(".")
             if tables[table][name] == default:
@@ -126,7 +129,7 @@ def _unnamed(listed: Sequence[Any]) -> list[str]:
 
 def _points(tables: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Every combination of the values that the keys list, the last key running fastest, and the seed faster than all."""
-    axes = {key: value for key, value in _leaves(tables) if _is_axis(value)}
+    axes = {key: value for key, value in _leaves(tables) if _is_axis(value) and key not in LISTS}
     for key, values in axes.items():
         if not values:
             raise BadInput(f"{key} = [] is an empty list, so the grid has no cells")

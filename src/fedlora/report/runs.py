@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora import summary
-from fedlora.config import OLD, Config, as_tables, read_run
+from fedlora.config import OLD, Config, decisive, read_run
 from fedlora.errors import BadInput
 
 Row = dict[str, Any]
@@ -149,7 +149,7 @@ def comparison(
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """The configuration as dotted keys and plain values."""
+    """The configuration as dotted keys and plain values, but for what decides nothing."""
     out: dict[str, Any] = {}
 
     def walk(table: Mapping[str, Any], prefix: str) -> None:
@@ -159,7 +159,7 @@ def settings(config: Config) -> dict[str, Any]:
             else:
                 out[prefix + key] = value
 
-    walk(as_tables(config), "")
+    walk(decisive(config), "")
     return out
 
 

