@@ -125,9 +125,7 @@ def _settings(grid: Grid, done: Iterable[Row], known: Sequence[Metrics]) -> list
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in done:
         groups.setdefault(_values(row, [key for key in grid.varied if key != SEED]), []).append(row)
-    return [
-        Setting(tuple(rows), of[rows[0]["metric"]]) for rows in groups.values() if all(row["score"] is not None for row in rows)
-    ]
+    return [Setting(tuple(rows), of[rows[0]["metric"]]) for rows in groups.values()]
 
 
 def _of_kind(grid: Grid, settings: Sequence[Setting], titled: bool) -> list[str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def dealt(dataset: Dataset, configs: Sequence[tuple[float, Config]]) -> Picture:
-    """Seed 0's split at each alpha: who has how much of which class or other stratum, and below it client 0 alone (the paper's Fig. 7)."""
+    """Seed 0's split at each alpha: who has how much of which stratum, and below it client 0 alone (the paper's Fig. 7)."""
     strata, kind = len(dataset.strata_names), one(dataset.strata_kind)
     tables = {a: counts(deal(dataset, c.data, c.clients, 0).train, dataset.train.strata, strata) for a, c in configs}
     most = max(int(table.max()) for table in tables.values())
@@ -28,8 +28,8 @@ def dealt(dataset: Dataset, configs: Sequence[tuple[float, Config]]) -> Picture:
     return Picture(
         "split",
         f"{dataset.name}: client 0 of {len(next(iter(tables.values())))} holds {', '.join(own)} of {strata} {dataset.strata_kind}",
-        f"Above: training examples of each {kind} (across) on each client (down), white for none, dark for most, on one square-root "
-        "scale. Below: those of client 0. The split of seed 0.",
+        f"Above: training examples of each {kind} (across) on each client (down), white for none, dark for most, on one "
+        "square-root scale. Below: those of client 0. The split of seed 0.",
         (
             *(Panel(f"Dir({alpha:g})", partial(_draw_counts, table, most, kind), (4.1, 3.6)) for alpha, table in tables.items()),
             *(
