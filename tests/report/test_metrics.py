@@ -158,6 +158,16 @@ def test_all_metrics_side_by_side(make: Make) -> None:
     assert metrics.picture(found(replace(one, metrics=(MSE,)))) is None
 
 
+def test_every_metric_is_shown_in_its_own_unit(make: Make) -> None:
+    """A share beside an error, in one place and in tables of their own in two."""
+    near = Metric("near", "guessed within 1 K")
+    one, two = (replace(make("fedit", [0.25], row={"near": x}, alpha=a), metrics=(MSE, near)) for x, a in ((0.5, 0.5), (0.75, 0.1)))
+    (table,) = results(found(one))
+    assert table.header[1:3] == ("20newsgroups Dir(0.5)", "guessed within 1 K, %") and table.rows[0][1:3] == ("0.25", "50.0")
+    _, table = results(found(one, two))
+    assert table.header[1:] == ("Dir(0.5), %", "Dir(0.1), %") and table.rows == (("FedIT", "50.0", "75.0"),)
+
+
 def test_curves_of_an_error(make: Make) -> None:
     """Of more lines than can be told apart, those of the largest errors are grey."""
     here = found(make("fedit", [0.5, None, 0.25]), make("lora-a2", [0.4, 0.3, 0.2]))
