@@ -143,3 +143,36 @@ def test_no_method_is_treated_by_name() -> None:
 
     for file in SOURCE.rglob("*.py"):
         assert not re.search(r"if (self\.)?method(\.name)? *(==|in\b)", file.read_text()), file
+
+
+WORDS = ("accuracy", "macro_f1", "commonest")  # of classification alone
+MAY_SAY = {
+    "summary.py": {"domain_accuracy", "task_accuracy"},  # a key of a row in folders of earlier versions, and what it became
+    "report/words.py": {"the commonest training class"},  # pages have said it in these words before there were other tasks
+}
+
+
+def spoken(file: Path) -> set[str]:
+    """The texts in a file's code, pieces of formatted ones too; no docstrings."""
+    tree = ast.parse(file.read_text())
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
+    silent = {id(node.value) for node in nodes}  # docstrings of modules, classes and functions
+    texts = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return {str(node.value) for node in texts if id(node) not in silent}
+
+
+def test_scores_are_named_by_tasks() -> None:
+    """Everything else speaks of a run's metrics by their names, titles, units and directions."""
+    for file in SOURCE.rglob("*.py"):
+        name = file.relative_to(SOURCE).as_posix()
+        if part(file) != "tasks":
+            said = {text for text in spoken(file) if any(word in text.lower() for word in WORDS)}
+            assert said == MAY_SAY.get(name, set()), name
+
+
+def test_reports_need_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, fedlora.report.html, fedlora.report.split, fedlora.report.table; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -35,7 +35,7 @@ def test_names_that_are_mathematics_long_or_in_another_script(tmp_path: Path) ->
     assert image.imread(tmp_path / "split.png").shape[1] < 3000
 
 
-def draw(path: Path, monkeypatch: pytest.MonkeyPatch, held_out: int = 0) -> Figure:
+def draw(path: Path, monkeypatch: pytest.MonkeyPatch, held_out: int = 0, kind: str = "classes") -> Figure:
     """The figure for two clients: 3 and 2 training examples, of the classes 0, 1, 2 and of 0 alone."""
     figures: list[Figure] = []
 
@@ -49,7 +49,7 @@ def draw(path: Path, monkeypatch: pytest.MonkeyPatch, held_out: int = 0) -> Figu
     parts = Parts(
         (np.array([0, 1, 2]), np.array([3, 4])), (np.array([0]), np.array([], dtype=np.int64)), ("a", "b"), "Dirichlet(0.5)"
     )
-    picture.plot_split(replace(parts, held_out=held_out), data, path)
+    picture.plot_split(replace(parts, held_out=held_out), replace(data, strata_kind=kind), path)
     return figures[0]
 
 
@@ -85,3 +85,10 @@ def test_who_is_held_out_stands_below_a_line(tmp_path: Path, monkeypatch: pytest
 def test_a_range_of_one_is_a_number(tmp_path: Path) -> None:
     data = dataset(2, 600)
     assert picture._finding(iid(data, 1, 0), data) == "toy, IID: clients hold 2 of 2 classes, 1,200 examples"
+
+
+def test_strata_are_called_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: Figure) -> None:
+    assert drawn.axes[2].get_xlabel() == "training examples of a class (white: none)"
+    figure = draw(tmp_path / "split.png", monkeypatch, kind="tenths of the numbers")
+    assert figure.get_suptitle() == "toy, Dirichlet(0.5): clients hold 1 to 3 of 3 tenths of the numbers, 2 to 3 examples"
+    assert figure.axes[2].get_xlabel() == "training examples of a tenth of the numbers (white: none)"

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from fedlora.report.contenders import Contender, contenders
 from fedlora.report.picture import Panel, Picture
-from fedlora.report.plots import ablation, accuracy, clients, clock, discordance, energy, frontier, published, ranks, similarity
+from fedlora.report.plots import ablation, clients, clock, discordance, energy, frontier, published, ranks, score, similarity
 from fedlora.report.plots.lines import percent_limits
 from fedlora.report.runs import comparison, read
 
@@ -50,7 +50,7 @@ def run(method: str, accuracy: Sequence[float | None], alpha: float = 0.5, seed:
 
 def test_accuracy_by_round_and_by_upload(make: Any) -> None:
     found = make(run("fedit", [0.1, None, 0.5], upload=2_000_000), run("lora-a2", [0.2, 0.3, 0.75], upload=1_000_000))
-    by_round, by_upload = accuracy.pictures(found)
+    by_round, by_upload = score.pictures(found)
     assert by_round.finding == "LoRA-A² ends at 75.0 %, FedIT at 50.0 %"
     assert lines(by_round.panels[0]) == {
         "LoRA-A²": ([1, 2, 3], pytest.approx([20, 30, 75])),
@@ -67,7 +67,7 @@ def test_accuracy_by_round_and_by_upload(make: Any) -> None:
 
 def test_a_band_from_the_lowest_to_the_highest_seed(make: Any) -> None:
     found = make(run("fedit", [0.1, 0.2]), run("fedit", [0.3, 0.6], seed=1))
-    picture = accuracy.pictures(found)[0]
+    picture = score.pictures(found)[0]
     (band,) = drawn(picture.panels[0]).collections
     assert band.get_paths()[0].vertices[:, 1].min() == pytest.approx(10)
     assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(60)
@@ -78,7 +78,7 @@ def test_a_band_from_the_lowest_to_the_highest_seed(make: Any) -> None:
 def test_more_lines_than_can_be_told_apart_are_grey(make: Any) -> None:
     names = ("ce-lora", "fed-sb", "fedavg", "feddpa", "fedex-lora", "fedhm", "fedit", "fedlease", "fedloru", "fedsvd")
     found = make(*[run(name, [0.05 * i]) for i, name in enumerate(names)])
-    axes = drawn(accuracy.pictures(found)[0].panels[0])
+    axes = drawn(score.pictures(found)[0].panels[0])
     grey = [line for line in axes.get_lines() if line.get_gid() == "rest"]
     assert sorted(line.get_ydata()[0] for line in grey) == pytest.approx([0, 5])
     assert len(axes.texts) == 8
@@ -86,7 +86,7 @@ def test_more_lines_than_can_be_told_apart_are_grey(make: Any) -> None:
 
 def test_nothing_scored_nothing_drawn(make: Any) -> None:
     found = make(run("fedit", [None, None]))
-    assert accuracy.pictures(found) == []
+    assert score.pictures(found) == []
     assert [plot.picture(found) for plot in (frontier, clients, discordance, energy)] == [None] * 4
     assert [*ranks.pictures(found), *similarity.pictures(found)] == []
     assert ablation.heterogeneity(found) is None
@@ -96,7 +96,7 @@ def test_nothing_scored_nothing_drawn(make: Any) -> None:
 
 def test_a_method_that_uploads_nothing_has_a_linear_axis(make: Any) -> None:
     found = make(run("fedit", [0.1, 0.2], upload=0), run("lora-a2", [0.1, 0.2]))
-    assert drawn(accuracy.pictures(found)[1].panels[0]).get_xscale() == "linear"
+    assert drawn(score.pictures(found)[1].panels[0]).get_xscale() == "linear"
     assert drawn(only(frontier.picture(found)).panels[0]).get_xscale() == "linear"
 
 

@@ -18,8 +18,9 @@ from fedlora.comparison.grid import Cell
 from fedlora.comparison.recipe import Header, Recipe, read
 from fedlora.disk import write_whole
 from fedlora.errors import BadInput
-from fedlora.summary import complete
+from fedlora.summary import complete, read_metrics
 from fedlora.summary import read as read_summary
+from fedlora.tasks.metrics import CLASSIFICATION, Metric
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,13 @@ class Folder:
         """The summary of a cell that is complete."""
         found = read_summary(self.run(cell))
         return found if found is not None and complete(found, cell.config.train.rounds) else None
+
+    def metrics(self, cell: Cell) -> tuple[Metric, ...] | None:
+        """What a cell is scored by, the first being what it is compared by; None where its run has not begun."""
+        run = self.run(cell)
+        if (run / "federation.json").exists():
+            return read_metrics(run)
+        return CLASSIFICATION if run.exists() else None
 
     def failure(self, cell: Cell) -> str | None:
         """Why a cell failed when it was last tried, in one line."""

@@ -12,7 +12,9 @@ from rich.table import Table
 
 from fedlora.comparison.folder import Folder
 from fedlora.comparison.grid import Cell, Grid
+from fedlora.config import TaskConfig
 from fedlora.listener import Listener, Quiet, Row
+from fedlora.tasks.metrics import CLASSIFICATION, Metric
 
 FRAME = 6  # lines of the terminal that the table's cells cannot have
 
@@ -31,20 +33,27 @@ STYLE = {State.WAITING: "dim", State.RUNNING: "bold", State.DONE: "", State.FAIL
 
 @dataclass
 class CellProgress:
-    """A cell in the table. `played` counts the rounds of this session, which took `seconds`."""
+    """A cell in the table. `played` counts the rounds of this session, which took `seconds`; `metric` is known from when it begins,
+    of the usual task before that."""
 
     cell: Cell
     state: State = State.WAITING
     round: int = 0
-    accuracy: float | None = None
+    score: float | None = None
+    metric: Metric | None = None
     played: int = 0
     seconds: float = 0.0
     since: float = field(default_factory=time.perf_counter)
 
-    def took(self, number: int, accuracy: float | None) -> None:
-        """A round is complete; accuracy is None where it was not evaluated."""
+    @property
+    def result(self) -> str:
+        """Its last score, with the unit; empty where it has none yet."""
+        return "" if self.score is None else (self.metric or CLASSIFICATION[0]).text(self.score)
+
+    def took(self, number: int, score: float | None) -> None:
+        """A round is complete; the score is None where it was not evaluated."""
         self.round, self.played, self.seconds = number, self.played + 1, time.perf_counter() - self.since
-        self.accuracy = self.accuracy if accuracy is None else accuracy
+        self.score = self.score if score is None else score
 
 
 class LiveTable:
@@ -54,7 +63,11 @@ class LiveTable:
         self.grid, self.folder, self.jobs, self.quiet = grid, folder, jobs, quiet
         self.console = Console(highlight=False)
         self.errors = Console(stderr=True, highlight=False)
-        self.lines = {cell.hash: CellProgress(cell) for cell in grid.cells}
+        usual = TaskConfig().name
+        self.lines = {
+            cell.hash: CellProgress(cell, metric=CLASSIFICATION[0] if cell.config.task.name == usual else None)
+            for cell in grid.cells
+        }
         self.notes: set[str] = set()
         for cell in grid.cells:
             if folder.summary(cell) is not None:
@@ -89,7 +102,7 @@ class LiveTable:
         if self.shown or self.quiet:
             return
         line, settled = self.lines[cell.hash], sum(each.state in (State.DONE, State.FAILED) for each in self.lines.values())
-        result = self.folder.failure(cell) if line.state is State.FAILED else f"accuracy {_percent(line.accuracy)}"
+        result = self.folder.failure(cell) if line.state is State.FAILED else f"{_title([line])} {line.result}"
         self.console.print(
             f"{settled}/{len(self.lines)}  {self.grid.label(cell)}: {line.state.value}, {result}  {_time(line.seconds)}",
             markup=False,
@@ -99,7 +112,8 @@ class LiveTable:
     def table(self) -> Table:
         """The cells around the first one that runs, as many as the terminal has room for, and how long it will take."""
         table = Table(box=None, pad_edge=False, caption=self._caption(), caption_justify="left")
-        for name, align in (("cell", "left"), ("state", "left"), ("round", "right"), ("accuracy", "right"), ("left", "right")):
+        score = _title(list(self.lines.values()))
+        for name, align in (("cell", "left"), ("state", "left"), ("round", "right"), (score, "right"), ("left", "right")):
             table.add_column(name, justify="right" if align == "right" else "left", no_wrap=True)
         rates = seconds_a_round(list(self.lines.values()))
         for line in self._window():
@@ -108,7 +122,7 @@ class LiveTable:
                 self.grid.label(line.cell),
                 line.state.value,
                 f"{line.round}/{line.cell.config.train.rounds}",
-                _percent(line.accuracy),
+                line.result,
                 "" if left is None else _time(left),
                 style=STYLE[line.state],
             )
@@ -138,7 +152,8 @@ class LiveTable:
         if line.played:
             line.seconds = time.perf_counter() - line.since
         if summary is not None:
-            line.round, line.accuracy = summary["rounds"], summary["final"]["score"]
+            line.round, line.score = summary["rounds"], summary["final"]["score"]
+            line.metric = (self.folder.metrics(cell) or CLASSIFICATION)[0]
 
 
 class _CellListener(Quiet):
@@ -149,6 +164,9 @@ class _CellListener(Quiet):
 
     def note(self, text: str) -> None:
         self.table.note(text)
+
+    def begin(self, first: int, last: int, clients: int, metric: Metric) -> None:
+        self.progress.metric = metric
 
     def round(self, row: Row) -> None:
         self.progress.took(row["round"], row["score"])
@@ -170,8 +188,10 @@ def _left(line: CellProgress, rates: Mapping[str, float]) -> float | None:
     return None if rate is None else rate * (line.cell.config.train.rounds - line.round)
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
+def _title(lines: Sequence[CellProgress]) -> str:
+    """Of the column of scores: that of the metric where there is one."""
+    found = {line.metric.title for line in lines if line.metric is not None}
+    return found.pop() if len(found) == 1 else "score"
 
 
 def _time(seconds: float) -> str:

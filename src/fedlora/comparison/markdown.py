@@ -7,10 +7,11 @@ from statistics import mean, stdev
 
 from fedlora.comparison.grid import METHOD, SEED, Grid, said
 from fedlora.comparison.recipe import Recipe, Scale
-from fedlora.comparison.results import Row
-from fedlora.tasks.metrics import CLASSIFICATION
+from fedlora.comparison.results import Metrics, Row
+from fedlora.report import words
+from fedlora.report.units import number
+from fedlora.tasks.metrics import CLASSIFICATION, Metric
 
-OTHERS = {"macro_f1": "Macro F1", "validation_accuracy": "Validation accuracy"}
 PERSONAL = "Personal models, each scored on its client's own test examples, so not to be ranked with common ones:"
 Values = tuple[str, ...]
 DOWN = ("method", "clients")  # the tables of a configuration whose keys go down the side; all others go across
@@ -18,9 +19,10 @@ DOWN = ("method", "clients")  # the tables of a configuration whose keys go down
 
 @dataclass(frozen=True)
 class Setting:
-    """The cells of one setting: all its seeds."""
+    """The cells of one setting: all its seeds; the first of the metrics is what it is compared by."""
 
     rows: tuple[Row, ...]
+    metrics: Metrics
 
     @property
     def row(self) -> Row:
@@ -28,35 +30,61 @@ class Setting:
         return self.rows[0]
 
     @property
-    def mean(self) -> float:
-        return float(mean(row["accuracy"] for row in self.rows))
+    def mean(self) -> float | None:
+        """None where not all seeds have a score."""
+        scores = [row["score"] for row in self.rows]
+        return None if None in scores else float(mean(scores))
 
     @property
-    def commonest(self) -> float | None:
-        """The accuracy of always answering the commonest training class."""
-        values = [row["commonest_accuracy"] for row in self.rows if row["commonest_accuracy"] is not None]
+    def metric(self) -> Metric:
+        return self.metrics[0]
+
+    @property
+    def baseline(self) -> float | None:
+        """The score of the constant answer."""
+        values = [x for row in self.rows if (x := row.get(self.metric.baseline)) is not None]
         return float(mean(values)) if values else None
 
-    def score(self, key: str = "accuracy") -> str:
+    @property
+    def published(self) -> float | None:
+        """Of a setting that has a score."""
+        value: float | None = self.row[f"published_{self.metric.name}"]
+        return None if self.mean is None else value
+
+    @property
+    def gap(self) -> float:
+        """Ours less the published score, in points."""
+        assert self.mean is not None and self.published is not None
+        return self.metric.points(self.mean) - self.metric.points(self.published)
+
+    def score(self, key: str = "score", metric: Metric | None = None) -> str:
         """A score over seeds; empty where not all have it."""
         values = [row[key] for row in self.rows]
         if None in values:
             return ""
-        return percent(mean(values), stdev(values) if len(values) > 1 else None)
+        return spread(metric or self.metric, mean(values), stdev(values) if len(values) > 1 else None)
 
 
-def to_markdown(grid: Grid, recipe: Recipe, found: Sequence[Row]) -> str:
-    """The page: accuracy by setting, ours beside the published numbers, what failed, what is still to run."""
+def to_markdown(grid: Grid, recipe: Recipe, found: Sequence[Row], known: Sequence[Metrics] = (CLASSIFICATION,)) -> str:
+    """The page: scores by setting, ours beside the published numbers, what failed, what is still to run.
+
+    Args:
+        known: the metrics of the runs, as `results.metrics` finds them.
+    """
     header = recipe.header
     done = [row for row in found if row["status"] == "done"]
-    parts = [f"# {header.title or header.name}", header.about, _state(grid, recipe, found)]
-    settings = _settings(grid, done)
+    parts = [f"# {header.title or header.name}", header.about, _state(grid, recipe, found, [metrics[0] for metrics in known])]
+    settings = _settings(grid, done, known)
     for kind in (False, True):
-        parts += _of_kind(grid, [each for each in settings if each.row["personal"] is kind])
+        for metrics in known:
+            own = [each for each in settings if each.row["personal"] is kind and each.metrics == metrics]
+            parts += _of_kind(grid, own, titled=len(known) > 1)
     parts += [_own(grid)] if settings else []
-    published = [each for each in settings if each.row["published_accuracy"] is not None]
-    if published:
-        parts += ["## Ours and the published numbers", _verdict(recipe, published), _side_by_side(grid, published)]
+    published = [each for each in settings if each.published is not None]
+    parts += ["## Ours and the published numbers"] if published else []
+    for metrics in known:
+        own = [each for each in published if each.metrics == metrics]
+        parts += [_verdict(recipe, own), _side_by_side(grid, own)] if own else []
     parts += _lost(grid, settings)
     failed = [row for row in found if row["status"] == "failed"]
     if failed:
@@ -67,12 +95,12 @@ def to_markdown(grid: Grid, recipe: Recipe, found: Sequence[Row]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def percent(share: float, spread: float | None = None) -> str:
-    """ "82.1 ± 1.3", in percent points."""
-    return f"{100 * share:.1f}" if spread is None else f"{100 * share:.1f} ± {100 * spread:.1f}"
+def spread(metric: Metric, value: float, deviation: float | None = None) -> str:
+    """ "82.1 ± 1.3", without the unit."""
+    return metric.number(value) if deviation is None else f"{metric.number(value)} ± {metric.number(deviation)}"
 
 
-def _state(grid: Grid, recipe: Recipe, found: Sequence[Row]) -> str:
+def _state(grid: Grid, recipe: Recipe, found: Sequence[Row], metrics: Sequence[Metric]) -> str:
     failed = sum(row["status"] == "failed" for row in found)
     scale = f" at scale {recipe.header.scale}" if recipe.header.scale else ""
     seeds = len({cell.config.seed for cell in grid.cells})
@@ -81,31 +109,44 @@ def _state(grid: Grid, recipe: Recipe, found: Sequence[Row]) -> str:
     parts = [f"{len(found) - failed} of {len(grid.cells)} runs done"]
     parts += [f"{failed} failed"] if failed else []
     parts += [f"{left} to go"] if left else []
-    chosen = any(row["validation_accuracy"] is not None for row in found)
+    chosen = any(row.get(f"validation_{metric.name}") is not None for row in found for metric in metrics)
     when = "of the round that validation chose" if chosen else "after the last round"
-    return f"{', '.join(parts)}{scale}. Accuracy in %, {when}.{over}"
+    scores = words.capital(", ".join(f"{words.titled(metric)}{_in(metric)}" for metric in metrics))
+    return f"{', '.join(parts)}{scale}. {scores}, {when}.{over}"
 
 
-def _settings(grid: Grid, done: Iterable[Row]) -> list[Setting]:
+def _in(metric: Metric) -> str:
+    return f" in {metric.unit}" if metric.unit else ""
+
+
+def _settings(grid: Grid, done: Iterable[Row], known: Sequence[Metrics]) -> list[Setting]:
     """The settings in the recipe's order."""
+    of = {metrics[0].name: metrics for metrics in known}
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in done:
         groups.setdefault(_values(row, [key for key in grid.varied if key != SEED]), []).append(row)
-    return [Setting(tuple(rows)) for rows in groups.values()]
+    return [Setting(tuple(rows), of[rows[0]["metric"]]) for rows in groups.values()]
 
 
-def _of_kind(grid: Grid, settings: Sequence[Setting]) -> list[str]:
-    """The scores of settings that can be compared: those of common models, or those of personal ones."""
+def _of_kind(grid: Grid, settings: Sequence[Setting], titled: bool) -> list[str]:
+    """The scores of settings that can be compared: of one metric, those of common models, or those of personal ones."""
     if not settings:
         return []
+    metric = settings[0].metric
     parts = [PERSONAL] if settings[0].row["personal"] else []
-    parts.append(_scores(grid, settings, "accuracy"))
-    for key, name in OTHERS.items():
-        if any(each.score(key) for each in settings):
-            parts += [f"{name}, in %:", _scores(grid, settings, key)]
-    if all(CLASSIFICATION[0].no_better(each.mean, each.commonest) for each in settings):
-        parts.append("**No method does better than always answering the commonest training class.**")
+    parts += [f"{words.capital(words.titled(metric))}{_comma(metric)}:"] if titled else []
+    parts.append(_scores(grid, settings, "score", metric.title, metric))
+    for key, (name, of) in words.further(settings[0].metrics).items():
+        if not key.startswith("held_out_") and any(each.score(key) for each in settings):
+            lower = " (lower is better)" if of.better == "lower" else ""
+            parts += [f"{words.capital(name)}{lower}{_comma(of)}:", _scores(grid, settings, key, name, of)]
+    if all(each.mean is not None and metric.no_better(each.mean, each.baseline) for each in settings):
+        parts.append(f"**{words.no_better(metric)}**")
     return parts
+
+
+def _comma(metric: Metric) -> str:
+    return f", in {metric.unit}" if metric.unit else ""
 
 
 def _lost(grid: Grid, settings: Sequence[Setting]) -> list[str]:
@@ -118,9 +159,9 @@ def _lost(grid: Grid, settings: Sequence[Setting]) -> list[str]:
     )
 
 
-def _scores(grid: Grid, settings: Sequence[Setting], score: str) -> str:
-    """A score: methods and ranks down, everything else across; with accuracy that of the commonest class, and what was uploaded in
-    all (the mean over a line's settings)."""
+def _scores(grid: Grid, settings: Sequence[Setting], score: str, name: str, metric: Metric) -> str:
+    """A score: methods and ranks down, everything else across; with the one that is compared that of the constant answer, and what
+    was uploaded in all (the mean over a line's settings)."""
     keys = [key for key in grid.varied if key not in (SEED, *grid.own)]
     down = [key for key in keys if key.split(".")[0] in DOWN]
     across = [key for key in keys if key not in down]
@@ -129,28 +170,18 @@ def _scores(grid: Grid, settings: Sequence[Setting], score: str) -> str:
     for each in settings:
         columns.setdefault(_values(each.row, across), []).append(each)
         lines.setdefault(_values(each.row, down), {})[_values(each.row, across)] = each
-    names = [
-        ", ".join(f"{_short(key)} {said(here[0].row[key])}" for key in across) or score.replace("_", " ").replace("f1", "F1")
-        for here in columns.values()
-    ]
-    first = score == "accuracy"
+    names = [", ".join(f"{_short(key)} {said(here[0].row[key])}" for key in across) or name for here in columns.values()]
+    first = score == "score"
     body = []
     for line in lines.values():
         rows = [each.row for each in line.values()]
         sent = [f"{mean(row['upload_params'] for row in rows):,.0f}", _megabytes(mean(row["upload_bytes"] for row in rows))]
-        scores = [line[column].score(score) if column in line else "" for column in columns]
+        scores = [line[column].score(score, metric) if column in line else "" for column in columns]
         body.append([*_texts(rows[0], down), *scores, *(sent if first else ())])
-    bases = [[each.commonest for each in here if each.commonest is not None] for here in columns.values()]
+    bases = [[each.baseline for each in here if each.baseline is not None] for here in columns.values()]
     if first and any(bases):
-        body.append(
-            [
-                f"always {CLASSIFICATION[0].constant}",
-                *[""] * (len(down) - 1),
-                *(percent(mean(base)) if base else "" for base in bases),
-                "",
-                "",
-            ]
-        )
+        constant = [metric.number(mean(base)) if base else "" for base in bases]
+        body.append([f"always {metric.constant}", *[""] * (len(down) - 1), *constant, "", ""])
     return table([*map(_short, down), *names, *(("parameters up", "MB up") if first else ())], body, len(down))
 
 
@@ -173,26 +204,32 @@ def _own(grid: Grid) -> str:
 
 def _verdict(recipe: Recipe, settings: Sequence[Setting]) -> str:
     """How far ours are from the published numbers, in plain words."""
-    gaps = [100 * (each.mean - each.row["published_accuracy"]) for each in settings]
-    words = (
-        f"Ours are between {min(gaps):+.1f} and {max(gaps):+.1f} points from the published, {mean(map(abs, gaps)):.1f} on average, "
-        f"over {len(gaps)} settings: {sum(gap > 0 for gap in gaps)} above, {sum(gap < 0 for gap in gaps)} below."
+    gaps, metric = [each.gap for each in settings], settings[0].metric
+    points = "points" if metric.unit == "%" else f"{metric.unit} in {metric.title}".strip()
+    text = (
+        f"Ours are between {_signed(min(gaps), metric)} and {_signed(max(gaps), metric)} {points} from the published, "
+        f"{number(mean(map(abs, gaps)), metric.unit)} on average, over {len(gaps)} settings: {sum(gap > 0 for gap in gaps)} above, "
+        f"{sum(gap < 0 for gap in gaps)} below."
     )
     if recipe.header.scale == Scale.SMALL.value:
-        words += (
+        text += (
             " The published ones are of the paper's scale; ours are of a smaller model and fewer rounds, so compare the order of "
             "the methods, not the numbers."
         )
-    return words
+    return text
+
+
+def _signed(points: float, metric: Metric) -> str:
+    return f"{points:+.1f}" if metric.unit == "%" else f"{points:+.3g}"
 
 
 def _side_by_side(grid: Grid, settings: Sequence[Setting]) -> str:
     keys = [key for key in grid.varied if key not in (SEED, *grid.own)]
     body = []
-    for each in sorted(settings, key=lambda each: -abs(each.mean - each.row["published_accuracy"])):
-        theirs = each.row["published_accuracy"]
-        gap = f"{100 * (each.mean - theirs):+.1f}"
-        body.append([*_texts(each.row, keys), each.score(), percent(theirs, each.row["published_spread"]), gap])
+    for each in sorted(settings, key=lambda each: -abs(each.gap)):
+        assert each.published is not None
+        theirs = spread(each.metric, each.published, each.row["published_spread"])
+        body.append([*_texts(each.row, keys), each.score(), theirs, _signed(each.gap, each.metric)])
     return table([*map(_short, keys), "ours", "published", "difference"], body, len(keys))
 
 

@@ -6,8 +6,9 @@ title, about, minutes     what the lists and the report show; the time that the 
 [splits]                  instead of runs: the statistics of splits (see `compare.splits`)
 
 published                 a CSV file beside the recipe (of a packaged recipe, NAME.csv without being said): dotted keys of the
-                          configuration, then accuracy and spread in percent, and upload_params. A row is that of every cell
-                          whose keys have its values; an empty key has all
+                          configuration, then the score, in a column by the name of its metric, and its spread, shares in
+                          percent, and upload_params. A row is that of every cell whose keys have its values; an empty key has
+                          all
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,10 +18,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fedlora.config import merge, read_recipe
+from fedlora.config import TaskConfig, merge, read_recipe
 from fedlora.errors import BadInput
 from fedlora.report.runs import read_published
 from fedlora.settings import build
+from fedlora.tasks.metrics import CLASSIFICATION
 
 
 class Scale(Enum):
@@ -44,6 +46,7 @@ class Header:
 
 HEADER = tuple(Header.__dataclass_fields__)
 ONLY_HERE = {"title", "about", "minutes", "published", "splits", *(scale.value for scale in Scale)}  # keys that no single run has
+BESIDE = {"spread", "upload_params"}  # columns of published numbers that are no score
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,17 @@ def read(name: str, scale: Scale | None, settings: Sequence[Mapping[str, Any]] =
     header = {key: whole.pop(key) for key in HEADER if key in whole}
     header = {"name": Path(name).stem, "scale": chosen.value if chosen else ""} | header
     splits = whole.pop("splits", None)
+    task, usual = whole.get("task"), TaskConfig().name
     try:
         said: Header = build(Header, header, "recipe key", "")
     except BadInput as error:
         raise BadInput(f"{name}: {error}") from error
-    return Recipe(said, whole, None if splits is None else _table(name, "splits", splits), _published(name, said.published))
+    return Recipe(
+        said,
+        whole,
+        None if splits is None else _table(name, "splits", splits),
+        _published(name, said.published, not isinstance(task, dict) or task.get("name", usual) == usual),
+    )
 
 
 def scales(name: str) -> list[Scale | None]:
@@ -124,8 +133,8 @@ def is_comparison(tables: Mapping[str, Any]) -> bool:
     return isinstance(tables.get("method"), list) or not ONLY_HERE.isdisjoint(tables)
 
 
-def _published(name: str, file: str) -> str:
-    """The text of a recipe's published numbers, "" where it has none."""
+def _published(name: str, file: str, usual: bool) -> str:
+    """The text of a recipe's published numbers, "" where it has none; `usual`, whether its task is that of runs that name none."""
     path = Path(name)
     place = path.parent / file if path.suffix or path.exists() else files("fedlora.recipes") / (file or f"{name}.csv")
     if not place.is_file():
@@ -133,8 +142,11 @@ def _published(name: str, file: str) -> str:
             raise BadInput(f"{name}: published = '{file}': there is no such file beside the recipe")
         return ""
     text = place.read_text()
-    if any("accuracy" not in row for row in read_published(text)):
-        raise BadInput(f"{place}: each row needs an 'accuracy', in percent")
+    rows, accuracy = read_published(text), CLASSIFICATION[0].name
+    if usual and any(accuracy not in row for row in rows):
+        raise BadInput(f"{place}: each row needs an '{accuracy}', in percent")
+    if any(all("." in key or key in BESIDE for key in row) for row in rows):
+        raise BadInput(f"{place}: each row needs a score, in a column by the name of its metric")
     return text
 
 

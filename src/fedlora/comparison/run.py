@@ -51,7 +51,7 @@ def play_recipe(plan: Recipe, out: Path, jobs: int | None = None, quiet: bool = 
     if left:
         from fedlora.comparison.check import check
 
-        check(grid, left)
+        check(grid, left, plan.published)
     at_once = min(jobs or usual_jobs(), max(1, len(left)))
     folder.path.mkdir(parents=True, exist_ok=True)
     with alone(folder.path):
@@ -82,7 +82,8 @@ def write_results(grid: Grid, plan: Recipe, folder: Folder) -> None:
     """results.parquet and results.md, of what is there so far."""
     found = results.rows(grid, plan, folder)
     results.write(found, grid.varied, folder.path / "results.parquet")
-    write_whole(folder.path / "results.md", markdown.to_markdown(grid, plan, found).encode())
+    text = markdown.to_markdown(grid, plan, found, results.metrics(grid, folder))
+    write_whole(folder.path / "results.md", text.encode())
 
 
 def write_report(paths: Sequence[Path], html: Path | None = None) -> Path:

@@ -12,26 +12,30 @@ from fedlora.data.domains import deal
 from fedlora.data.partition import counts
 from fedlora.report.looks import BLUE, INK, RED
 from fedlora.report.picture import Panel, Picture, Table
+from fedlora.report.words import one
 
 if TYPE_CHECKING:
     from fedlora.comparison.splits import Measurement
 
 
 def dealt(dataset: Dataset, configs: Sequence[tuple[float, Config]]) -> Picture:
-    """Seed 0's split at each alpha: who has how much of which class, and below it client 0 alone (the paper's Fig. 7)."""
-    classes = len(dataset.strata_names)
-    tables = {a: counts(deal(dataset, c.data, c.clients, 0).train, dataset.train.strata, classes) for a, c in configs}
+    """Seed 0's split at each alpha: who has how much of which stratum, and below it client 0 alone (the paper's Fig. 7)."""
+    strata, kind = len(dataset.strata_names), one(dataset.strata_kind)
+    tables = {a: counts(deal(dataset, c.data, c.clients, 0).train, dataset.train.strata, strata) for a, c in configs}
     most = max(int(table.max()) for table in tables.values())
     tallest = max(int(table[0].max()) for table in tables.values())
     own = [f"{int((table[0] > 0).sum())} at Dir({alpha:g})" for alpha, table in tables.items()]
     return Picture(
         "split",
-        f"{dataset.name}: client 0 of {len(next(iter(tables.values())))} holds {', '.join(own)} of {classes} classes",
-        "Above: training examples of each class (across) on each client (down), white for none, dark for most, on one square-root "
-        "scale. Below: those of client 0. The split of seed 0.",
+        f"{dataset.name}: client 0 of {len(next(iter(tables.values())))} holds {', '.join(own)} of {strata} {dataset.strata_kind}",
+        f"Above: training examples of each {kind} (across) on each client (down), white for none, dark for most, on one "
+        "square-root scale. Below: those of client 0. The split of seed 0.",
         (
-            *(Panel(f"Dir({alpha:g})", partial(_draw_counts, table, most), (4.1, 3.6)) for alpha, table in tables.items()),
-            *(Panel(f"Dir({alpha:g}), client 0", partial(_draw_client, table[0], tallest)) for alpha, table in tables.items()),
+            *(Panel(f"Dir({alpha:g})", partial(_draw_counts, table, most, kind), (4.1, 3.6)) for alpha, table in tables.items()),
+            *(
+                Panel(f"Dir({alpha:g}), client 0", partial(_draw_client, table[0], tallest, kind))
+                for alpha, table in tables.items()
+            ),
         ),
         tuple(_counts_table(dataset, alpha, table) for alpha, table in tables.items()),
         columns=len(tables),
@@ -63,7 +67,7 @@ def bands(source: str, lines: Sequence["Measurement"]) -> Picture:
     )
 
 
-def _draw_counts(table: Any, most: int, axes: Any) -> None:
+def _draw_counts(table: Any, most: int, kind: str, axes: Any) -> None:
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap, PowerNorm
 
@@ -71,15 +75,15 @@ def _draw_counts(table: Any, most: int, axes: Any) -> None:
     norm = PowerNorm(0.5, 1, max(2, most))
     axes.imshow(np.ma.masked_equal(table, 0), cmap=shades, norm=norm, aspect="auto", interpolation="nearest")
     axes.locator_params(integer=True)
-    axes.set_xlabel("class")
+    axes.set_xlabel(kind)
     axes.set_ylabel("client")
 
 
-def _draw_client(mine: Any, tallest: int, axes: Any) -> None:
+def _draw_client(mine: Any, tallest: int, kind: str, axes: Any) -> None:
     axes.bar(range(len(mine)), mine, color=BLUE, width=0.85)
     axes.set_ylim(0, 1.05 * max(1, tallest))
     axes.locator_params(axis="x", integer=True)
-    axes.set_xlabel("class")
+    axes.set_xlabel(kind)
     axes.set_ylabel("training examples")
     axes.grid(axis="y")
 
@@ -119,4 +123,6 @@ def _told(line: "Measurement") -> str:
 
 def _counts_table(dataset: Dataset, alpha: float, table: Any) -> Table:
     rows = tuple((f"{k}", *(f"{n:,}" for n in mine)) for k, mine in enumerate(table))
-    return Table(f"Training examples by client and class at Dir({alpha:g})", ("client", *dataset.strata_names), rows)
+    return Table(
+        f"Training examples by client and {one(dataset.strata_kind)} at Dir({alpha:g})", ("client", *dataset.strata_names), rows
+    )

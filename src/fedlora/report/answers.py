@@ -1,13 +1,14 @@
-"""The answer that the first screen gives: for each place, who is most accurate and who gets near to that with fewest bytes."""
+"""The answer that the first screen gives: for each place, who has the best score and who gets near to that with fewest bytes."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedlora.report.contenders import Contender, Spread, by_place
-from fedlora.tasks.metrics import CLASSIFICATION
+from fedlora.report.units import least, worth
+from fedlora.tasks.metrics import Metric
 
-NEAR = 0.95  # the share of the best accuracy that counts as getting near to it
+NEAR = 0.95  # the share of the best score that counts as getting near to it; the best is this share of one where lower is better
 
 
 @dataclass(frozen=True)
@@ -15,17 +16,17 @@ class Answer:
     """The answer in one place.
 
     Attributes:
-        contenders: those that are ranked, the most accurate first.
-        target: NEAR of the best accuracy, rounded down to whole percent points.
+        contenders: those that are ranked, the best first.
+        target: near to the best score, in points.
         reached: contenders that reach the target in their mean over seeds, fewest uploaded bytes first, with those bytes.
-        commonest: accuracy in percent of always answering the commonest training class; None where the runs do not say.
+        baseline: the score of the constant answer, in points; None where the runs do not say.
     """
 
     where: str
     contenders: tuple[Contender, ...]
-    target: int
+    target: float
     reached: tuple[tuple[Contender, float], ...]
-    commonest: float | None
+    baseline: float | None
 
     @property
     def best(self) -> Contender:
@@ -33,8 +34,8 @@ class Answer:
 
     @property
     def leaders(self) -> tuple[Contender, ...]:
-        """The most accurate: more than one where they are equal to the tenth of a point."""
-        return tuple(contender for contender in self.contenders if _tenths(contender) == _tenths(self.best))
+        """The best: more than one where their scores are shown alike."""
+        return tuple(contender for contender in self.contenders if rank(contender) == rank(self.best))
 
     @property
     def cheapest(self) -> tuple[Contender, ...]:
@@ -42,48 +43,63 @@ class Answer:
         return tuple(contender for contender, cost in self.reached if size(cost) == size(self.reached[0][1]))
 
     @property
-    def accuracy(self) -> Spread:
+    def metric(self) -> Metric:
+        return self.best.metric
+
+    @property
+    def score(self) -> Spread:
         return scored(self.best)
 
     @property
+    def goal(self) -> str:
+        """The target with its unit."""
+        return f"{self.target:g} {self.metric.unit}".rstrip()
+
+    @property
     def useless(self) -> bool:
-        """Whether nothing does better than always answering the commonest training class."""
-        return CLASSIFICATION[0].no_better(self.accuracy.mean / 100, None if self.commonest is None else self.commonest / 100)
+        """Whether nothing does better than the constant answer."""
+        if self.baseline is None:
+            return False
+        return worth(self.metric, self.score.mean) <= worth(self.metric, self.baseline)
 
     @property
     def noise(self) -> float:
-        """Half the 95 % interval, in percent points, that the size of the test set alone gives to one run's accuracy."""
-        p, n = self.accuracy.mean / 100, sum(int(client.get("num_test") or 0) for client in self.best.runs[0].clients)
-        return 100 * 1.96 * math.sqrt(p * (1 - p) / n) if n else 0.0
+        """Half the 95 % interval, in percent points, that the size of the test set alone gives to one run's share of right answers;
+        0 of other scores."""
+        p, n = self.score.mean / 100, sum(int(client.get("num_test") or 0) for client in self.best.runs[0].clients)
+        return 100 * 1.96 * math.sqrt(p * (1 - p) / n) if n and self.metric.unit == "%" and 0 < p < 1 else 0.0
 
 
 def answers(contenders: Sequence[Contender]) -> list[Answer]:
     """One for each place in which anything was scored. What has diverged is not ranked."""
     out = []
     for where, here in by_place(contenders).items():
-        ranked = sorted((contender for contender in here if contender.ranked), key=lambda contender: -_tenths(contender))
+        ranked = sorted((contender for contender in here if contender.ranked), key=lambda contender: -rank(contender))
         if ranked:
-            target = math.floor(NEAR * scored(ranked[0]).mean)
+            metric = ranked[0].metric
+            target = least(metric, scored(ranked[0]).mean, NEAR)
             costs = ((contender, bytes_to(contender, target)) for contender in ranked)
             reached = sorted(((contender, cost) for contender, cost in costs if cost is not None), key=lambda pair: pair[1])
-            commonest = [x.mean for contender in ranked if (x := contender.final("commonest_accuracy"))]
-            out.append(Answer(where, tuple(ranked), target, tuple(reached), max(commonest, default=None)))
+            known = [x.mean for contender in ranked if (x := contender.final(metric.baseline))]
+            baseline = max(known, key=lambda points: worth(metric, points), default=None)
+            out.append(Answer(where, tuple(ranked), target, tuple(reached), baseline))
     return out
 
 
-def _tenths(contender: Contender) -> float:
-    return CLASSIFICATION[0].shown(scored(contender).mean / 100)
+def rank(contender: Contender) -> float:
+    """The larger, the better; equal for scores that are shown alike."""
+    return worth(contender.metric, scored(contender).mean)
 
 
 def bytes_to(contender: Contender, target: float) -> float | None:
-    """What all clients have uploaded when the mean accuracy over seeds first reaches `target` percent; None if it never does."""
+    """What all clients have uploaded when the mean score over seeds first reaches `target`, in points; None if it never does."""
     curve = contender.curve()
-    there = (curve.mean >= target).nonzero()[0]
+    there = (curve.mean >= target if contender.metric.better == "higher" else curve.mean <= target).nonzero()[0]
     return float(curve.megabytes[there[0]] * 1e6) if len(there) else None
 
 
 def scored(contender: Contender) -> Spread:
-    """The final accuracy of a contender that is known to have one."""
+    """The final score of a contender that is known to have one."""
     found = contender.final()
     assert found is not None
     return found

@@ -1,46 +1,63 @@
 """The contenders of a comparison: runs that differ in nothing but the seed.
 
 A *contender* is a method with its settings and its rank in one *place*: what contenders meet there on equal terms, which is the
-data, how they are dealt, the clients, the model, and whether one common model is scored on the whole test set or each client's
-personal model on its own part of it. Pictures have a panel for each place and a line for each of its contenders.
+task, the data, how they are dealt, the clients, the model, and whether one common model is scored on the whole test set or each
+client's personal model on its own part of it. Pictures have a panel for each place and a line for each of its contenders.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlora.config import Strata
 from fedlora.names import told_apart
 from fedlora.report.looks import FIXED, Look, page, variants
 from fedlora.report.runs import Comparison, Run, as_text, cumulative, settings
+from fedlora.report.units import number, text
+from fedlora.tasks.metrics import Metric
 
-PLACES = ("data.", "model.source", "model.head", "clients.count", "clients.sample", "clients.domains")
+PLACES = ("task.", "data.", "model.source", "model.head", "clients.count", "clients.sample", "clients.domains")
 METHOD, RANK, ALPHA = "method.name", "clients.rank", "data.alpha"
 SOURCES = ("data.source", "model.source")
 COMMON, PERSONAL = "common model", "personal models"
 
+Key = TypeVar("Key", bound=Hashable)
+
 
 @dataclass(frozen=True)
 class Spread:
-    """A quantity over seeds."""
+    """A quantity over seeds, in points of its unit; its text is without the unit."""
 
     mean: float
     low: float
     high: float
     std: float
     count: int
+    unit: str = "%"
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.std:.1f}" if self.count > 1 else f"{self.mean:.1f}"
+        mean = number(self.mean, self.unit)
+        return f"{mean} ± {number(self.std, self.unit)}" if self.count > 1 else mean
+
+    @property
+    def whole(self) -> str:
+        """With the unit."""
+        return f"{self} {self.unit}".rstrip()
+
+    @property
+    def middle(self) -> str:
+        """The mean alone, with the unit."""
+        return text(self.mean, self.unit)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Test accuracy in percent by round, over seeds; `megabytes` were uploaded by all clients up to that round (mean)."""
+    """Points of a metric by round, over seeds; `megabytes` were uploaded by all clients up to that round (mean)."""
 
     rounds: NDArray[np.int64]
     mean: NDArray[np.float64]
@@ -101,6 +118,16 @@ class Contender:
         return self.where if self.rank is None else f"{self.where}, rank {self.rank}"
 
     @property
+    def metric(self) -> Metric:
+        """What it is compared by."""
+        return self.runs[0].metric
+
+    @property
+    def scored(self) -> bool:
+        """Whether any round of any seed has a score."""
+        return any(run.scored for run in self.runs)
+
+    @property
     def last_round(self) -> int:
         """The last round that was scored in any seed; 0 where none was."""
         return max((run.scored[-1]["round"] for run in self.runs if run.scored), default=0)
@@ -118,11 +145,13 @@ class Contender:
         """Whether it is compared with others: it was scored in some seed, and diverged in none."""
         return self.final() is not None and not any(run.diverged for run in self.runs)
 
-    def curve(self) -> Curve:
-        """Over the rounds that every seed has scored, so that a mean is always over the same seeds; empty where there is none."""
-        scored = [{row["round"]: 100 * row["accuracy"] for row in run.scored} for run in self.runs]
-        rounds = sorted(set.intersection(*map(set, scored)))
-        values = np.array([[one[t] for t in rounds] for one in scored]).reshape(len(self.runs), len(rounds))
+    def curve(self, metric: Metric | None = None) -> Curve:
+        """Of the score, or of another metric, over the rounds in which every seed has it, so that a mean is always over the same
+        seeds; empty where there is none."""
+        key, points = ("score", self.metric.points) if metric is None else (metric.name, metric.points)
+        known = [{row["round"]: points(row[key]) for row in run.rows if row.get(key) is not None} for run in self.runs]
+        rounds = sorted(set.intersection(*map(set, known)))
+        values = np.array([[one[t] for t in rounds] for one in known]).reshape(len(self.runs), len(rounds))
         where = [np.isin([row["round"] for row in run.rows], rounds) for run in self.runs]
         size, params = (
             np.array([cumulative(run, key)[here] for run, here in zip(self.runs, where, strict=True)]).mean(0)
@@ -130,10 +159,11 @@ class Contender:
         )
         return Curve(np.array(rounds, dtype=np.int64), values.mean(0), values.min(0), values.max(0), size / 1e6, params)
 
-    def final(self, key: str = "accuracy") -> Spread | None:
-        """A score of the round that is reported in percent, over seeds; None where no such round was scored."""
-        rows = [run.final for run in self.runs]
-        return spread([100 * row[key] for row in rows if row and row.get(key) is not None])
+    def final(self, key: str = "score", metric: Metric | None = None) -> Spread | None:
+        """The score of the round that is reported, or another value of it, over seeds; None where no such round was scored. It is
+        of the metric that the contender is compared by where no other is given."""
+        metric, rows = metric or self.metric, [run.final for run in self.runs]
+        return spread([metric.points(row[key]) for row in rows if row and row.get(key) is not None], metric.unit)
 
     def total(self, key: str = "upload_bytes") -> float:
         """The sum of a row key over all rounds, a mean over seeds."""
@@ -188,6 +218,11 @@ def by_panel(contenders: Sequence[Contender]) -> dict[str, list[Contender]]:
     return _by(contenders, lambda contender: contender.panel)
 
 
+def by_metric(contenders: Sequence[Contender]) -> dict[Metric, list[Contender]]:
+    """What is compared by one metric, and never with another's."""
+    return _by(contenders, lambda contender: contender.metric)
+
+
 def hardest(contenders: Sequence[Contender]) -> str:
     """The place that a title speaks of: the smallest Dirichlet alpha where it varies, else the last one; of common models where
     there are any."""
@@ -200,12 +235,12 @@ def hardest(contenders: Sequence[Contender]) -> str:
     )
 
 
-def spread(values: Sequence[float]) -> Spread | None:
+def spread(values: Sequence[float], unit: str = "%") -> Spread | None:
     """Mean, range and sample standard deviation; None of nothing."""
     if not len(values):
         return None
     std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return Spread(float(np.mean(values)), float(min(values)), float(max(values)), std, len(values))
+    return Spread(float(np.mean(values)), float(min(values)), float(max(values)), std, len(values), unit)
 
 
 def word(key: str, value: Any) -> str:
@@ -213,6 +248,8 @@ def word(key: str, value: Any) -> str:
     match key:
         case "data.source" | "model.source" | "data.partition":
             return as_text(value)
+        case "task.name":
+            return as_text(value).rpartition(":")[2].replace("_", " ")
         case "data.alpha":
             return f"Dir({as_text(value)})"
         case "clients.count":
@@ -236,6 +273,15 @@ def place_of(run: Run) -> str:
     data = run.config.data
     rule = f"Dir({data.alpha:g})" if data.partition.value == "dirichlet" else data.partition.value
     return f"{data.title} {rule}"
+
+
+def dealt_by(run: Run) -> str:
+    """What its clients were dealt unequal shares of, in the plural, as far as the folder says."""
+    strata = run.config.data.strata
+    if strata is Strata.COLUMN:
+        return f"values of '{run.config.data.column}'"
+    plain = "classes" if run.label_names else "tenths"
+    return {Strata.LABEL: plain, Strata.DOMAIN: "domains", Strata.LENGTH: "lengths", Strata.CLUSTER: "clusters"}[strata]
 
 
 @cache
@@ -287,8 +333,8 @@ def _named(key: str, value: Any, names: Mapping[str, str]) -> Any:
     return ", ".join(names[source] for source in _listed(value)) if key in SOURCES else value
 
 
-def _by(contenders: Sequence[Contender], key: Any) -> dict[str, list[Contender]]:
-    out: dict[str, list[Contender]] = {}
+def _by(contenders: Sequence[Contender], key: Callable[[Contender], Key]) -> dict[Key, list[Contender]]:
+    out: dict[Key, list[Contender]] = {}
     for contender in contenders:
         out.setdefault(key(contender), []).append(contender)
     return out

@@ -1,29 +1,33 @@
 """The HTML report: one file that needs nothing else, with its pictures as files beside it."""
 
 import base64
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fedlora.config import to_toml
-from fedlora.report import summary
-from fedlora.report.contenders import Contender, by_place, contenders, place_of, title
+from fedlora.report import summary, words
+from fedlora.report.contenders import Contender, by_metric, by_place, contenders, dealt_by, place_of, title
 from fedlora.report.picture import Picture, Table, inline, label, save
 from fedlora.report.plots import (
     ablation,
-    accuracy,
     classes,
     clients,
     clock,
     discordance,
     energy,
     frontier,
+    metrics,
     published,
     ranks,
+    score,
     similarity,
 )
 from fedlora.report.runs import Comparison
+from fedlora.report.units import LOSS
+from fedlora.tasks.metrics import Metric
 
 MOST_SPLITS = 4
 PAGE = 73.0  # rem between the margins of the page at its widest
@@ -100,8 +104,9 @@ def write(page: Page, html: Path, figures: Path) -> None:
 def of_comparison(comparison: Comparison) -> Page:
     """The report of runs."""
     found = contenders(comparison)
-    curves = accuracy.pictures(found)
-    first = frontier.picture(found) or next(iter(curves), None)
+    curves = _curves(found)
+    first = next((picture for here in curves.values() for picture in here if picture.name.startswith("frontier")), None)
+    first = first or next((picture for here in curves.values() for picture in here), None)
     alone = len(comparison.runs) == 1
     return Page(
         title=comparison.title or _title(comparison, found),
@@ -113,7 +118,7 @@ def of_comparison(comparison: Comparison) -> Page:
         held=summary.held(comparison),
         first=first,
         results=summary.results(found),
-        sections=_sections(comparison, found, [picture for picture in curves if picture is not first]),
+        sections=_sections(comparison, found, curves, first),
         photos=_photos(found),
         settings=summary.settings_tables(comparison, found),
         toml=to_toml(comparison.runs[0].config) if alone else "",
@@ -125,14 +130,47 @@ def of_comparison(comparison: Comparison) -> Page:
     )
 
 
-def _sections(comparison: Comparison, found: Sequence[Contender], curves: Sequence[Picture]) -> list[Section]:
+def _curves(found: Sequence[Contender]) -> dict[tuple[str, str], list[Picture]]:
+    """Name and title of each metric -> its frontier and its curves; last the loss of what has no score."""
+    frontiers = _by_metric(found, frontier.picture)
+    out = {
+        (metric.name, metric.title): [*([frontiers[metric]] if metric in frontiers else []), *score.pictures(own)]
+        for metric, own in by_metric(found).items()
+    }
+    losses = score.losses(found)
+    return out | ({("training-loss", LOSS.title): [losses]} if losses else {})
+
+
+def _by_metric(found: Sequence[Contender], draw: Callable[[Sequence[Contender]], Picture | None]) -> dict[Metric, Picture]:
+    """What a plot has to show of each metric by which runs are compared; where there are several, its files are named for them."""
+    groups = by_metric(found)
+    pictures = {metric: picture for metric, own in groups.items() if (picture := draw(own))}
+    if len(groups) == 1:
+        return pictures
+    named = {metric: p.name if p.name.startswith(metric.name) else f"{p.name}-{metric.name}" for metric, p in pictures.items()}
+    return {metric: replace(picture, name=named[metric]) for metric, picture in pictures.items()}
+
+
+def _sections(
+    comparison: Comparison, found: Sequence[Contender], curves: dict[tuple[str, str], list[Picture]], first: Picture | None
+) -> list[Section]:
     """Those that have something to show."""
-    all = {
-        ("accuracy", "Accuracy by round and by upload" if len(curves) > 1 else "Accuracy by upload"): curves,
-        ("variation", "What was varied"): [ablation.heterogeneity(found), ablation.places(found)],
-        ("published", "Ours beside the published numbers"): [published.picture(found, comparison.published)],
+    all: dict[tuple[str, str], Sequence[Picture | None]] = {}
+    for (name, what), pictures in curves.items():
+        left = [picture for picture in pictures if picture is not first]
+        sides = [side for side in ("round", "upload") if any(picture.name.endswith(f"-by-{side}") for picture in left)]
+        all[name, f"{words.capital(what)} {' and '.join(f'by {side}' for side in sides)}"] = left
+    all |= {
+        ("metrics", "All metrics by round"): [*_by_metric(found, metrics.picture).values()],
+        ("variation", "What was varied"): [
+            *_by_metric(found, ablation.heterogeneity).values(),
+            *_by_metric(found, ablation.places).values(),
+        ],
+        ("published", "Ours beside the published numbers"): [
+            *_by_metric(found, partial(published.picture, published=comparison.published)).values()
+        ],
         ("classes", "Class by class"): [classes.picture(found)],
-        ("clients", "Fairness over clients"): [clients.picture(found)],
+        ("clients", "Fairness over clients"): [*_by_metric(found, clients.picture).values()],
         ("discordance", "What averaging the factors apart loses"): [discordance.picture(found)],
         ("energy", "How many of its ranks a model uses"): [energy.picture(found)],
         ("ranks", "Ranks chosen by module"): ranks.pictures(found),
@@ -155,7 +193,8 @@ def _photos(found: Sequence[Contender]) -> list[Photo]:
         caption = f"{where}: {len(sizes)} clients hold {min(sizes):,} to {max(sizes):,} training examples"
         header = ("client", "training examples", "test examples", "rank")
         rows = tuple((str(c["name"]), f"{c['num_examples']:,}", f"{c['num_test']:,}", str(c["rank"])) for c in run.clients)
-        alt = f"{caption}. Heat map of training examples by client (down) and class (across), with each client's size."
+        across = words.one(dealt_by(run))
+        alt = f"{caption}. Heat map of training examples by client (down) and {across} (across), with each client's size."
         out.append(Photo(caption, alt, base64.b64encode(file.read_bytes()).decode(), Table(f"Clients, {where}", header, rows)))
     return out
 

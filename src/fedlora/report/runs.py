@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedlora import summary
 from fedlora.config import OLD, Config, decisive, read_run
 from fedlora.errors import BadInput
+from fedlora.tasks.metrics import CLASSIFICATION, Metric
 
 Row = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
@@ -28,7 +29,8 @@ class Run:
         summary: None while the run is not finished.
         clients: of federation.json: id, name, rank, num_examples, num_test.
         modules: names of the adapted modules, in the order of the arrays' module axis; empty where the folder does not say.
-        label_names: of the classes; empty where the folder does not say.
+        label_names: of the classes; empty where there are none, or the folder does not say.
+        metrics: that it is scored by, the first being the one that runs are compared by.
     """
 
     folder: Path
@@ -38,11 +40,16 @@ class Run:
     clients: tuple[Mapping[str, Any], ...]
     modules: tuple[str, ...] = ()
     label_names: tuple[str, ...] = ()
+    metrics: tuple[Metric, ...] = CLASSIFICATION
+
+    @property
+    def metric(self) -> Metric:
+        return self.metrics[0]
 
     @property
     def scored(self) -> tuple[Row, ...]:
         """The rows of the rounds in which the test set was scored."""
-        return tuple(row for row in self.rows if row.get("accuracy") is not None)
+        return tuple(row for row in self.rows if row.get("score") is not None)
 
     @property
     def final(self) -> Row | None:
@@ -53,7 +60,8 @@ class Run:
         if not scored:
             return None
         held_out = (self.summary or {}).get("held_out")
-        return {**scored[-1], "held_out_accuracy": held_out["accuracy"]} if held_out else scored[-1]
+        name = self.metric.name
+        return {**scored[-1], f"held_out_{name}": held_out[name]} if held_out else scored[-1]
 
     @property
     def validated(self) -> bool:
@@ -63,7 +71,7 @@ class Run:
     @property
     def personal(self) -> bool:
         """Whether clients were scored each with its own model on its own test examples."""
-        return any(row.get("client_accuracy") or row.get("clients_scored") for row in self.scored)
+        return any(row.get(f"client_{self.metric.name}") or row.get("clients_scored") for row in self.scored)
 
     @property
     def diverged(self) -> bool:
@@ -96,7 +104,7 @@ class Comparison:
     Attributes:
         varied: dotted keys that differ, in the order of the configuration, the seed last.
         fixed: dotted keys that do not, with their value.
-        published: rows of dotted keys, with `accuracy` and `spread` in percent points and `upload_params`.
+        published: rows of dotted keys, with the score under its metric's name, its `spread`, both in points, and `upload_params`.
         failed: what has no run, each with its reason.
         scale: the recipe's scale, where there is one.
     """
@@ -116,7 +124,7 @@ def read(folder: Path) -> Run:
     try:
         config = read_run(folder)
         federation = json.loads((folder / "federation.json").read_text())
-        clients = tuple(federation["clients"])
+        clients, metrics = tuple(federation["clients"]), summary.metrics_of(federation)
     except BadInput:
         raise
     except OSError as error:
@@ -125,7 +133,7 @@ def read(folder: Path) -> Run:
         raise BadInput(f"{folder}: a damaged run folder: {error}") from error
     rows, done = tuple(summary.read_rows(folder)), summary.read(folder)
     modules, label_names = (tuple(federation.get(key, ())) for key in ("modules", "label_names"))
-    return Run(folder, config, rows, done, clients, modules, label_names)
+    return Run(folder, config, rows, done, clients, modules, label_names, metrics)
 
 
 def comparison(
@@ -180,7 +188,7 @@ def as_text(value: Any) -> str:
 
 
 def read_published(text: str) -> tuple[dict[str, Any], ...]:
-    """The rows of a table of published numbers (CSV: dotted keys, then accuracy, spread, upload_params)."""
+    """The rows of a table of published numbers (CSV: dotted keys, then a score by its metric's name, spread, upload_params)."""
     return tuple(
         {OLD.get(key, key): _plain(cell) for key, cell in row.items() if cell != ""} for row in csv.DictReader(io.StringIO(text))
     )

@@ -1,4 +1,4 @@
-"""The picture of a split: which client has how much of which class."""
+"""The picture of a split: which client has how much of which class, or of whatever else it was dealt unequal shares of."""
 
 import warnings
 from pathlib import Path
@@ -9,14 +9,15 @@ import numpy as np
 from fedlora.data.dataset import Dataset
 from fedlora.data.partition import Parts, counts, statistics
 from fedlora.report.picture import wrap
+from fedlora.report.words import one
 
 INK = "#2b2b2b"
 DARK, LIGHT = "#1f4e79", "#9dc3e6"  # training and test: as far apart in lightness as in colour
-MAX_LABELS = 80  # beyond so many clients or classes, only some are labelled
+MAX_LABELS = 80  # beyond so many clients or strata, only some are labelled
 
 
 def plot_split(parts: Parts, dataset: Dataset, path: Path | str) -> None:
-    """Write a PNG: the training examples of each class (across) on each client (down), and beside it each client's size. Clients
+    """Write a PNG: the training examples of each stratum (across) on each client (down), and beside it each client's size. Clients
     that are held out stand below a line.
 
     Shades run from white for none to dark for most in even steps of lightness, on a square-root scale, so that one example
@@ -26,11 +27,11 @@ def plot_split(parts: Parts, dataset: Dataset, path: Path | str) -> None:
     from matplotlib.figure import Figure
 
     table = counts(parts.train, dataset.train.strata, len(dataset.strata_names))
-    clients, classes = table.shape
-    wide, high = np.clip(0.155 * classes + 1.2, 5.0, 15.0), np.clip(0.2 * clients, 2.6, 14.0)
+    clients, strata = table.shape
+    wide, high = np.clip(0.155 * strata + 1.2, 5.0, 15.0), np.clip(0.2 * clients, 2.6, 14.0)
     figure = Figure(figsize=(wide + 3.4, high + 2.6), dpi=150, layout="constrained")
     grid, sizes = figure.subplots(1, 2, sharey=True, width_ratios=(wide, 1.9))
-    _draw_counts(figure, grid, table, dataset.strata_names, parts.names)
+    _draw_counts(figure, grid, table, dataset, parts.names)
     _draw_sizes(sizes, parts)
     if parts.held_out:
         for axes in (grid, sizes):
@@ -54,24 +55,24 @@ def _range(low: int, high: int) -> str:
     return f"{low:,} to {high:,}" if low < high else f"{low:,}"
 
 
-def _draw_counts(figure: Any, axes: Any, table: Any, label_names: tuple[str, ...], names: tuple[str, ...]) -> None:
+def _draw_counts(figure: Any, axes: Any, table: Any, dataset: Dataset, names: tuple[str, ...]) -> None:
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap, PowerNorm
     from matplotlib.ticker import MaxNLocator
 
-    clients, classes = table.shape
+    clients, strata = table.shape
     shades = ListedColormap(colormaps["Blues"](np.linspace(0.15, 1, 256)))  # its palest shades pass for white, which is none
     most = max(2, int(table.max()))
     norm = PowerNorm(0.5, 1, most)
     image = axes.imshow(np.ma.masked_equal(table, 0), cmap=shades, norm=norm, aspect="auto", interpolation="nearest")
-    _label(axes.set_xticks, label_names, rotation=90)
+    _label(axes.set_xticks, dataset.strata_names, rotation=90)
     _label(axes.set_yticks, names)
-    axes.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
+    axes.set_xticks(np.arange(strata + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(clients + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="#e3e3e3", linewidth=0.4)
     axes.tick_params(which="both", length=0, colors=INK)
-    bar = figure.colorbar(image, ax=axes, location="top", anchor=(0, 0), shrink=0.5, aspect=0.4 * classes + 28, pad=0.02)
-    bar.set_label("training examples of a class (white: none)", color=INK, fontsize=9, loc="left")
+    bar = figure.colorbar(image, ax=axes, location="top", anchor=(0, 0), shrink=0.5, aspect=0.4 * strata + 28, pad=0.02)
+    bar.set_label(f"training examples of a {one(dataset.strata_kind)} (white: none)", color=INK, fontsize=9, loc="left")
     bar.set_ticks([1, *(tick for tick in MaxNLocator(5, integer=True).tick_values(0, most) if 1 < tick <= most)])
     bar.ax.tick_params(labelsize=8, colors=INK)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedlora.names import short
+from fedlora.report import words
 from fedlora.report.answers import Answer, answers, bytes_to, params, scored, size
 from fedlora.report.contenders import (
     ALPHA,
@@ -13,6 +14,7 @@ from fedlora.report.contenders import (
     RANK,
     SOURCES,
     Contender,
+    by_metric,
     by_place,
     hardest,
     joined,
@@ -21,8 +23,9 @@ from fedlora.report.contenders import (
 )
 from fedlora.report.picture import Table
 from fedlora.report.runs import Comparison, Run, as_text, settings
+from fedlora.report.units import headed, number, text
 from fedlora.scores import still_falling
-from fedlora.tasks.metrics import CLASSIFICATION
+from fedlora.tasks.metrics import Metric
 
 MAIN = {
     "model.source": "model",
@@ -43,11 +46,6 @@ MAIN = {
     "seed": "seed",
 }
 
-OTHERS = {  # scores beside the accuracy on the test set
-    "macro_f1": "macro F1",
-    "validation_accuracy": "validation accuracy",
-    "held_out_accuracy": "accuracy on clients that never trained",
-}
 OF_KIND = {COMMON: "One common model", PERSONAL: "Personal models, each scored on its client's own test examples"}
 MOST_NAMES = 6  # in a note
 
@@ -55,14 +53,23 @@ WRITTEN = "Written by fedlora report."
 
 
 def lead(contenders: Sequence[Contender]) -> str:
-    """The answer in a sentence or two, of the hardest place; where common and personal models were scored, a line of each."""
+    """The answer in a sentence or two, of the hardest place; a line of each where common and personal models were scored, or runs
+    are compared by several metrics."""
     found = answers(contenders)
     if not found:
-        scored_any = any(contender.final() for contender in contenders)
-        return "Every run has diverged, so there is no answer." if scored_any else "No round has been scored yet."
-    kinds = list(dict.fromkeys(contender.kind for answer in found for contender in answer.contenders))
-    lines = [_sentence([answer for answer in found if answer.best.kind == kind]) for kind in kinds]
-    return "\n".join(f"{OF_KIND[kind]}. {line}" if kind else line for kind, line in zip(kinds, lines, strict=True))
+        return _without_scores(contenders)
+    groups: dict[tuple[str, Metric], list[Answer]] = {}
+    for answer in found:
+        groups.setdefault((answer.best.kind, answer.metric), []).append(answer)
+    lines = {key: _sentence(here) for key, here in groups.items()}
+    return "\n".join(f"{OF_KIND[kind]}. {line}" if kind else line for (kind, _), line in lines.items())
+
+
+def _without_scores(contenders: Sequence[Contender]) -> str:
+    if any(contender.final() for contender in contenders):
+        return "Every run has diverged, so there is no answer."
+    over = all(not contender.unfinished for contender in contenders)
+    return "No round was scored, so runs are not ranked." if over else "No round has been scored yet."
 
 
 def _sentence(found: Sequence[Answer]) -> str:
@@ -77,69 +84,75 @@ def _sentence(found: Sequence[Answer]) -> str:
         joined([contender.name for contender in here.leaders]),
         [contender for contender in here.contenders if contender not in here.leaders],
     )
-    score = f"{here.accuracy.mean:.1f}" if len(here.leaders) > 1 else str(here.accuracy)
-    if here.useless:
-        return (
-            f"No method does better{at} than the commonest class: always answering it is right in {here.commonest:.1f} %, "
-            f"and the most accurate, {names}, in {score} %."
-        )
+    score = here.score.middle if len(here.leaders) > 1 else here.score.whole
+    if here.useless and here.baseline is not None:
+        return words.useless(here.metric, at, here.baseline, names, score)
     if not lasts:
-        text = f"Equally accurate{at}: {names} with {score} %."
+        said = f"{words.equal(here.metric, at)}: {names} with {score}."
     else:
         own = {contender.method for contender in here.leaders}
         second = ([contender for contender in lasts if contender.method not in own] or lasts)[0]
-        text = f"Most accurate{at}: {names} with {score} %, then {second.name} with {scored(second)} %."
-    return f"{text} {_cheapest(here)}" if here.reached else text
+        said = f"{words.best(here.metric, at)}: {names} with {score}, then {second.name} with {scored(second).whole}."
+    return f"{said} {_cheapest(here)}" if here.reached else said
 
 
 def _of_one(here: Answer, at: str) -> str:
-    best, run = here.best, here.best.runs[0]
-    reaches = f"{best.name} reaches {here.accuracy} %{at}"
+    best, run, metric = here.best, here.best.runs[0], here.metric
+    reaches = f"{best.name} reaches {here.score.whole}{words.by(metric)}{at}"
     upload = size(best.total())
     if len(best.runs) == 1 and run.validated and run.final:
-        chosen = f"in round {run.final['round']}, the best by validation ({best.final('validation_accuracy')} % there)"
-        text = f"{reaches} {chosen}; {run.rows[-1]['round']} rounds and {upload} of uploads in all."
+        there = best.final(f"validation_{metric.name}")
+        chosen = f"in round {run.final['round']}, the best by validation ({there and there.whole} there)"
+        said = f"{reaches} {chosen}; {run.rows[-1]['round']} rounds and {upload} of uploads in all."
     else:
-        text = f"{reaches} after {best.last_round} round{'s' * (best.last_round != 1)} and {upload} of uploads."
-    if here.useless:
-        text += f" That is no better than the commonest class: always answering it is right in {here.commonest:.1f} %."
-    return text
+        said = f"{reaches} after {best.last_round} round{'s' * (best.last_round != 1)} and {upload} of uploads."
+    if here.useless and here.baseline is not None:
+        said += f" That is no better than {metric.constant}: {words.of_constant(metric, here.baseline)}."
+    return said
 
 
 def _cheapest(here: Answer) -> str:
     """Who gets near to the best with fewest bytes, and who is next."""
     (cheap, cost), equal = here.reached[0], here.cheapest
-    text = f"Fewest bytes to reach {here.target} %: {joined([contender.name for contender in equal])} with {size(cost)} uploaded"
+    said = f"Fewest bytes to reach {here.goal}: {joined([contender.name for contender in equal])} with {size(cost)} uploaded"
     several = len({contender.method for contender in here.contenders}) > 1
     rivals = [
         (contender, other) for contender, other in here.reached[len(equal) :] if not several or contender.method != cheap.method
     ]
     if rivals:
-        return f"{text}; {rivals[0][0].name} needs {size(rivals[0][1])}."
-    return f"{text}." if len(equal) == len(here.contenders) else f"{text}; no other{' method' * several} gets there."
+        return f"{said}; {rivals[0][0].name} needs {size(rivals[0][1])}."
+    return f"{said}." if len(equal) == len(here.contenders) else f"{said}; no other{' method' * several} gets there."
 
 
 def answer_table(contenders: Sequence[Contender]) -> Table | None:
-    """For each place who is best by accuracy and by bytes; None of a single contender."""
+    """For each place who is best by score and by bytes; None of a single contender."""
     found = answers(contenders)
     if not found or max(len(answer.contenders) for answer in found) < 2:
         return None
-    known = any(answer.commonest is not None for answer in found)
+    known = any(answer.baseline is not None for answer in found)
+    metrics = list(dict.fromkeys(answer.metric for answer in found))
     rows = []
     for answer in found:
         best = joined([contender.name for contender in answer.leaders])
-        baseline = (f"{answer.commonest:.1f} %" if answer.commonest is not None else "–",) if known else ()
         cheap = (
             (joined([contender.name for contender in answer.cheapest]), size(answer.reached[0][1]))
             if answer.reached
             else ("–", "–")
         )
-        rows.append(
-            (*((answer.where,) if len(found) > 1 else ()), best, f"{answer.accuracy} %", *baseline, f"{answer.target} %", *cheap)
-        )
+        constant = "–" if answer.baseline is None else text(answer.baseline, answer.metric.unit)
+        place = (answer.where,) if len(found) > 1 else ()
+        of = (words.titled(answer.metric),) if len(metrics) > 1 else ()
+        rows.append((*place, best, *of, answer.score.whole, *((constant,) if known else ()), answer.goal, *cheap))
     data = ("data",) if len(found) > 1 else ()
-    header = (*data, "most accurate", "accuracy", *(("commonest class",) if known else ()), "to reach", "fewest bytes", "uploaded")
-    return Table("The best by final accuracy, and by upload to reach 95 % of that", header, tuple(rows))
+    ends = ("to reach", "fewest bytes", "uploaded")
+    if len(metrics) > 1:
+        header = (*data, "best", "by", "score", *(("constant answer",) if known else ()), *ends)
+        return Table("The best by final score, and by upload to get near to that", header, tuple(rows))
+    metric = metrics[0]
+    first = "most accurate" if metric.name == words.ACCURACY else "best"
+    header = (*data, first, metric.title, *((metric.constant.removeprefix("the "),) if known else ()), *ends)
+    near = "reach 95 % of that" if metric.better == "higher" else "get near to that"
+    return Table(f"The best by final {words.titled(metric)}, and by upload to {near}", header, tuple(rows))
 
 
 def notes(comparison: Comparison, contenders: Sequence[Contender]) -> list[str]:
@@ -156,7 +169,7 @@ def notes(comparison: Comparison, contenders: Sequence[Contender]) -> list[str]:
     found = answers(contenders)
     seeds = {len(contender.runs) for contender in contenders}
     if found:
-        noise = max(answer.noise for answer in found)
+        noise = max(answer.noise for answer in found)  # of shares of right answers alone
         if seeds == {1} and noise and len(comparison.runs) > 1:
             out.append(f"One seed a cell: the test set's size alone makes differences below about {noise:.1f} points uncertain.")
         elif seeds != {1}:
@@ -249,14 +262,16 @@ def _said(key: str, value: Any) -> str:
 
 
 def results(contenders: Sequence[Contender]) -> list[Table]:
-    """A row for each contender, a column of final accuracy for each place, and what it cost; common and personal models apart.
-    Where there are several places, tables of the other scores."""
+    """A row for each contender, a column of its final score for each place, and what it cost; apart what is not ranked together:
+    common and personal models, runs that are compared by different metrics. Where there are several places, tables of the other
+    scores."""
     out = []
     for kind in dict.fromkeys(contender.kind for contender in contenders):
-        own = [contender for contender in contenders if contender.kind == kind]
-        out.append(_main_table(own, kind))
-        if len(by_place(own)) > 1:
-            out += [table for key, name in OTHERS.items() if (table := _score_table(own, kind, key, name))]
+        for own in by_metric([contender for contender in contenders if contender.kind == kind]).values():
+            out.append(_main_table(own, kind))
+            if len(by_place(own)) > 1:
+                further = words.further(own[0].runs[0].metrics)
+                out += [t for key, (name, metric) in further.items() if (t := _score_table(own, kind, key, name, metric))]
     return out
 
 
@@ -272,48 +287,56 @@ def _caption(contenders: Sequence[Contender], kind: str, what: str) -> str:
 
 
 def _main_table(contenders: Sequence[Contender], kind: str) -> Table:
+    metric = contenders[0].metric
     places = list(by_place(contenders))
     by_name = _by_name(contenders)
     found = {answer.where: answer for answer in answers(contenders)}
     single = found.get(places[0]) if len(places) == 1 else None
-    others: list[str] = []
-    if single:  # one column of accuracy: the best first
+    others: dict[str, tuple[str, Metric]] = {}
+    if single:  # one column of scores: the best first
         place = {contender.name: i for i, contender in enumerate(single.contenders)}
         by_name = dict(sorted(by_name.items(), key=lambda pair: place.get(pair[0], len(place))))
-        others = [key for key in OTHERS if any(contender.final(key) for contender in contenders)]
-    reach = single.target if single and len(by_name) > 1 else None
+        known = words.further(contenders[0].runs[0].metrics)
+        others = {key: of for key, of in known.items() if any(contender.final(key) for contender in contenders)}
+    reach = single if single and len(by_name) > 1 else None
     rows = []
     for name, here in by_name.items():
         own = list(here.values())
-        row = [name, *(_accuracy(here[where]) if where in here else "–" for where in places)]
-        row += [str(own[0].final(key) or "–") for key in others]
+        row = [name, *(_score(here[where]) if where in here else "–" for where in places)]
+        row += [str(own[0].final(key, of) or "–") for key, (_, of) in others.items()]
         if reach is not None:
-            sent = bytes_to(own[0], reach)
+            sent = bytes_to(own[0], reach.target)
             row.append(size(sent) if sent is not None else "not reached")
         row += [_mean(own, "upload_bytes", size), _mean(own, "upload_params", params), _mean(own, "download_bytes", size)]
         rows.append(tuple(row))
-    if any(answer.commonest is not None for answer in found.values()):
-        baseline = [f"{x:.1f}" if (x := found[w].commonest if w in found else None) is not None else "–" for w in places]
-        rows.append((f"always {CLASSIFICATION[0].constant}", *baseline, *["–"] * (len(others) + (reach is not None) + 3)))
+    if any(answer.baseline is not None for answer in found.values()):
+        bases = [found[where].baseline if where in found else None for where in places]
+        constant = ("–" if x is None else number(x, metric.unit) for x in bases)
+        rows.append((f"always {metric.constant}", *constant, *["–"] * (len(others) + (reach is not None) + 3)))
     sites = [here[0].site for here in by_place(contenders).values()]
-    reached = (f"upload to {reach} %",) if reach is not None else ()
-    header = ("method", *(f"{site}, %" for site in sites), *(f"{OTHERS[key]}, %" for key in others), *reached)
-    costs = ("uploaded", "uploaded parameters", "downloaded")
-    return Table(
-        _caption(contenders, kind, "Final test accuracy") + "; totals over all rounds and clients", (*header, *costs), tuple(rows)
+    reached = (f"upload to {reach.goal}",) if reach is not None else ()
+    header = (
+        "method",
+        *(headed(site, metric.unit) for site in sites),
+        *(headed(t, of.unit) for t, of in others.values()),
+        *reached,
     )
+    costs = ("uploaded", "uploaded parameters", "downloaded")
+    caption = _caption(contenders, kind, f"Final test {words.titled(metric)}")
+    return Table(f"{caption}; totals over all rounds and clients", (*header, *costs), tuple(rows))
 
 
-def _score_table(contenders: Sequence[Contender], kind: str, key: str, name: str) -> Table | None:
+def _score_table(contenders: Sequence[Contender], kind: str, key: str, name: str, metric: Metric) -> Table | None:
     """Another score of each contender in each place; None where no run has it."""
-    if not any(contender.final(key) for contender in contenders):
+    if not any(contender.final(key, metric) for contender in contenders):
         return None
     places = list(by_place(contenders))
     sites = [here[0].site for here in by_place(contenders).values()]
     rows = tuple(
-        (n, *(str(here[w].final(key) or "–") if w in here else "–" for w in places)) for n, here in _by_name(contenders).items()
+        (n, *(str(here[w].final(key, metric) or "–") if w in here else "–" for w in places))
+        for n, here in _by_name(contenders).items()
     )
-    return Table(_caption(contenders, kind, f"Final {name}"), ("method", *(f"{site}, %" for site in sites)), rows)
+    return Table(_caption(contenders, kind, f"Final {name}"), ("method", *(headed(site, metric.unit) for site in sites)), rows)
 
 
 def _by_name(contenders: Sequence[Contender]) -> dict[str, dict[str, Contender]]:
@@ -361,13 +384,13 @@ def _own_settings(comparison: Comparison, contenders: Sequence[Contender]) -> tu
     for contender in contenders:
         shown = {METHOD, "seed", *dict(contender.place), *dict(contender.setting)} | ({RANK} if contender.rank else set())
         own = settings(contender.runs[0].config)
-        words = ", ".join(word(key, own[key]) for key in comparison.varied if key in own and key not in shown)
-        if words:
-            rows[title(contender.method, full=True)] = words
+        said = ", ".join(word(key, own[key]) for key in comparison.varied if key in own and key not in shown)
+        if said:
+            rows[title(contender.method, full=True)] = said
     return tuple(rows.items())
 
 
-def _accuracy(contender: Contender) -> str:
+def _score(contender: Contender) -> str:
     final = contender.final()
     if final is None:
         return "not scored"

@@ -7,7 +7,7 @@ MOST_CLIENTS = 40  # longer tables are cut in the middle
 
 
 def print_split(parts: Parts, dataset: Dataset) -> None:
-    """Every client with its number of examples and classes, then the statistics of the split."""
+    """Every client with its number of examples and strata, then the statistics of the split."""
     import numpy as np
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""How well each class is recognised, and which are taken for one another, by the most accurate where clients differ most."""
+"""How well each class is recognised, and which are taken for one another, by the best where clients differ most."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -14,7 +14,7 @@ from fedlora.report.looks import SOLID, Look
 from fedlora.report.picture import spread_apart
 from fedlora.report.plots.labels import Label, annotate
 
-MOST = 8  # lines of a panel that are told apart; the lowest ones of more are grey
+MOST = 8  # lines of a panel that are told apart; the worst ones of more are grey
 LONGEST = 28  # characters of a line of a name
 LINE_HEIGHT = 0.07  # of a label, as a share of the axes' height
 
@@ -31,9 +31,9 @@ class Line:
     high: NDArray[Any] | None = None
 
 
-def draw(axes: Any, lines: Sequence[Line], limits: tuple[float, float], beside: bool = False) -> None:
+def draw(axes: Any, lines: Sequence[Line], limits: tuple[float, float], beside: bool = False, better: str = "higher") -> None:
     """The lines and their names: in the right margin at the height where they end, or, where lines end apart, beside their ends."""
-    order = sorted(lines, key=lambda line: float(line.y[-1]), reverse=True)
+    order = sorted(lines, key=lambda line: float(line.y[-1]), reverse=better == "higher")
     named = set(map(id, order[:MOST]))
     for line in reversed(order):
         if id(line) not in named:
@@ -115,6 +115,17 @@ def columns(contenders: Sequence[Contender]) -> int:
     """Panels side by side where there is one for each place and rank: ranks in columns, as far as they fit."""
     ranks, panels = len({contender.rank for contender in contenders}), len(by_panel(contenders))
     return {1: 2 if panels in (2, 4) else 3, 3: 3}.get(ranks, 2)
+
+
+def limits(values: Sequence[float], unit: str) -> tuple[float, float]:
+    """Of an axis around scores: whole tens of percent, or somewhat more than their range, from 0 where that is not far."""
+    if unit == "%":
+        return percent_limits(values)
+    if not len(values):
+        return 0.0, 1.0
+    low, high = min(values), max(values)
+    room = 0.06 * ((high - low) or abs(high) or 1.0)
+    return (0.0 if 0 <= low <= high / 2 else low - room), high + room
 
 
 def percent_limits(values: Sequence[float], step: int = 10) -> tuple[float, float]:
