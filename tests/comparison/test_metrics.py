@@ -165,7 +165,7 @@ def test_the_live_table_names_the_metric_when_it_is_known(tmp_path: Path) -> Non
     table = LiveTable(grid, folder, 1, quiet=False)
     assert shown(table)[0] == ["cell", "state", "round", "score", "left"]
     listener = table.follow(grid.cells[0])
-    listener.begin(0, 10, 4, MSE)
+    finish(folder, grid.cells[0], 0.125)
     listener.round({"round": 1, "score": 0.125})
     assert shown(table)[0][3:] == ["mean", "squared", "error", "left"] and "0.125" in shown(table)[1]
 

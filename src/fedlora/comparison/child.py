@@ -1,8 +1,8 @@
 """One cell in a process of its own: `python -m fedlora.comparison.child`.
 
 Standard input gives one line of JSON, {"config": tables, "folder": path, "threads": number}, and then stays open as long as the
-comparison lives: when it ends, so does this process. Standard output has a line of JSON when
-the rounds begin, one a round, and one for each note. How it went stands in the folder.
+comparison lives: when it ends, so does this process. Standard output has a line of JSON a round, and one for each note. How it
+went stands in the folder.
 """
 
 import json
@@ -17,7 +17,6 @@ from fedlora.comparison.grid import Cell
 from fedlora.comparison.play import attempt
 from fedlora.config import resolve
 from fedlora.listener import Quiet, Row
-from fedlora.tasks.metrics import Metric
 
 
 def main() -> None:
@@ -39,9 +38,6 @@ class _Relay(Quiet):
 
     def note(self, text: str) -> None:
         self._say({"note": text})
-
-    def begin(self, first: int, last: int, clients: int, metric: Metric) -> None:
-        self._say({"begin": [first, last, clients], "metric": metric.as_json()})
 
     def round(self, row: Row) -> None:
         self._say({"round": row["round"], "score": row["score"]})

@@ -33,7 +33,7 @@ STYLE = {State.WAITING: "dim", State.RUNNING: "bold", State.DONE: "", State.FAIL
 
 @dataclass
 class CellProgress:
-    """A cell in the table. `played` counts the rounds of this session, which took `seconds`; `metric` is known from when it begins,
+    """A cell in the table. `played` counts the rounds of this session, which took `seconds`; `metric` is known from its first round on,
     of the usual task before that."""
 
     cell: Cell
@@ -89,6 +89,10 @@ class LiveTable:
         progress = self.lines[cell.hash]
         progress.state, progress.since = State.RUNNING, time.perf_counter()
         return _CellListener(self, progress)
+
+    def metric(self, cell: Cell) -> Metric:
+        """What a cell that has begun is compared by."""
+        return (self.folder.metrics(cell) or CLASSIFICATION)[0]
 
     def note(self, text: str) -> None:
         """Something that a user should know."""
@@ -153,7 +157,7 @@ class LiveTable:
             line.seconds = time.perf_counter() - line.since
         if summary is not None:
             line.round, line.score = summary["rounds"], summary["final"]["score"]
-            line.metric = (self.folder.metrics(cell) or CLASSIFICATION)[0]
+            line.metric = self.metric(cell)
 
 
 class _CellListener(Quiet):
@@ -165,10 +169,9 @@ class _CellListener(Quiet):
     def note(self, text: str) -> None:
         self.table.note(text)
 
-    def begin(self, first: int, last: int, clients: int, metric: Metric) -> None:
-        self.progress.metric = metric
-
     def round(self, row: Row) -> None:
+        if self.progress.metric is None:  # by now the folder says it, in whatever process the run is
+            self.progress.metric = self.table.metric(self.progress.cell)
         self.progress.took(row["round"], row["score"])
 
 

@@ -12,7 +12,6 @@ from fedlora.comparison.grid import Cell
 from fedlora.config import as_tables
 from fedlora.errors import BadInput, RunFailed
 from fedlora.listener import Listener
-from fedlora.tasks.metrics import Metric
 
 Follow = Callable[[Cell], Listener]  # a cell begins: gives what follows its run
 
@@ -93,7 +92,5 @@ def _converse(child: "subprocess.Popen[str]", cell: Cell, folder: Folder, thread
         match json.loads(line):
             case {"note": text}:
                 listener.note(text)
-            case {"begin": [first, last, clients], "metric": metric}:
-                listener.begin(first, last, clients, Metric(**metric))
             case {"round": number, "score": score}:
                 listener.round({"round": number, "score": score})
