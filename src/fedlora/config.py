@@ -146,6 +146,7 @@ class SourceConfig:
     validation: float = 0.0
     delimiter: str | None = None
     encoding: str | None = None
+    image: str = "image"
 
 
 class DataConfig(Table):
@@ -158,6 +159,7 @@ class DataConfig(Table):
         source: 20newsgroups or banking77, a file, a folder, or a Hub id; a list of them is several domains.
         text: the column of texts.
         label: the column of labels.
+        image: the column of images.
         delimiter: one character that separates columns of csv files; found out where it is not set.
         encoding: of text files, by Python's name for it; found out where it is not set.
         limit: how many training examples to keep, drawn by seed.
@@ -174,6 +176,7 @@ class DataConfig(Table):
     source: str | list[str] = "20newsgroups"
     text: str | list[str] = "text"
     label: str | list[str] = "label"
+    image: str = "image"
     delimiter: str | None = None
     encoding: str | None = None
     limit: PositiveInt | None = None
@@ -208,7 +211,9 @@ class DataConfig(Table):
         names = [self.source] if isinstance(self.source, str) else self.source
         texts, labels = ([x] * len(names) if isinstance(x, str) else x for x in (self.text, self.label))
         return [
-            SourceConfig(*each, self.column, self.limit, self.test_limit, self.validation, self.delimiter, self.encoding)
+            SourceConfig(
+                *each, self.column, self.limit, self.test_limit, self.validation, self.delimiter, self.encoding, self.image
+            )
             for each in zip(names, texts, labels, strict=True)
         ]
 

@@ -17,7 +17,7 @@ Labels = tuple[int, ...] | tuple[str, ...]
 
 def texts(part: Part, name: str) -> tuple[str, ...]:
     """The texts of a column; a missing value is an empty text. Raises BadInput when the column is missing or is no text."""
-    column = _column(part, name, "data.text")
+    column = find(part, name, "data.text")
     _require_text(part, name, column)
     return tuple(text or "" for text in _values(part, name, column))
 
@@ -26,7 +26,7 @@ def owners(part: Part, name: str) -> tuple[str, ...]:
     """Who each row belongs to. Raises BadInput when the column, or a value of it, is missing."""
     from pyarrow import types
 
-    column = _column(part, name, "data.column")
+    column = find(part, name, "data.column")
     if not types.is_integer(column.type):
         _require_text(part, name, column)
     values = _values(part, name, column)
@@ -49,7 +49,7 @@ def labels(part: Part, name: str, integers: bool | None = None) -> Labels:
     """
     from pyarrow import types
 
-    column = _column(part, name, "data.label")
+    column = find(part, name, "data.label")
     if types.is_floating(column.type) or types.is_decimal(column.type):
         raise BadInput(f"{part.where}: column '{name}' holds fractional numbers; labels are integers or text")
     if types.is_boolean(column.type) or types.is_date(column.type):
@@ -71,7 +71,7 @@ def numbers(part: Part, name: str) -> NDArray[np.float64]:
     the column is missing, or holds another kind of values, or a value is no finite number (the row is named)."""
     from pyarrow import types
 
-    column = _column(part, name, "data.label")
+    column = find(part, name, "data.label")
     kind = column.type
     if not (types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or _is_text(column)):
         raise BadInput(f"{part.where}: column '{name}' holds {kind}, not numbers")
@@ -146,7 +146,7 @@ def encode(part: Part, column: str, values: Labels, names: Sequence[str], named:
     return encoded
 
 
-def _column(part: Part, name: str, key: str) -> Any:
+def find(part: Part, name: str, key: str) -> Any:
     """A column by its name; `key` is the configuration's key that names it."""
     have = part.table.column_names
     if have.count(name) != 1:

@@ -57,8 +57,9 @@ class Pretrained:
         return tuple(outside_body(self.model))
 
 
-def locate(source: str) -> str:
-    """What transformers can load: the folder of a packaged name, or `source` itself (a folder or a Hub id).
+def locate(source: str, others: Iterable[str] = ()) -> str:
+    """What transformers can load: the folder of a packaged name, or `source` itself (a folder or a Hub id). `others` are further
+    names, for the message.
 
     Raises:
         BadInput: a packaged name whose package is missing, or a name that is nothing of all this.
@@ -78,7 +79,7 @@ def locate(source: str) -> str:
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise BadInput(f"model.source = '{source}': no such folder")
     if "/" not in source and "-" not in source:
-        error = unknown("model", source, PACKAGED)
+        error = unknown("model", source, tuple(others) or PACKAGED)
         raise BadInput(f"model.source: {error}; a local folder or a Hub id such as FacebookAI/roberta-base is possible too")
     return source
 
@@ -122,9 +123,9 @@ def load(config: ModelConfig, seed: int, **arguments: Any) -> Pretrained:
     head = set(outside_body(model))
     if not head or model.base_model is model:
         raise BadInput(f"{key}: the head of {type(model).__name__} cannot be told from its body")
-    _refuse_other_sizes(key, info["mismatched_keys"], head)
+    refuse_other_sizes(key, info["mismatched_keys"], head)
     _refuse_other_vocabulary(key, model, tokenizer)
-    drawn = _missing(key, model, set(info["missing_keys"]) - head)
+    drawn = missing(key, model, set(info["missing_keys"]) - head)
     draw(model, head | set(drawn), seed)
     set_padding(model, tokenizer)
     model.eval().requires_grad_(False)
@@ -161,7 +162,7 @@ def refuse_encoder_decoder(key: str, hf_config: Any) -> None:
         raise BadInput(f"{key}: {hf_config.model_type} is an encoder-decoder; an encoder or a decoder is needed")
 
 
-def _refuse_other_sizes(key: str, mismatched: Iterable[Any], head: set[str]) -> None:
+def refuse_other_sizes(key: str, mismatched: Iterable[Any], head: set[str]) -> None:
     for name, found, wanted in sorted((str(name), tuple(a), tuple(b)) for name, a, b in mismatched):
         if name not in head:
             raise BadInput(
@@ -187,7 +188,7 @@ def _refuse_other_vocabulary(key: str, model: Any, tokenizer: Any) -> None:
         )
 
 
-def _missing(key: str, model: Any, names: set[str]) -> tuple[str, ...]:
+def missing(key: str, model: Any, names: set[str]) -> tuple[str, ...]:
     """The parameters below the head that the checkpoint lacks. A pooler may be drawn anew; blocks and embeddings may not."""
     missing = tuple(name for name, _ in model.named_parameters() if name in names)
     modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in missing}

@@ -21,13 +21,19 @@ from fedlora.types import Model, Tensors, own_model
 
 
 def write_result(config: Config, roster: Roster, result: Model, head: Tensors, rows: Sequence[Mapping[str, Any]], out: Path) -> str:
-    """Write `adapter/` under `out`, or `model/` where the result is no fixed low-rank change; returns which. What depends on the
-    input has no such format, and is in the checkpoint only: "checkpoint"."""
+    """Write `adapter/` under `out`, or `model/` where the result is no fixed low-rank change, or nobody else has its base; returns
+    which. What depends on the input has no such format, and is in the checkpoint only: "checkpoint"."""
     if not peft.has_fixed_weights(result):
         return "checkpoint"
-    name = "adapter" if peft.is_adapter(result) else "model"
-    _write_folder(config, roster, result, head, out / name, name == "model", rows, None)
+    pretrained = load_pretrained(config, roster.schema)
+    name = "adapter" if _is_adapter(pretrained, result) else "model"
+    _write_folder(config, roster, pretrained, result, head, out / name, name == "model", rows, None)
     return name
+
+
+def _is_adapter(pretrained: Pretrained, result: Model) -> bool:
+    """Whether an adapter can hold a result, and others can find the base that it is for."""
+    return peft.is_adapter(result) and bool(pretrained.source)
 
 
 def export(run: Path, to: Path, client: int | str | None, merged: bool) -> str:
@@ -46,8 +52,10 @@ def export(run: Path, to: Path, client: int | str | None, merged: bool) -> str:
             f"{run}: this model weighs its adapters anew for each input (or has one for each domain), and neither an adapter nor a "
             "whole model can hold that; `fedlora predict` uses it"
         )
-    merged = merged or not peft.is_adapter(result)
-    _write_folder(located(config, run), roster, result, head, to, merged, to_written(read_rows(run), read_metrics(run)[0]), id)
+    config = located(config, run)
+    pretrained = load_pretrained(config, roster.schema)
+    merged = merged or not _is_adapter(pretrained, result)
+    _write_folder(config, roster, pretrained, result, head, to, merged, to_written(read_rows(run), read_metrics(run)[0]), id)
     return "model" if merged else "adapter"
 
 
@@ -103,6 +111,7 @@ def located(config: Config, run: Path) -> Config:
 def _write_folder(
     config: Config,
     roster: Roster,
+    pretrained: Pretrained,
     result: Model,
     head: Tensors,
     to: Path,
@@ -114,7 +123,7 @@ def _write_folder(
     part = to.with_name(f".{to.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    pretrained = _with_head(load_pretrained(config, roster.schema), head)
+    pretrained = _with_head(pretrained, head)
     if merged:
         peft.save_model(pretrained, result, part)
     else:
