@@ -73,7 +73,8 @@ def _of_folder(folder: Path, config: SourceConfig) -> Part:
     if not images:
         raise BadInput(f"{folder}: no images; each class is a folder of them, as in {folder.name}/cat/1.png ({', '.join(ENDINGS)})")
     others = [file.name for file in (*inside, *folder.iterdir()) if file.is_file() and file not in images]
-    notes = (f"{folder}: {len(others):,} files are no images in a folder of a class: {some(others, 3)}",) if others else ()
+    counts = f"{len(others):,} of {len(others) + len(images):,} files are no images in a folder of a class"
+    notes = (f"{folder}: {counts}: {some(others, 3)}",) if others else ()
     table = _table([_read(file) for file in images], [file.parent.name for file in images], config)
     return Part(str(folder), table, [f"{file.parent.name}/{file.name}" for file in images], "file", notes=notes)
 
