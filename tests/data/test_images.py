@@ -101,7 +101,10 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
         read(tmp_path / "t.parquet")
     with pytest.raises(BadInput, match=r"no column 'img'; it has 'image', 'label'; data\.image names the column"):
         images.of_column(images.digits(DataConfig(source="digits").sources[0]).train, "img")
-    (tmp_path / "empty" / "train").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match=r"empty: no folder train/ with a folder of images for each class, nor a train\.parquet"):
+        read(tmp_path / "empty")
+    (tmp_path / "empty" / "train").mkdir()
     with pytest.raises(BadInput, match=r"empty/train: no images; each class is a folder of them, as in train/cat/1\.png"):
         read(tmp_path / "empty")
 

@@ -165,6 +165,16 @@ def test_the_command_line_from_the_table_to_the_answer(tmp_path: Path, monkeypat
     assert status == 2 and "task.size" in err
 
 
+def test_clients_with_heads_of_their_own_are_scored_by_what_is_exported(tmp_path: Path) -> None:
+    summary = run(tmp_path, {"model": {"head": "personal"}, "data": {"strata": "cluster"}})
+    export(tmp_path / "run", tmp_path / "one", 1, merged=False)
+    model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "one").eval()
+    files = sorted(str(file) for file in (tmp_path / "shades" / "test").rglob("*.png"))
+    _, p = score(model, tmp_path, tmp_path / "one")
+    np.testing.assert_allclose([x["probability"] for x in predict(tmp_path / "run", files, client=1)], p.max(1), atol=1e-5)
+    assert set(summary["clients"]) and read_rows(tmp_path / "run")[-1]["clients_scored"] == 3
+
+
 def test_images_that_are_all_alike_are_refused(tmp_path: Path) -> None:
     for part in ("train", "test"):
         for label in ("a", "b"):

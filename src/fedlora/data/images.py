@@ -43,6 +43,9 @@ def find(config: SourceConfig) -> Source:
         if train is not None:
             parts = [None if each is None else _of_folder(each, config) for each in (test, validation)]
             return Source(path.resolve().name, _of_folder(train, config), parts[0], validation=parts[1])
+        if not [*path.glob("[Tt]rain*"), *path.glob("data/train*")]:
+            held = some(sorted(entry.name for entry in path.iterdir()), 8) or "nothing"
+            raise BadInput(f"{path}: no folder train/ with a folder of images for each class, nor a train.parquet; it holds {held}")
     return sources.find(config)
 
 

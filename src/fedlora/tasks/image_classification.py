@@ -18,7 +18,7 @@ from fedlora.models import vision
 from fedlora.models.load import Pretrained
 from fedlora.models.trial import Findings
 from fedlora.tasks import classification
-from fedlora.tasks.base import Answer, Card, Result
+from fedlora.tasks.base import Answer, Card, Result, Task
 from fedlora.tasks.classification import Classes
 from fedlora.tasks.metrics import Array
 
@@ -170,4 +170,4 @@ def _how_to_use(result: Result) -> list[str]:
     ]
 
 
-TASK = ImageClassification
+TASK: type[Task] = ImageClassification

@@ -31,7 +31,7 @@ from fedlora.data.source import Part, Source
 from fedlora.data.strata import bins
 from fedlora.errors import BadInput
 from fedlora.models.load import Pretrained, load
-from fedlora.tasks.base import Answer, Card, Result
+from fedlora.tasks.base import Answer, Card, Result, Task
 from fedlora.tasks.metrics import Array, Metric, Sums
 from fedlora.tasks.texts import TextTask, fields, how_to_use, on_padding
 
@@ -205,4 +205,4 @@ class TextRegression(TextTask):
         )
 
 
-TASK = TextRegression
+TASK: type[Task] = TextRegression
