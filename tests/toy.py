@@ -183,7 +183,8 @@ def routed(x: Tensor, G: Tensor, own: Tensor, others: Sequence[Tensor], renormal
 
 @dataclass
 class Trainer:
-    """Trains a client's requests, each from a fresh optimiser, and remembers them all in `log`. Full batches."""
+    """Trains a client's requests, each from a fresh optimiser, and remembers them all in `log`, and what it was asked to look at in
+    `looked`. Full batches."""
 
     setup: Setup
     lr: float = 0.02
@@ -191,6 +192,7 @@ class Trainer:
     steps_per_epoch: int = 2
     weight_decay: float = 0.01  # of AdamW
     log: list[tuple[Client, Train, Trained]] = field(default_factory=list)
+    looked: list[Observe] = field(default_factory=list)
     base: dict[int, tuple[int, dict[str, Tensor]]] = field(default_factory=dict)  # client -> version of its base, and the base
     merged: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # client -> all its base took up, summed apart from it
 
@@ -216,6 +218,7 @@ class Trainer:
 
     def __call__(self, client: Client, ask: Train | Observe) -> Trained | Observed:
         if isinstance(ask, Observe):
+            self.looked.append(ask)
             X, _ = self.data[client.id]["q"]
             return Observed(look(X[rows_of(client)[ask.data]] if ask.data else X, ask.statistic))
         W, data = self.fold(client, ask.base), self.data[client.id]

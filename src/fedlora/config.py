@@ -117,7 +117,7 @@ class ModelConfig(Table):
     """The pre-trained model, and where its adapter goes.
 
     Attributes:
-        source: minilm (packaged), a local folder, or a Hub id of an encoder or decoder.
+        source: minilm (packaged), a local folder, or a Hub id of an encoder or decoder; of images: mlp, vit-tiny, or such a place.
         head: who trains the classifier on top: nobody, everybody together, or each client its own.
         target_modules: the linear layers with an adapter: all-linear for all of the blocks, a list of names or their ends, or a
             pattern for whole paths.
@@ -146,6 +146,7 @@ class SourceConfig:
     validation: float = 0.0
     delimiter: str | None = None
     encoding: str | None = None
+    image: str = "image"
 
 
 class DataConfig(Table):
@@ -155,9 +156,10 @@ class DataConfig(Table):
     `test_limit`, `validation` and `min_size` hold for each domain.
 
     Attributes:
-        source: 20newsgroups or banking77, a file, a folder, or a Hub id; a list of them is several domains.
+        source: 20newsgroups or banking77 (digits of images), a file, a folder, or a Hub id; a list of them is several domains.
         text: the column of texts.
         label: the column of labels.
+        image: the column of images.
         delimiter: one character that separates columns of csv files; found out where it is not set.
         encoding: of text files, by Python's name for it; found out where it is not set.
         limit: how many training examples to keep, drawn by seed.
@@ -174,6 +176,7 @@ class DataConfig(Table):
     source: str | list[str] = "20newsgroups"
     text: str | list[str] = "text"
     label: str | list[str] = "label"
+    image: str = "image"
     delimiter: str | None = None
     encoding: str | None = None
     limit: PositiveInt | None = None
@@ -208,7 +211,9 @@ class DataConfig(Table):
         names = [self.source] if isinstance(self.source, str) else self.source
         texts, labels = ([x] * len(names) if isinstance(x, str) else x for x in (self.text, self.label))
         return [
-            SourceConfig(*each, self.column, self.limit, self.test_limit, self.validation, self.delimiter, self.encoding)
+            SourceConfig(
+                *each, self.column, self.limit, self.test_limit, self.validation, self.delimiter, self.encoding, self.image
+            )
             for each in zip(names, texts, labels, strict=True)
         ]
 

@@ -406,8 +406,8 @@ class Facts:
         sends: (method, state, client, round) -> the fields of an Up that this client's answer in this round fills, where that is
             not all of them. It must fill each `value`, `change` and `index` among them, and no other field.
         silent: there may be rounds in which clients train but send Nothing.
-        asks: what its Train requests use, of "mask", "probe", "base", "full", "gate", "C", "D", "penalty", "grad", "domains" (a
-            request for one of several data sets), "slots" (more than one) and "drop_base".
+        asks: what its requests use, of "mask", "probe", "base", "full", "gate", "C", "D", "penalty", "grad", "domains" (a request
+            for one of several data sets), "slots" (more than one), "drop_base" and "classes" (statistics of each).
         linear: (method, setup, round) -> whether aggregate makes of the Ups what it makes of as many copies of their lifted mean
             (see `fedlora.gather.lifted`).
         weight: (method, client) -> what an Up counts in that mean.

@@ -50,7 +50,8 @@ def standard_with_requests(row: Row):
     """Five rounds of a row with `some` clients: (method, setup, run), and what was asked of the clients."""
     method, setup = world(row)
     trainer = Trainer(setup, lr=row.lr)
-    return (method, setup, federate(method, setup, 5, some(setup), trainer)), [ask for _, ask, _ in trainer.log]
+    run = federate(method, setup, 5, some(setup), trainer)
+    return (method, setup, run), [*(ask for _, ask, _ in trainer.log), *trainer.looked]
 
 
 def standard(row: Row):

@@ -22,6 +22,7 @@ from laws import law
 
 from fedlora.config import ModelConfig, TrainConfig
 from fedlora.data.encoded import Encoded
+from fedlora.models import vision
 from fedlora.models.slots import find_targets
 from fedlora.runs.prepare import fresh_adapter
 from fedlora.tasks.texts import encode
@@ -33,6 +34,18 @@ SIZES = (1, 12, 9, 5)
 ONE_A_METHOD = list({row.method: row for row in reversed(ROWS)}.values())
 ALL = 10**6
 SLOW = pytest.mark.slow
+QUICK = {  # on images: one slot, a router, features, a gate by likeness
+    ("mlp", "fedit"),
+    ("mlp", "fedlease"),
+    ("mlp", "ce-lora"),
+    ("vit-tiny", "fedit"),
+    ("vit-tiny", "feddpa"),
+}
+ON_IMAGES = [
+    pytest.param(row, model, id=f"{row}, {model}", marks=() if (model, row.method) in QUICK else SLOW)
+    for row in ONE_A_METHOD
+    for model in ("mlp", "vit-tiny")
+]
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +128,11 @@ def assert_close_over_the_whole_adapter(one: Sequence[Outcome], other: Sequence[
 
 def play(row: Row, folder: Path, dtype: torch.dtype, check: Any, **settings: Any) -> None:
     names = sorted({task for own in row.tasks for task in own})
-    trainer = make(folder, dtype, names, **settings)
-    clients, data = dealt(tiny.tokenizer(), row)
-    setup = make_setup(trainer, clients, dtype)
+    play_on(row, make(folder, dtype, names, **settings), *dealt(tiny.tokenizer(), row), check)
+
+
+def play_on(row: Row, trainer: Trainer, clients: Sequence[Client], data: Mapping[int, Encoded], check: Any) -> None:
+    setup = make_setup(trainer, clients, trainer.dtype)
     method = row.make()
     state = method.init(setup)
     held = {c.id: method.hold(setup, c) for c in clients}
@@ -180,6 +195,31 @@ def test_law_8_together_is_alone_on_odd_shapes(shape: str, method: str, tmp_path
 
     play(row, folder, torch.float64, check, **changes)
     assert set(seen) == {"decoder" not in shape}
+
+
+@pytest.mark.parametrize(("row", "model"), ON_IMAGES)
+@law(8)
+def test_law_8_together_is_alone_on_images(row: Row, model: str) -> None:
+    names = sorted({task for own in row.tasks for task in own})
+    pretrained = vision.load(ModelConfig(source=model), tiny.CLASSES, (1, 4, 4), 5, None)
+    found = vision.try_model(pretrained.model, find_targets(pretrained.model, "all-linear"), (1, 4, 4))
+    assert not found.form.apart and found.form.split
+    ranges = {task: range(i, i + 1) for i, task in enumerate(names[:-1])} | {task: range(len(names) - 1, 3) for task in names[-1:]}
+    settings = TrainConfig(batch_size=8, epochs=2, lr=5e-3)
+    objective = tiny.objective(**(ranges or {}))
+    trainer = Trainer(pretrained, found.targets, settings, torch.device("cpu"), torch.float64, objective, form=found.form)
+    clients, texts = dealt(tiny.tokenizer(), row)
+    rng = np.random.default_rng(0)
+
+    def drawn(data: Encoded) -> Encoded:
+        images = rng.standard_normal((len(data), 1, 4, 4)).astype(np.float32)
+        return replace(data, inputs=tuple(images), sizes=np.full(len(data), found.limit))
+
+    def check(trainer: Trainer, jobs: list[Job], alone: list[Outcome]) -> None:
+        assert_each_close(alone, together(trainer, jobs, ALL), 1e-9)
+        assert_each_close(alone, together(trainer, jobs, 20, backwards=True), 1e-9)
+
+    play_on(row, trainer, clients, {id: drawn(each) for id, each in texts.items()}, check)
 
 
 def save(config: Any, folder: Path) -> Path:

@@ -18,7 +18,7 @@ from fedlora.errors import BadInput
 from fedlora.gather.lifted import lifted_mean
 from fedlora.server.loop import Server
 from fedlora.transforms import pipeline
-from fedlora.types import BASE, Client, Nothing, Reply, Setup, Train, own_model
+from fedlora.types import BASE, ClassMixtures, Client, Nothing, Observe, Reply, Setup, Train, own_model
 
 LONG = 60
 
@@ -192,8 +192,10 @@ def test_law_9_where_it_is_linear_the_lifted_mean_of_all_ups_is_as_good_as_each(
     assert not apart or max(apart) > 1e-4
 
 
-def used(ask: Train) -> set[str]:
+def used(ask: Train | Observe) -> set[str]:
     """What a request uses, in the words of `Facts.asks`."""
+    if isinstance(ask, Observe):
+        return {"classes"} if isinstance(ask.statistic, ClassMixtures) else set()
     roles = {role for slot in ask.slots.values() for role in "CD" if slot.role(role)}
     others = {
         "mask": bool(ask.mask),
@@ -217,7 +219,7 @@ def test_law_9_requests_use_what_the_facts_say(name):
     _, setup = world(rows[0])
     trainer, method = Trainer(setup, lr=rows[0].lr), methods.make(name, {})
     federate(method, setup, 3, half(setup), trainer)
-    asked = [ask for _, ask, _ in trainer.log] + [ask for row in rows for ask in standard_with_requests(row)[1]]
+    asked = [ask for _, ask, _ in trainer.log] + trainer.looked + [ask for row in rows for ask in standard_with_requests(row)[1]]
     found = {word for ask in asked for word in used(ask)}
     assert found == method.FACTS.asks
 

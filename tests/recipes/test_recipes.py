@@ -14,8 +14,8 @@ from fedlora.models.slots import find_targets
 from fedlora.runs.prepare import make_method
 from fedlora.runs.roster import client_ranks
 
-NAMES = ["fig3", "fig4", "fig5", "fig6", "fig7", "methods", "table1", "table2", "table3", "table4", "table5", "table6"]
-GRIDS = [name for name in NAMES if name not in ("fig7", "table4", "table5")]
+NAMES = ["digits", "fig3", "fig4", "fig5", "fig6", "fig7", "methods", "table1", "table2", "table3", "table4", "table5", "table6"]
+GRIDS = [name for name in NAMES if name not in ("digits", "fig7", "table4", "table5")]
 P = 12 * (4 * (768 + 768) + 2 * (768 + 3072))  # parameters of a rank of RoBERTa-base's 72 layers, both factors
 MINILM = 6 * (4 * (384 + 384) + 2 * (384 + 1536))
 TURNS = 30 * 50  # clients and rounds of the paper
@@ -142,6 +142,29 @@ def test_figure_5_adapts_each_type_of_module_and_each_layer_once(scale, kind, la
 
 def by_place(cell: Cell) -> int:
     return cell.place
+
+
+@pytest.mark.parametrize("scale", list(Scale))
+def test_digits_set_a_fixed_adapter_beside_one_that_is_merged_in_all_else_alike(scale):
+    cells = grid("digits", scale)
+    for cell in cells:
+        make_method(cell.config)
+        assert (cell.config.task.name, cell.config.model.source, cell.config.data.source) == (
+            "image_classification",
+            "mlp",
+            "digits",
+        )
+    apart = {"method.name", "method.accumulate"}
+    places = [
+        {tuple((k, str(v)) for k, v in cell.flat.items() if k not in apart) for cell in cells if said(cell) == wanted}
+        for wanted in (("fedit", None), ("fedloru", None), ("fedloru", "literal"))
+    ]
+    assert places[0] == places[1] == places[2] and len(places[0]) == (6 if scale is Scale.SMALL else 12)
+    assert {cell.config.seed for cell in cells} == {0, 1, 2} and {cell.config.clients.count for cell in cells} == {20, 100}
+
+
+def said(cell: Cell) -> tuple[str, str | None]:
+    return cell.flat["method.name"], cell.flat.get("method.accumulate")
 
 
 # ---- every method at equal upload bytes --------------------------------------------------------------------------------------

@@ -17,7 +17,11 @@ from fedlora.names import short
 
 SEED, METHOD = "seed", "method.name"
 BARE = {METHOD, "data.source", "model.source"}  # values that say by themselves what they are
-LATER = {"data.validation": 0.0, "data.strata": "label"}  # keys younger than the first results, with their defaults
+LATER = {
+    "data.validation": 0.0,
+    "data.strata": "label",
+    "data.image": "image",
+}  # keys younger than the first results, with their defaults
 
 LISTS = {"track.to"}  # keys of which a list is one value
 

@@ -1,4 +1,4 @@
-"""From the columns of a table to texts, owners and class indices, with an error that names file, column and row."""
+"""From the columns of a table to texts, owners, numbers and class indices, with an error that names file, column and row."""
 
 import math
 import re
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedlora.data.dataset import Integers
 from fedlora.data.source import Part
@@ -16,7 +17,7 @@ Labels = tuple[int, ...] | tuple[str, ...]
 
 def texts(part: Part, name: str) -> tuple[str, ...]:
     """The texts of a column; a missing value is an empty text. Raises BadInput when the column is missing or is no text."""
-    column = _column(part, name, "data.text")
+    column = find(part, name, "data.text")
     _require_text(part, name, column)
     return tuple(text or "" for text in _values(part, name, column))
 
@@ -25,7 +26,7 @@ def owners(part: Part, name: str) -> tuple[str, ...]:
     """Who each row belongs to. Raises BadInput when the column, or a value of it, is missing."""
     from pyarrow import types
 
-    column = _column(part, name, "data.column")
+    column = find(part, name, "data.column")
     if not types.is_integer(column.type):
         _require_text(part, name, column)
     values = _values(part, name, column)
@@ -34,6 +35,7 @@ def owners(part: Part, name: str) -> tuple[str, ...]:
 
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # Python would take 1_000, too
 
 
 def labels(part: Part, name: str, integers: bool | None = None) -> Labels:
@@ -47,7 +49,7 @@ def labels(part: Part, name: str, integers: bool | None = None) -> Labels:
     """
     from pyarrow import types
 
-    column = _column(part, name, "data.label")
+    column = find(part, name, "data.label")
     if types.is_floating(column.type) or types.is_decimal(column.type):
         raise BadInput(f"{part.where}: column '{name}' holds fractional numbers; labels are integers or text")
     if types.is_boolean(column.type) or types.is_date(column.type):
@@ -62,6 +64,33 @@ def labels(part: Part, name: str, integers: bool | None = None) -> Labels:
     if all(map(_INTEGER.fullmatch, written)) if integers is None else integers:
         return tuple(int(value) if _INTEGER.fullmatch(value) else value for value in written)  # type: ignore[return-value]
     return tuple(written)
+
+
+def numbers(part: Part, name: str) -> NDArray[np.float64]:
+    """The numbers of a column, (n,): integers, fractions, or text that is one, written with a decimal point. Raises BadInput when
+    the column is missing, or holds another kind of values, or a value is no finite number (the row is named)."""
+    from pyarrow import types
+
+    column = find(part, name, "data.label")
+    kind = column.type
+    if not (types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or _is_text(column)):
+        raise BadInput(f"{part.where}: column '{name}' holds {kind}, not numbers")
+    values = _values(part, name, column)
+    _require_all(part, name, values)
+    found = np.array([_number(value) for value in values], dtype=np.float64)
+    for row in map(int, np.flatnonzero(~np.isfinite(found))[:1]):
+        raise BadInput(f"{part.where}: column '{name}', {part.place(row)}: {values[row]!r} is no finite number")
+    return found
+
+
+def _number(value: Any) -> float:
+    """nan for what is none."""
+    if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf
 
 
 def _is_number(text: str) -> bool:
@@ -117,7 +146,7 @@ def encode(part: Part, column: str, values: Labels, names: Sequence[str], named:
     return encoded
 
 
-def _column(part: Part, name: str, key: str) -> Any:
+def find(part: Part, name: str, key: str) -> Any:
     """A column by its name; `key` is the configuration's key that names it."""
     have = part.table.column_names
     if have.count(name) != 1:
@@ -128,11 +157,15 @@ def _column(part: Part, name: str, key: str) -> Any:
 
 
 def _require_text(part: Part, name: str, column: Any) -> None:
+    if not _is_text(column):
+        raise BadInput(f"{part.where}: column '{name}' holds {column.type}, not text")
+
+
+def _is_text(column: Any) -> bool:
     from pyarrow import types
 
     kind = column.type.value_type if types.is_dictionary(column.type) else column.type
-    if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind)):
-        raise BadInput(f"{part.where}: column '{name}' holds {column.type}, not text")
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind))
 
 
 def _values(part: Part, name: str, column: Any) -> Any:

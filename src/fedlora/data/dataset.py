@@ -35,7 +35,7 @@ class Split:
     strata: Integers = field(default_factory=_none)
 
     def __post_init__(self) -> None:
-        if not len(self.strata):
+        if len(self.strata) != len(self.targets):
             object.__setattr__(self, "strata", self.targets)
 
     def __len__(self) -> int:
@@ -65,11 +65,13 @@ class Schema:
         label_names: of the classes; empty where targets are numbers.
         domains: each with its classes, in a run of several data sets.
         shape: of an input as the model takes it, where all have one (channels, height, width of an image); empty otherwise.
+        scales: mean and spread of targets that are numbers, for each domain, or for the one data set; empty where they are classes.
     """
 
     label_names: tuple[str, ...] = ()
     domains: tuple[Domain, ...] = ()
     shape: tuple[int, ...] = ()
+    scales: tuple[tuple[float, float], ...] = ()
 
     def classes(self, domain: int | None) -> slice:
         """Those of a domain; of all where it is None."""

@@ -48,7 +48,12 @@ def union(datasets: Sequence[Dataset]) -> Dataset:
         " + ".join(names),
         joined([dataset.train for dataset in datasets]),
         joined([dataset.test for dataset in datasets]),
-        Schema(tuple(f"{d.name}/{label}" for d in datasets for label in d.schema.label_names), classes, shapes.pop()),
+        Schema(
+            tuple(f"{d.name}/{label}" for d in datasets for label in d.schema.label_names),
+            classes,
+            shapes.pop(),
+            tuple(scale for d in datasets for scale in d.schema.scales),
+        ),
         tuple(notes),
         strata,
         joined([part or dataset.train.take(NONE) for part, dataset in zip(validation, datasets, strict=True)])

@@ -9,13 +9,13 @@ from typing import Any
 class Part:
     """A `pyarrow.Table`, and where it comes from, in the words that an error shows: a path, or a Hub id and a split.
 
-    `numbers` says for each row which `unit` of the file it is (line 7); without them rows are counted from 1. `hint` is what may
-    help where a column is missing.
+    `numbers` says for each row which `unit` it is, of the file (line 7) or of the folder (file cat/1.png); without them rows are
+    counted from 1. `hint` is what may help where a column is missing.
     """
 
     where: str
     table: Any
-    numbers: Sequence[int] | None = None
+    numbers: Sequence[int] | Sequence[str] | None = None
     unit: str = "row"
     hint: str = ""
     notes: tuple[str, ...] = ()

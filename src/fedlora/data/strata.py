@@ -3,11 +3,12 @@
 A stratum is a group of examples, by number; their names are the data set's `strata_names`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fedlora.config import Strata
 from fedlora.data.dataset import Dataset, Integers, Split
@@ -16,14 +17,18 @@ from fedlora.errors import BadInput
 BINS = 10  # strata of a quantity
 
 
-def bins(values: Sequence[float], known: Sequence[float], count: int = BINS) -> tuple[Integers, tuple[str, ...]]:
+def bins(values: ArrayLike, known: ArrayLike, count: int = BINS) -> tuple[Integers, tuple[str, ...]]:
     """The bin (n,) of each value, and the bins' names. Edges are quantiles of `known` values, so that bins are equally full of
-    these; fewer bins where many values are equal."""
-    edges = np.unique(np.quantile(np.asarray(known, dtype=np.float64), np.linspace(0, 1, count + 1)))
-    if len(edges) < 2:
-        return np.zeros(len(values), dtype=np.int64), (f"{edges[0]:g}",)
-    found = np.clip(np.searchsorted(edges, np.asarray(values, dtype=np.float64), side="right") - 1, 0, len(edges) - 2)
-    return found.astype(np.int64), tuple(f"{low:g} to {high:g}" for low, high in pairwise(edges))
+    these; fewer bins where many values are equal. Where `count` bins have room for all that differ, each has its own, to which
+    others up to the next one belong."""
+    distinct = np.unique(np.asarray(known, dtype=np.float64))
+    if len(distinct) <= count:
+        lows, names = distinct, tuple(f"{value:g}" for value in distinct)
+    else:
+        edges = np.unique(np.quantile(np.asarray(known, dtype=np.float64), np.linspace(0, 1, count + 1)))
+        lows, names = edges[:-1], tuple(f"{low:g} to {high:g}" for low, high in pairwise(edges))
+    found = np.clip(np.searchsorted(lows, np.asarray(values, dtype=np.float64), side="right") - 1, 0, None)
+    return found.astype(np.int64), names
 
 
 def by_column(dataset: Dataset, column: str) -> Dataset:

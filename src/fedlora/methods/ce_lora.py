@@ -113,7 +113,7 @@ class CELoRA:
         upload="r²; once also the mixtures, c k (2 d_feature + 1) + c in all",
         download="r²",
         server="O(K r³ + K² r²), and once O(K²) transports",
-        asks=frozenset({"C"}),
+        asks=frozenset({"C", "classes"}),
         sends=lambda method, state, client, round: frozenset({"C", "mixtures"} if method._wants_mixtures(state, client) else "C"),
         dims=lambda method, setup, client: {"part": method.components},
     )

@@ -86,20 +86,23 @@ class Given:
 
 
 def processor_of(model: Any) -> Any:
-    """The tokenizer of a model that is at hand, from where the model itself came. BadInput where that is nowhere."""
-    from transformers import AutoTokenizer
+    """The tokenizer of a model that is at hand, or its image processor, from where the model itself came. BadInput where that is
+    nowhere."""
+    from transformers import AutoImageProcessor, AutoTokenizer
 
     named = str(getattr(model.config, "_name_or_path", "") or "")
+    kind = AutoImageProcessor if model.main_input_name == "pixel_values" else AutoTokenizer
     try:
         if named:
-            return AutoTokenizer.from_pretrained(named)
+            return kind.from_pretrained(named)
     except (OSError, ValueError) as error:
         raise BadInput(f"tokenizer: {type(model).__name__} came from '{named}', which has none: {first_line(error)}") from error
     raise BadInput(f"tokenizer: {type(model).__name__} does not say where it came from, so give its tokenizer, too")
 
 
-def locate(source: str) -> str:
-    """What transformers can load: the folder of a packaged name, or `source` itself (a folder or a Hub id).
+def locate(source: str, others: Iterable[str] = ()) -> str:
+    """What transformers can load: the folder of a packaged name, or `source` itself (a folder or a Hub id). `others` are further
+    names, for the message.
 
     Raises:
         BadInput: a packaged name whose package is missing, or a name that is nothing of all this.
@@ -121,7 +124,7 @@ def locate(source: str) -> str:
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise BadInput(f"model.source = '{source}': no such folder")
     if "/" not in source and "-" not in source:
-        error = unknown("model", source, PACKAGED)
+        error = unknown("model", source, tuple(others) or PACKAGED)
         raise BadInput(f"model.source: {error}; a local folder or a Hub id such as FacebookAI/roberta-base is possible too")
     return source
 
@@ -158,9 +161,9 @@ def load(config: ModelConfig, seed: int, given: Given | None = None, **arguments
     head = set(outside_body(model))
     if not head or model.base_model is model:
         raise BadInput(f"{key}: the head of {type(model).__name__} cannot be told from its body")
-    _refuse_other_sizes(key, info["mismatched_keys"], head)
+    refuse_other_sizes(key, info["mismatched_keys"], head)
     _refuse_other_vocabulary(key, model, tokenizer)
-    drawn = _missing(key, model, set(info["missing_keys"]) - head)
+    drawn = missing(key, model, set(info["missing_keys"]) - head)
     draw(model, head | set(drawn), seed)
     set_padding(model, tokenizer)
     model.eval().requires_grad_(False)
@@ -179,20 +182,33 @@ def _read(key: str, name: str, how: Mapping[str, Any]) -> tuple[Any, Any, Mappin
 
 
 def _taken(key: str, given: Given, how: Mapping[str, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
-    """The same of a model that is at hand: its weights are copied."""
+    """The same of a model that is at hand."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+    refuse_encoder_decoder(key, given.model.config)
+    return taken(key, given, how, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
+
+
+def taken(key: str, given: Given, how: Mapping[str, Any], kinds: Mapping[Any, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
+    """Processor, model and what loading said of it, of a model that is at hand: its weights are copied.
+
+    Args:
+        how: what `from_pretrained` is told, and what the configuration is to say.
+        kinds: configuration -> the class of the model that is wanted.
+
+    Raises:
+        BadInput: there is no such class.
+    """
     config = copy.deepcopy(given.model.config)
-    refuse_encoder_decoder(key, config)
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise BadInput(f"{key}: transformers has no sequence classifier for {config.model_type}")
+    if type(config) not in kinds:
+        raise BadInput(f"{key}: transformers has no such classifier for {config.model_type}")
     rest = {name: value for name, value in how.items() if not hasattr(config, name) or name == "dtype"}
     for name in how:
         if name not in rest:
             setattr(config, name, how[name])
     weights = {name: x.detach().to("cpu", torch.float32, copy=True) for name, x in given.model.state_dict().items()}
-    kind = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
-    return (copy.deepcopy(given.processor), *kind.from_pretrained(None, config=config, state_dict=weights, **rest))
+    read = kinds[type(config)].from_pretrained(None, config=config, state_dict=weights, **rest)
+    return (copy.deepcopy(given.processor), *read)
 
 
 def outline(config: ModelConfig, num_labels: int) -> Pretrained:
@@ -224,7 +240,7 @@ def refuse_encoder_decoder(key: str, hf_config: Any) -> None:
         raise BadInput(f"{key}: {hf_config.model_type} is an encoder-decoder; an encoder or a decoder is needed")
 
 
-def _refuse_other_sizes(key: str, mismatched: Iterable[Any], head: set[str]) -> None:
+def refuse_other_sizes(key: str, mismatched: Iterable[Any], head: set[str]) -> None:
     for name, found, wanted in sorted((str(name), tuple(a), tuple(b)) for name, a, b in mismatched):
         if name not in head:
             raise BadInput(
@@ -250,7 +266,7 @@ def _refuse_other_vocabulary(key: str, model: Any, tokenizer: Any) -> None:
         )
 
 
-def _missing(key: str, model: Any, names: set[str]) -> tuple[str, ...]:
+def missing(key: str, model: Any, names: set[str]) -> tuple[str, ...]:
     """The parameters below the head that the checkpoint lacks. A pooler may be drawn anew; blocks and embeddings may not."""
     missing = tuple(name for name, _ in model.named_parameters() if name in names)
     modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in missing}

@@ -82,11 +82,11 @@ def try_model(
             forward pass.
     """
     with torch.no_grad(), quiet():
-        _use(model, PLAIN)
+        use(model, PLAIN)
         trial = _Trial(model, targets, _vocabulary(model, words), specials, fewest)
         alone = trial.alone(limit)
         longest = max(len(text.ids) for text in alone)
-        own, dropped = _used(model, targets, alone)
+        own, dropped = used(model, targets, [text.calls for text in alone])
         if targets and not own:
             raise BadInput(f"model.target_modules: {some(targets)} {dropped[targets[0]]}, so there is nothing to adapt")
         form, rows = trial.form(alone)
@@ -166,7 +166,7 @@ class _Trial:
         """The fastest form that gives what texts give alone, and for each layer whether its rows were the tokens."""
         attention.register()
         self.model.config.use_cache = False  # decoders would keep keys and values for a generation that never comes
-        _use(self.model, attention.NAME)
+        use(self.model, attention.NAME)
         for reads, positions in product(Reads, Positions):
             form = Form(Shared.PACKED, Packing(reads, positions))
             rows = self._same(form, alone)
@@ -177,7 +177,7 @@ class _Trial:
         for shared, attention_name, left, split in ways:
             if left and shared is not Shared.PADDED:
                 continue
-            _use(self.model, attention_name)
+            use(self.model, attention_name)
             form = Form(shared, None, left, self.masked, split)
             rows = self._same(form, alone)
             if rows is not None:
@@ -195,14 +195,14 @@ class _Trial:
             except Exception:  # whatever a model raises over texts in a form that it does not know
                 return None
             wanted = torch.stack([text.logits for text in group])
-            if given.shape != wanted.shape or not _close(given, wanted, CLOSE):
+            if given.shape != wanted.shape or not close(given, wanted, CLOSE):
                 return None
             found.append({m: _tokens(form, m, calls, group) for m in self.targets})
         return {m: all(each[m] for each in found) for m in self.targets}
 
     def _run(self, form: Form, ids: Sequence[Ids]) -> tuple[Tensor, Calls]:
         texts = pack(ids, form, self.pad, self.device)
-        with _watch(self.model, self.targets) as calls:
+        with watch(self.model, self.targets) as calls:
             return logits(self.model, form, texts), calls
 
     def _fails(self, length: int) -> Exception | None:
@@ -239,13 +239,13 @@ def _tokens(form: Form, module: str, calls: Calls, group: Sequence[_Alone]) -> b
         for text, start, n in zip(group, starts, lengths, strict=False):
             wanted = text.calls[module][i]
             begin = start + (longest - n if form.left else 0)
-            if wanted is None or len(wanted) != n or not _close(given[begin : begin + n], wanted, CLOSE_ROWS):
+            if wanted is None or len(wanted) != n or not close(given[begin : begin + n], wanted, CLOSE_ROWS):
                 return False
     return True
 
 
 @contextmanager
-def _watch(model: nn.Module, targets: Sequence[str]) -> Iterator[dict[str, list[Tensor | None]]]:
+def watch(model: nn.Module, targets: Sequence[str]) -> Iterator[dict[str, list[Tensor | None]]]:
     """What each layer is given in the passes within, call by call: one number a row, the row's product with a fixed random vector
     (rows as in x (..., d) flattened to (rows, d)). None stands for a call that is not one tensor in, one tensor out."""
     calls: dict[str, list[Tensor | None]] = {m: [] for m in targets}
@@ -274,20 +274,20 @@ def _direction(width: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(0).standard_normal(width, dtype=np.float32))
 
 
-def _used(model: nn.Module, targets: Sequence[str], alone: Sequence[_Alone]) -> tuple[list[str], dict[str, str]]:
+def used(model: nn.Module, targets: Sequence[str], seen: Sequence[Calls], what: str = "a text") -> tuple[list[str], dict[str, str]]:
     """The targets that are linear layers of the forward pass with a weight of their own, and why others are not.
 
     An expert to which no token was sent is one all the same when another of its list was used.
     """
-    used = {m for m in targets if any(text.calls[m] for text in alone)}
-    lists = {_without_last_number(m) for m in used}
+    called = {m for m in targets if any(calls[m] for calls in seen)}
+    lists = {_without_last_number(m) for m in called}
     holders = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     dropped: dict[str, str] = {}
     for m in targets:
-        if any(call is None for text in alone for call in text.calls[m]):
+        if any(call is None for calls in seen for call in calls[m]):
             dropped[m] = "gives no plain tensor"
-        elif m not in used and _without_last_number(m) not in lists:
-            dropped[m] = "is not called in the forward pass of a text"
+        elif m not in called and _without_last_number(m) not in lists:
+            dropped[m] = f"is not called in the forward pass of {what}"
         elif any(holders[id(p)] > 1 for p in model.get_submodule(m).parameters(recurse=False)):
             dropped[m] = "shares its weight with another layer"
     return [m for m in targets if m not in dropped], dropped
@@ -307,7 +307,7 @@ def token_types_count(model: Any, tokenizer: Any) -> bool:
     without = {name: x for name, x in inputs.items() if name != "token_type_ids"}
     with torch.no_grad(), quiet():
         try:
-            return not _close(model(**inputs).logits, model(**without).logits, CLOSE)
+            return not close(model(**inputs).logits, model(**without).logits, CLOSE)
         except Exception:  # whatever a model raises over inputs that it does not take
             return True
 
@@ -358,12 +358,12 @@ def _notes(
         yield f"texts of up to {usable} tokens are allowed; {name} was tried with texts of up to {tried}"
 
 
-def _close(got: Tensor, wanted: Tensor, tolerance: float) -> bool:
+def close(got: Tensor, wanted: Tensor, tolerance: float) -> bool:
     largest = wanted.abs().max() if wanted.numel() else torch.zeros(())
     return bool(((got - wanted).abs().max() <= tolerance * largest).item()) if wanted.numel() else True
 
 
-def _use(model: Any, implementation: str) -> None:
+def use(model: Any, implementation: str) -> None:
     """Switch the model's attention; a model that cannot be switched says so in its own way, and is tried all the same."""
     if model.config._attn_implementation != implementation:
         with suppress(Exception):

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlora import methods, seeds, wire
+from fedlora import methods, seeds, tasks, wire
 from fedlora.disk import write_whole
 from fedlora.runs.prepare import fresh_adapter
 from fedlora.transforms.pipeline import UNCHANGED, Pipeline
@@ -188,11 +188,11 @@ HEADING = [
     f"long run has {LONG_ROUNDS} rounds, {LONG_CLIENTS} clients, half of them drawn anew for each round, and {BLOCKS} blocks of",
     f"width {NARROW}, where pairs of a few rounds outweigh the weights: who missed more receives the whole change of the base",
     "instead. *Exact*: the server's update equals the weighted mean of the clients' updates B_k A_k. Server cost is of one module",
-    "in one round: K clients, rank r, R the sum of ranks, d = d_out + d_in.",
+    "in one round: K clients, rank r, R the sum of ranks, d = d_out + d_in. *Tasks*: those that have what its requests use.",
     "",
-    "| method | paper | year | exact | mixed ranks | personal | MB up | MB down | long: MB up | long: MB down | upload, a module "
-    "| download, a module | server |",
-    f"|{'---|' * 13}",
+    "| method | paper | year | exact | mixed ranks | personal | tasks | MB up | MB down | long: MB up | long: MB down "
+    "| upload, a module | download, a module | server |",
+    f"|{'---|' * 14}",
 ]
 
 
@@ -203,12 +203,19 @@ def _row(name: str, facts: Facts, once: Cost, long: Cost) -> str:
         f"[{facts.title}](https://arxiv.org/abs/{facts.paper})" if facts.paper[:4].isdigit() else f"{facts.title} ({facts.paper})",
         str(facts.year),
         *(tick[flag] for flag in (facts.exact, facts.mixed_ranks, facts.personal)),
+        served(facts),
         *(f"{size / 1e6:.2f}" for c in (once, long) for size in (c.upload_bytes, c.download_bytes)),
         facts.upload,
         facts.download,
         facts.server,
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def served(facts: Facts) -> str:
+    """The tasks that a method can train, in words."""
+    lacking = [f"`{name}`" for name in tasks.names() if facts.asks & tasks.find(name).LACKS]
+    return f"all but {', '.join(lacking)}" if lacking else "all"
 
 
 def _make_up(ask: Train | Observe, setup: Setup, t: int, client: Client) -> Trained | Observed:

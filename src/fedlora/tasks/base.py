@@ -24,7 +24,9 @@ class Objective(Scoring, Protocol):
     """A task whose classes are known: what is minimised, and how answers are scored. Outputs are what a model gives of n examples,
     (n, outputs)."""
 
-    schema: Schema
+    @property
+    def schema(self) -> Schema:
+        """What targets are."""
 
     def within(self, outputs: Tensor, domains: np.ndarray) -> Tensor:
         """Outputs as they count for examples of these domains, (n,): in classification, -inf for the classes of other domains."""

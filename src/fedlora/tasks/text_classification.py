@@ -11,7 +11,7 @@ from fedlora.data.dataset import Dataset, Schema
 from fedlora.data.source import Source
 from fedlora.models.load import Given, Pretrained, load
 from fedlora.tasks import classification
-from fedlora.tasks.base import Answer, Card, Result
+from fedlora.tasks.base import Answer, Card, Result, Task
 from fedlora.tasks.classification import Classes
 from fedlora.tasks.metrics import Array
 from fedlora.tasks.texts import TextTask, fields, how_to_use, on_padding
@@ -53,4 +53,4 @@ class TextClassification(TextTask):
         )
 
 
-TASK = TextClassification
+TASK: type[Task] = TextClassification

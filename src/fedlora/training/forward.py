@@ -12,7 +12,7 @@ from torch.func import functional_call
 from fedlora.data.encoded import Encoded
 from fedlora.models.base import ResidentBase
 from fedlora.models.heads import Body, Head, Whole
-from fedlora.models.packing import Form, Inputs, pack
+from fedlora.models.packing import Form, Inputs, Shared, pack
 from fedlora.models.slots import Weight, bind, bind_routers
 from fedlora.tasks.base import Objective
 from fedlora.training.passes import Part, in_order, passes, take
@@ -104,7 +104,10 @@ class Forward:
         """What `read` makes of the last hidden states of texts that share a pass, (n, d)."""
         inputs = self._pack(given)
         hidden = self._body.all_tokens(inputs).float()
-        if inputs.layout is None and hidden.shape[1] != inputs.values.shape[1]:  # a body that shortens its texts
+        if self.form.shared is Shared.STACKED:  # (n, rows, d), or (n, d, height, width) of a convolution
+            hidden = hidden.flatten(2).mT if hidden.ndim == 4 else hidden
+            inputs = replace(inputs, lengths=np.full(len(hidden), hidden.shape[1]))
+        elif inputs.layout is None and hidden.shape[1] != inputs.values.shape[1]:  # a body that shortens its texts
             if len(given) > 1:
                 return torch.cat([self.hidden([each], read) for each in given])
             inputs = replace(inputs, lengths=np.array([hidden.shape[1]]), mask=None)
