@@ -7,7 +7,20 @@ from typing import Any
 import pytest
 
 from fedlora.errors import BadInput
-from fedlora.summary import advice, best_round, complete, exhausted, in_words, read, read_rows, rounds, summarise, to_written
+from fedlora.summary import (
+    advice,
+    best_round,
+    complete,
+    diverged,
+    exhausted,
+    in_words,
+    read,
+    read_metrics,
+    read_rows,
+    rounds,
+    summarise,
+    to_written,
+)
 from fedlora.tasks.metrics import CLASSIFICATION, Metric
 
 TRAFFIC = ["upload_params", "upload_bytes", "download_params", "download_bytes"]
@@ -56,6 +69,20 @@ def test_where_lower_is_better_the_result_is_the_lowest() -> None:
     final = {"score": 0.25, "mse": 0.25, "validation_mse": 0.2, "constant_mse": 0.24}
     assert in_words({"final": final}, [error]) == "mean squared error 0.25  validation 0.2  mean 0.24"
     assert list(advice([], {"final": final, "written": {"round": 4}}, error)) == ["no better than always answering the mean"]
+
+
+def test_only_a_model_that_says_nothing_has_diverged() -> None:
+    assert diverged({"loss": None}) and diverged({"loss": 1.0, "undecided": 5, "examples_scored": 5, "score": 0.0})
+    assert not diverged({"loss": 1.0, "undecided": 1, "examples_scored": 5, "score": 0.0})  # an error of nothing, but for one
+    assert diverged({"loss": 1.0, "undecided": 1, "score": 0.0}) and not diverged(
+        {"loss": 1.0, "score": 0.0}
+    )  # of earlier versions
+
+
+def test_a_folder_without_metrics_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "federation.json").write_text('{"metrics": []}')
+    with pytest.raises(BadInput, match="missing or damaged"):
+        read_metrics(tmp_path)
 
 
 def test_a_run_that_stopped_early_is_complete() -> None:

@@ -11,7 +11,7 @@ from fedlora.tasks.metrics import CLASSIFICATION, Metric
 
 Row = Mapping[str, Any]
 
-SCORES = ("undecided", "clients_untrained", "loss")  # beside the metrics
+SCORES = ("examples_scored", "undecided", "clients_untrained", "loss")  # beside the metrics
 TOTALS = ("upload_params", "upload_bytes", "download_params", "download_bytes")
 OLD = {"task_accuracy": "domain_accuracy"}  # keys in rows of earlier versions -> what they are called now
 SECONDS = ("wall_s", "train_s", "evaluate_s", "aggregate_s", "wire_s", "other_s")
@@ -58,6 +58,8 @@ def read_metrics(folder: Path) -> tuple[Metric, ...]:
 def metrics_of(federation: Mapping[str, Any]) -> tuple[Metric, ...]:
     """Those that a federation.json names. TypeError or ValueError where it is damaged."""
     named = federation.get("metrics")
+    if named is not None and not named:
+        raise ValueError("no metric")
     return CLASSIFICATION if named is None else tuple(Metric(**each) for each in named)
 
 
@@ -117,7 +119,13 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 def diverged(scores: Row) -> bool:
     """Whether a round left no training loss that is a number, or a model that gives none."""
-    return scores.get("loss", 0.0) is None or bool(scores.get("undecided") and not scores["score"])
+    return scores.get("loss", 0.0) is None or speechless(scores)
+
+
+def speechless(scores: Row) -> bool:
+    """Whether the model gave no finite numbers for any example. Rows of earlier versions do not say how many were scored."""
+    undecided, scored = scores.get("undecided", 0), scores.get("examples_scored")
+    return bool(undecided) and (not scores["score"] if scored is None else undecided >= scored)
 
 
 def complete(summary: Mapping[str, Any], rounds: int) -> bool:

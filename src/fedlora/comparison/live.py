@@ -34,7 +34,7 @@ STYLE = {State.WAITING: "dim", State.RUNNING: "bold", State.DONE: "", State.FAIL
 @dataclass
 class CellProgress:
     """A cell in the table. `played` counts the rounds of this session, which took `seconds`; `metric` is known from its first round
-    on, of the usual task before that."""
+    on, and of the usual task before that."""
 
     cell: Cell
     state: State = State.WAITING

@@ -21,7 +21,7 @@ from fedlora.runs.roster import Roster, read_roster
 from fedlora.runs.saved import CHECKPOINT
 from fedlora.server import checkpoint
 from fedlora.server.loop import Server
-from fedlora.summary import summarise
+from fedlora.summary import speechless, summarise
 
 
 def finish(
@@ -33,7 +33,7 @@ def finish(
     metrics = context.trainer.objective.metrics
     summary = summarise(rows, metrics)
     written = summary["written"]["round"]
-    if rows[written - 1].get("undecided") and not rows[written - 1]["score"]:
+    if speechless(rows[written - 1]):
         raise RunFailed(f"round {written}: the model gives no finite numbers, so its training diverged; a lower train.lr may help")
     server = last
     if written != last.round:
