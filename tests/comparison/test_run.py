@@ -98,6 +98,7 @@ def whole(tables: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, one_
     return file.parent / "out"
 
 
+@pytest.mark.slow
 def test_two_comparisons_of_one_seed_are_equal(whole: Path, save: Save, tmp_path: Path):
     compare(save(train=LONG), tmp_path / "again")
     assert table(tmp_path / "again") == table(whole)
@@ -196,6 +197,7 @@ def test_a_process_that_is_killed_is_a_failed_cell_and_closing_stops_all(save: S
     assert sum(folder.failure(each) is not None for each in grid.cells) == 1  # those that were stopped have not failed
 
 
+@pytest.mark.slow
 def test_a_process_of_a_comparison_ends_with_it(save: Save, tmp_path: Path):
     """However the comparison ends, no process may go on playing a cell that the next one will play."""
     (cell, *_) = expand(recipes.read(save(train={"rounds": 2000, "batch_size": 8}), None)).cells

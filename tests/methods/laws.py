@@ -10,7 +10,12 @@ from toy import Trainer, dense, deployed, federate, make_clients, make_setup
 from fedlora import wire
 from fedlora.types import ByDomain, Client, Model
 
+FIRST = {id(row) for row in {row.method: row for row in reversed(ROWS)}.values()}  # of each method
 every_row = pytest.mark.parametrize("row", ROWS, ids=str)
+# For what takes long: in the fast suite a row a method, in the slow tests the others.
+long_row = pytest.mark.parametrize(
+    "row", [pytest.param(row, marks=() if id(row) in FIRST else pytest.mark.slow) for row in ROWS], ids=str
+)
 
 
 def law(number: int, exempt: str = ""):

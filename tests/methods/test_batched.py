@@ -18,7 +18,7 @@ import torch
 import transformers
 from architectures import ARCHITECTURES
 from cases import ROWS, Row
-from laws import law
+from laws import law, long_row
 
 from fedlora.config import ModelConfig, TrainConfig
 from fedlora.data.encoded import Encoded
@@ -162,7 +162,7 @@ def play_on(row: Row, trainer: Trainer, clients: Sequence[Client], data: Mapping
         state, _ = method.aggregate(state, iter(sorted(replies, key=lambda r: r.client.id)), t)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
+@long_row
 @law(8)
 def test_law_8_in_float64_together_is_alone(row: Row, folder: Path) -> None:
     def check(trainer: Trainer, jobs: list[Job], alone: list[Outcome]) -> None:

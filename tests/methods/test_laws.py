@@ -12,6 +12,7 @@ from laws import (
     every_row,
     function,
     law,
+    long_row,
     outcome,
     some,
     standard,
@@ -210,7 +211,7 @@ def test_law_3_everything_survives_the_wire_bit_for_bit(row):
         assert same(through_the_wire(x, method), x)
 
 
-@every_row
+@long_row
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @law(3)
 def test_law_3_a_run_over_the_wire_equals_one_in_memory_bit_for_bit(row, dtype):
@@ -220,7 +221,7 @@ def test_law_3_a_run_over_the_wire_equals_one_in_memory_bit_for_bit(row, dtype):
     assert same((two.states, two.held), (one.states, one.held))
 
 
-@every_row
+@long_row
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @law(3)
 def test_law_3_a_run_stopped_at_any_round_and_resumed_equals_the_uninterrupted_one(row, optimizer):
@@ -385,7 +386,7 @@ BAD = {
 }
 
 
-@every_row
+@long_row
 @pytest.mark.parametrize("word", BAD)
 @law(6)
 def test_law_6_a_bad_reply_is_refused_and_the_others_count(row, word):

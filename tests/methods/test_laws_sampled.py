@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 import torch
 from cases import ROWS, Row
-from laws import every_row, law, outcome, some, standard, standard_with_requests, through_the_wire, trained_change, truncated, world
+from laws import (
+    every_row,
+    law,
+    long_row,
+    outcome,
+    some,
+    standard,
+    standard_with_requests,
+    through_the_wire,
+    trained_change,
+    truncated,
+    world,
+)
 from served import answers, rounds
 from toy import Trainer, dense, deployed, distance, federate, play, same, tensors, weighted
 
@@ -83,7 +95,7 @@ def shape_of(row: Row, setup: Setup, method, run) -> list:
     return [(s, type(x.gate), sorted(x.full)) for s, x in zip(slots, models, strict=True)]
 
 
-@every_row
+@long_row
 @law(12)
 def test_law_12_nothing_depends_on_who_came_first(row):
     """One client alone, or the others before it, then everybody: all end with models of one form, and groups are the same."""
@@ -127,7 +139,7 @@ def test_law_12_a_lost_attempt_changes_nothing(row):
     assert same(one, two)
 
 
-@every_row
+@long_row
 @law(12)
 def test_law_12_whatever_a_client_lost_of_what_it_was_sent_it_trains_to_the_same(row):
     """Two clients, in each of four rounds: with what the state says that it has, and with a base at each version it ever had
@@ -270,7 +282,7 @@ class _Lossy:
 # ---- 13. sixty rounds ---------------------------------------------------------------------------------------------------------
 
 
-@every_row
+@long_row
 @law(13, exempt="ideal")
 def test_law_13_sixty_rounds_in_which_half_take_part(row):
     """Each round as in laws 1 and 11, and nothing drifts: logs that were folded, bases that were topped up, ranks that differ."""
@@ -299,7 +311,7 @@ def dense_changes(up, setup: Setup) -> dict[tuple[str, str], np.ndarray]:
     return out
 
 
-@every_row
+@long_row
 @law(13)
 def test_law_13_with_error_feedback_nothing_is_lost_in_sixty_rounds(row):
     """Of every client and every entry: all that was received and all that it remembers add up to all that it wanted to send."""

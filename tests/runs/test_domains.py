@@ -51,7 +51,7 @@ def two(bert_folder: Path, csv_folder: Path, tmp_path: Path) -> dict:
     return TABLES | {"model": {"source": str(bert_folder)}, "data": TABLES["data"] | data}
 
 
-@pytest.mark.parametrize("name", ["fedit", "fl-tac", "fedlease"])
+@pytest.mark.parametrize("name", ["fl-tac", *(pytest.param(x, marks=pytest.mark.slow) for x in ("fedit", "fedlease"))])
 def test_stopped_and_resumed_equals_uninterrupted(name: str, two: dict, tmp_path: Path) -> None:
     config = resolve(two, {"method": {"name": name}, "clients": {"domains": 2 if name == "fl-tac" else 1}})
     play.execute(config, tmp_path / "whole", False, Silent())

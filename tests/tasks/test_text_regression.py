@@ -215,6 +215,7 @@ def test_the_code_of_the_card_prints_numbers_in_the_datas_own_unit(tmp_path: Pat
     np.testing.assert_allclose(json.loads(capsys.readouterr().out.splitlines()[-1]), said, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_stopped_and_learns(tmp_path: Path) -> None:
     run(tmp_path, train={"rounds": 1})
     config = resolve(

@@ -48,7 +48,7 @@ def test_replies_late_doubled_and_lost_change_nothing(name: str, world: Path, al
     same_end(out, alone(name), config)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "frlora" else pytest.mark.slow) for n in METHODS])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "fedit" else pytest.mark.slow) for n in METHODS])
 def test_killed_workers_and_servers_change_nothing(name: str, world: Path, alone: Callable[[str], Path], tmp_path: Path) -> None:
     """A worker that is new has the pre-trained base, and a server that is new may find workers whose base is ahead of it: what they
     are sent to be level again is more to download, and nothing else differs."""

@@ -217,7 +217,8 @@ def outline(config: ModelConfig, num_labels: int) -> Pretrained:
 
     key = f"model.source = '{config.source}'"
     try:
-        found = AutoConfig.from_pretrained(locate(config.source), num_labels=num_labels)
+        with quiet():
+            found = AutoConfig.from_pretrained(locate(config.source), num_labels=num_labels)
         refuse_encoder_decoder(key, found)
         with torch.device("meta"):
             return from_config(found, None, 0)
