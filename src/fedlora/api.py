@@ -14,15 +14,15 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedlora.config import Config, merge, read_recipe, resolve
+from fedlora.config import Config, merge, nested, read_recipe, resolve
 from fedlora.data.given import RUN, Data, given, write
 from fedlora.errors import BadInput
+from fedlora.listener import Listener, Passing, Quiet
 from fedlora.summary import in_words, read_metrics, read_rows
 from fedlora.summary import read as read_summary
 from fedlora.tasks.metrics import Metric
 
 if TYPE_CHECKING:
-    from fedlora.listener import Listener
     from fedlora.models.load import Given
     from fedlora.runs.predict import Predictor
     from fedlora.tasks.base import Answer
@@ -310,7 +310,7 @@ def play(
     config: Config,
     out: Path,
     resume: bool,
-    listener: "Listener",
+    listener: Listener,
     data: Data | None = None,
     own: "Given | None" = None,
     profile: bool = False,
@@ -367,15 +367,7 @@ def _layers(
         keys |= {"data.column": data.column, "data.partition": "column"} if data.column is not None else {}
     else:
         keys["data.source"] = data
-    return [_nested(key, _plain(value)) for key, value in (*keys.items(), *(settings or {}).items()) if value is not None]
-
-
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    """The tables of one dotted key."""
-    found = value
-    for part in reversed(key.split(".")):
-        found = {part: found}
-    return dict(found)
+    return [nested(key, _plain(value)) for key, value in (*keys.items(), *(settings or {}).items()) if value is not None]
 
 
 def _at_hand(
@@ -387,13 +379,13 @@ def _at_hand(
         place = folder.absolute() / GIVEN / data.name
         if not place.exists():
             write(data, place, _label(tables.get("data", {}).get("label", "label")))
-        found.append(_nested("data.source", str(place)))
+        found.append(nested("data.source", str(place)))
     if own is not None:
         place = folder.absolute() / GIVEN / own.source.replace(":", "-")
         if not place.exists():
             own.model.save_pretrained(place)
             own.processor.save_pretrained(place)
-        found.append(_nested("model.source", str(place)))
+        found.append(nested("model.source", str(place)))
     return found
 
 
@@ -446,9 +438,8 @@ def _model(model: Any, processor: Any) -> "Given | None":
 
 
 @contextmanager
-def _shown(progress: bool) -> "Iterator[Listener]":
+def _shown(progress: bool) -> Iterator[Listener]:
     """Who shows what goes on."""
-    from fedlora.listener import Quiet
     from fedlora.report.progress import Progress
 
     if not progress:
@@ -458,20 +449,17 @@ def _shown(progress: bool) -> "Iterator[Listener]":
         yield shown
 
 
-class _Told:
-    """A listener that keeps the notes and tells a function of each round; `shown` is who shows them."""
+class _Told(Passing):
+    """A listener that keeps the notes and tells a function of each round."""
 
-    def __init__(self, shown: Any, notes: list[str], on_round: OnRound | None) -> None:
-        self.shown, self.notes, self.on_round = shown, notes, on_round
-        self.stage, self.examples = shown.stage, shown.examples
+    def __init__(self, listener: Listener, notes: list[str], on_round: OnRound | None) -> None:
+        super().__init__(listener)
+        self.notes, self.on_round = notes, on_round
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-        self.shown.note(text)
-
-    def begin(self, first: int, last: int, clients: int, metric: Metric) -> None:
-        self.shown.begin(first, last, clients, metric)
+        super().note(text)
 
     def round(self, row: Row) -> bool | None:
-        self.shown.round(row)
-        return self.on_round is not None and self.on_round(dict(row)) is True
+        stop = super().round(row)
+        return stop or (self.on_round is not None and self.on_round(dict(row)) is True)

@@ -437,9 +437,15 @@ def setting(assignment: str) -> dict[str, Any]:
         parsed: Any = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = text
-    for part in reversed(key.strip().split(".")):
-        parsed = {part: parsed}
-    return dict(parsed)
+    return nested(key.strip(), parsed)
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """The tables of one dotted key."""
+    found = value
+    for part in reversed(key.split(".")):
+        found = {part: found}
+    return dict(found)
 
 
 def settings(assignments: Iterable[str]) -> dict[str, Any]:

@@ -27,6 +27,28 @@ class Listener(Protocol):
         """A round is complete and on disk. True ends the run after it, with its model as the result."""
 
 
+class Passing:
+    """A listener that passes on all that it hears; base of those that do something beside."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+
+    def note(self, text: str) -> None:
+        self.listener.note(text)
+
+    def stage(self, text: str) -> None:
+        self.listener.stage(text)
+
+    def begin(self, first: int, last: int, clients: int, metric: Metric) -> None:
+        self.listener.begin(first, last, clients, metric)
+
+    def examples(self, count: int) -> None:
+        self.listener.examples(count)
+
+    def round(self, row: Row) -> bool | None:
+        return self.listener.round(row)
+
+
 class Quiet:
     """A listener that does nothing; base of those that need a part only."""
 

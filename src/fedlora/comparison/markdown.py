@@ -9,8 +9,7 @@ from fedlora.comparison.grid import METHOD, SEED, Grid, said
 from fedlora.comparison.recipe import Recipe, Scale
 from fedlora.comparison.results import Metrics, Row
 from fedlora.report import words
-from fedlora.report.units import number
-from fedlora.tasks.metrics import CLASSIFICATION, Metric
+from fedlora.tasks.metrics import CLASSIFICATION, Metric, number
 
 PERSONAL = "Personal models, each scored on its client's own test examples, so not to be ranked with common ones:"
 Values = tuple[str, ...]

@@ -34,6 +34,12 @@ def owners(part: Part, name: str) -> tuple[str, ...]:
     return tuple(map(str, values))
 
 
+def owners_of(part: Part, name: str | None, needed: bool) -> tuple[str, ...]:
+    """The same, and nobody where no column is named, or a part that does not need it lacks it: such a test part tests everybody on
+    all of it."""
+    return owners(part, name) if name is not None and (needed or name in part.table.column_names) else ()
+
+
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")  # Python would take 1_000, too
 

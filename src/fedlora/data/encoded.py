@@ -28,6 +28,11 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    @property
+    def domain_index(self) -> np.ndarray:
+        """`domains`, and zeros in a run of one."""
+        return self.domains if len(self.domains) else np.zeros(len(self), dtype=np.int64)
+
     def take(self, where: np.ndarray) -> "Encoded":
         """The examples at these positions."""
         domains = self.domains[where] if len(self.domains) else self.domains

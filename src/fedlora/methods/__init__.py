@@ -4,15 +4,14 @@ A file `lora_a2.py` holds the method `lora-a2`: the one class in it that has FAC
 elsewhere is named "package.module:Class".
 """
 
-import re
 from collections.abc import Mapping
-from dataclasses import is_dataclass
 from importlib import import_module
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from fedlora.errors import BadInput, first_line, unknown
+from fedlora.errors import unknown
+from fedlora.listed import defined_in, elsewhere
 from fedlora.settings import build
 from fedlora.types import Method
 
@@ -23,21 +22,15 @@ def names() -> list[str]:
 
 
 def _defined_in(folder: Traversable) -> list[str]:
-    """The files that define a class with FACTS, by their text: to import them all would take torch."""
-    texts = {file.name.removesuffix(".py"): file.read_text() for file in folder.iterdir() if file.name.endswith(".py")}
-    return sorted(name.replace("_", "-") for name, text in texts.items() if re.search(r"^ +FACTS\b.*=", text, re.M))
+    """The files that define a class with FACTS."""
+    return sorted(name.replace("_", "-") for name in defined_in(folder, r"^ +FACTS\b.*="))
 
 
 def find(name: str) -> type[Any]:
     """The class of a method, by its name here or by "package.module:Class". BadInput when there is none."""
-    if ":" in name:
-        module_name, _, class_name = name.partition(":")
-        try:
-            found: type[Any] = getattr(import_module(module_name), class_name)
-        except Exception as error:  # the module is somebody's program, and may fail in any way
-            raise BadInput(f"method.name = '{name}': {first_line(error)}") from error
-        if not (isinstance(found, type) and is_dataclass(found) and hasattr(found, "FACTS")):
-            raise BadInput(f"method.name = '{name}': this is no method, which is a dataclass with FACTS")
+    what = "this is no method, which is a dataclass with FACTS"
+    found = elsewhere(name, "method.name", lambda kind: hasattr(kind, "FACTS"), what)
+    if found is not None:
         return found
     if name not in names():
         raise unknown("method", name, names())

@@ -2,8 +2,9 @@
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,7 +69,7 @@ class Given:
     model: Any
     processor: Any
 
-    @property
+    @cached_property
     def source(self) -> str:
         """What a configuration calls it: its kind, and a digest of its weights and of how it computes."""
         digest = blake2b(digest_size=8)
@@ -81,8 +82,13 @@ class Given:
     @property
     def public_name(self) -> str:
         """Where others find it, by what the model itself says; empty where that is nowhere."""
-        named = str(getattr(self.model.config, "_name_or_path", "") or "")
+        named = _came_from(self.model)
         return public_name(named) if Path(named).is_dir() or named.count("/") == 1 else ""
+
+
+def _came_from(model: Any) -> str:
+    """The name or folder that a model says it was loaded by; empty where it says none."""
+    return str(getattr(model.config, "_name_or_path", "") or "")
 
 
 def processor_of(model: Any) -> Any:
@@ -90,7 +96,7 @@ def processor_of(model: Any) -> Any:
     nowhere."""
     from transformers import AutoImageProcessor, AutoTokenizer
 
-    named = str(getattr(model.config, "_name_or_path", "") or "")
+    named = _came_from(model)
     kind = AutoImageProcessor if model.main_input_name == "pixel_values" else AutoTokenizer
     try:
         if named:
@@ -150,10 +156,34 @@ def load(config: ModelConfig, seed: int, given: Given | None = None, **arguments
             weights or has them in other sizes; it has no tokenizer, or one of another vocabulary.
     """
     key = f"model.source = '{config.source}'"
+    read = partial(_read, key, config.source) if given is None else partial(_taken, key, given)
+    tokenizer, model, lacks = classifier(key, read, arguments)
+    _refuse_other_vocabulary(key, model, tokenizer)
+    drawn = draw_anew(key, model, lacks, seed)
+    set_padding(model, tokenizer)
+    model.eval().requires_grad_(False)
+    notes = tuple(_notes(model, tokenizer, drawn))
+    source = public_name(config.source) if given is None else given.public_name
+    return Pretrained(model, tokenizer, source, drawn, notes, prepended(tokenizer))
+
+
+def classifier(
+    key: str, read: Callable[[dict[str, Any]], tuple[Any, Any, Mapping[str, Any]]], arguments: Mapping[str, Any]
+) -> tuple[Any, Any, set[str]]:
+    """Processor and model in fp32, and the parameters that its checkpoint lacks.
+
+    Args:
+        key: what messages begin with.
+        read: what `from_pretrained` is told -> processor, model, and what loading said of it.
+        arguments: of the model's configuration.
+
+    Raises:
+        BadInput: it cannot be read, its head cannot be told from its body, or the checkpoint has weights below it in other sizes.
+    """
     how = {**arguments, "dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         with quiet():
-            tokenizer, model, info = _read(key, config.source, how) if given is None else _taken(key, given, how)
+            processor, model, info = read(how)
     except BadInput:
         raise
     except Exception as error:  # files of others: what transformers, tokenizers and safetensors raise over them has no common class
@@ -161,15 +191,16 @@ def load(config: ModelConfig, seed: int, given: Given | None = None, **arguments
     head = set(outside_body(model))
     if not head or model.base_model is model:
         raise BadInput(f"{key}: the head of {type(model).__name__} cannot be told from its body")
-    refuse_other_sizes(key, info["mismatched_keys"], head)
-    _refuse_other_vocabulary(key, model, tokenizer)
-    drawn = missing(key, model, set(info["missing_keys"]) - head)
+    _refuse_other_sizes(key, info["mismatched_keys"], head)
+    return processor, model, set(info["missing_keys"])
+
+
+def draw_anew(key: str, model: Any, lacks: set[str], seed: int) -> tuple[str, ...]:
+    """Draw the head from the seed, and what the checkpoint lacks below it; returns the latter. BadInput: see `_missing`."""
+    head = set(outside_body(model))
+    drawn = _missing(key, model, lacks - head)
     draw(model, head | set(drawn), seed)
-    set_padding(model, tokenizer)
-    model.eval().requires_grad_(False)
-    notes = tuple(_notes(model, tokenizer, drawn))
-    source = public_name(config.source) if given is None else given.public_name
-    return Pretrained(model, tokenizer, source, drawn, notes, prepended(tokenizer))
+    return drawn
 
 
 def _read(key: str, name: str, how: Mapping[str, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
@@ -186,15 +217,15 @@ def _taken(key: str, given: Given, how: Mapping[str, Any]) -> tuple[Any, Any, Ma
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
     refuse_encoder_decoder(key, given.model.config)
-    return taken(key, given, how, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
+    return taken(key, given, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, how)
 
 
-def taken(key: str, given: Given, how: Mapping[str, Any], kinds: Mapping[Any, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
+def taken(key: str, given: Given, kinds: Mapping[Any, Any], how: Mapping[str, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
     """Processor, model and what loading said of it, of a model that is at hand: its weights are copied.
 
     Args:
-        how: what `from_pretrained` is told, and what the configuration is to say.
         kinds: configuration -> the class of the model that is wanted.
+        how: what `from_pretrained` is told, and what the configuration is to say.
 
     Raises:
         BadInput: there is no such class.
@@ -241,7 +272,7 @@ def refuse_encoder_decoder(key: str, hf_config: Any) -> None:
         raise BadInput(f"{key}: {hf_config.model_type} is an encoder-decoder; an encoder or a decoder is needed")
 
 
-def refuse_other_sizes(key: str, mismatched: Iterable[Any], head: set[str]) -> None:
+def _refuse_other_sizes(key: str, mismatched: Iterable[Any], head: set[str]) -> None:
     for name, found, wanted in sorted((str(name), tuple(a), tuple(b)) for name, a, b in mismatched):
         if name not in head:
             raise BadInput(
@@ -267,7 +298,7 @@ def _refuse_other_vocabulary(key: str, model: Any, tokenizer: Any) -> None:
         )
 
 
-def missing(key: str, model: Any, names: set[str]) -> tuple[str, ...]:
+def _missing(key: str, model: Any, names: set[str]) -> tuple[str, ...]:
     """The parameters below the head that the checkpoint lacks. A pooler may be drawn anew; blocks and embeddings may not."""
     missing = tuple(name for name, _ in model.named_parameters() if name in names)
     modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in missing}

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from fedlora import seeds
 from fedlora.config import ModelConfig
 from fedlora.errors import BadInput, first_line, some
-from fedlora.models.heads import logits, outside_body
-from fedlora.models.load import PACKAGED, Given, Pretrained, draw, locate, missing, public_name, refuse_other_sizes, taken
+from fedlora.models.heads import logits
+from fedlora.models.load import PACKAGED, Given, Pretrained, classifier, draw_anew, locate, public_name, taken
 from fedlora.models.packing import Form, Shared, pack
 from fedlora.models.quiet import quiet
 from fedlora.models.trial import CLOSE, CLOSE_ROWS, Calls, Findings, close, use, used, watch
@@ -50,21 +51,9 @@ def load(
     known = {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": {x: i for i, x in enumerate(labels)}}
     if config.source in SCRATCH:
         return _drawn(config.source, known, shape, seed)
-    how = {**known, "problem_type": "single_label_classification", "dtype": torch.float32}
-    how |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    try:
-        with quiet():
-            own, model, info = _read(config.source, how) if given is None else taken(key, given, how, _kinds())
-    except BadInput:
-        raise
-    except Exception as error:  # files of others: what transformers and safetensors raise over them has no common class
-        raise BadInput(f"{key}: {first_line(error)}") from error
-    head = set(outside_body(model))
-    if not head or model.base_model is model:
-        raise BadInput(f"{key}: the head of {type(model).__name__} cannot be told from its body")
-    refuse_other_sizes(key, info["mismatched_keys"], head)
-    drawn = missing(key, model, set(info["missing_keys"]) - head)
-    draw(model, head | set(drawn), seed)
+    read = partial(_read, config.source) if given is None else partial(taken, key, given, _kinds())
+    own, model, lacks = classifier(key, read, {**known, "problem_type": "single_label_classification"})
+    drawn = draw_anew(key, model, lacks, seed)
     notes = (f"the checkpoint lacks {some(drawn, 4)}: drawn from the seed, and saved with the adapter",) if drawn else ()
     processor = _like(own, model.config, size)
     source = public_name(config.source) if given is None else given.public_name

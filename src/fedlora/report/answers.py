@@ -58,9 +58,8 @@ class Answer:
     @property
     def useless(self) -> bool:
         """Whether nothing does better than the constant answer."""
-        if self.baseline is None:
-            return False
-        return worth(self.metric, self.score.mean) <= worth(self.metric, self.baseline)
+        scale = self.metric.points(1.0)
+        return self.metric.no_better(self.score.mean / scale, None if self.baseline is None else self.baseline / scale)
 
     @property
     def noise(self) -> float:

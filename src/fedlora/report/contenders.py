@@ -18,8 +18,7 @@ from fedlora.config import Strata
 from fedlora.names import told_apart
 from fedlora.report.looks import FIXED, Look, page, variants
 from fedlora.report.runs import Comparison, Run, as_text, cumulative, settings
-from fedlora.report.units import number, text
-from fedlora.tasks.metrics import Metric
+from fedlora.tasks.metrics import Metric, number, text
 
 PLACES = ("task.", "data.", "model.source", "model.head", "clients.count", "clients.sample", "clients.domains")
 METHOD, RANK, ALPHA = "method.name", "clients.rank", "data.alpha"

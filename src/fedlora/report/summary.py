@@ -23,9 +23,9 @@ from fedlora.report.contenders import (
 )
 from fedlora.report.picture import Table
 from fedlora.report.runs import Comparison, Run, as_text, settings
-from fedlora.report.units import headed, number, text
+from fedlora.report.units import headed
 from fedlora.scores import still_falling
-from fedlora.tasks.metrics import Metric
+from fedlora.tasks.metrics import Metric, number, text
 
 MAIN = {
     "model.source": "model",

@@ -7,16 +7,6 @@ from fedlora.tasks.metrics import Metric
 LOSS = Metric("loss", "training loss", unit="", better="lower")  # of what has no score
 
 
-def number(points: float, unit: str) -> str:
-    """Tenths of a percent point, or three digits of anything else; without the unit."""
-    return f"{points:.1f}" if unit == "%" else f"{points:.3g}"
-
-
-def text(points: float, unit: str) -> str:
-    """The same with the unit."""
-    return f"{number(points, unit)} {unit}".rstrip()
-
-
 def signed(points: float, unit: str) -> str:
     """A difference, without the unit."""
     return (f"{points:+.1f}" if unit == "%" else f"{points:+.3g}").replace("-", "−")

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from fedlora.report.units import text
-from fedlora.tasks.metrics import CLASSIFICATION, Metric
+from fedlora.tasks.metrics import CLASSIFICATION, Metric, text
 
 ACCURACY = CLASSIFICATION[0].name
 

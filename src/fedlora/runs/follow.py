@@ -6,36 +6,24 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from fedlora.listener import Listener, Row
+from fedlora.listener import Listener, Passing, Row
 from fedlora.runs.context import RunContext
-from fedlora.tasks.metrics import Metric
 from fedlora.track import thread
 from fedlora.track.base import Run
 from fedlora.track.thread import Feed
 
 
-class Followed:
+class Followed(Passing):
     """Passes on to a listener what it hears, and rounds to trackers too; what becomes of these, the listener is told as notes."""
 
     def __init__(self, listener: Listener, feeds: Sequence[Feed]) -> None:
-        self.listener, self.feeds = listener, feeds
-
-    def note(self, text: str) -> None:
-        self.listener.note(text)
-
-    def stage(self, text: str) -> None:
-        self.listener.stage(text)
-
-    def begin(self, first: int, last: int, clients: int, metric: Metric) -> None:
-        self.listener.begin(first, last, clients, metric)
-
-    def examples(self, count: int) -> None:
-        self.listener.examples(count)
+        super().__init__(listener)
+        self.feeds = feeds
 
     def round(self, row: Row) -> bool | None:
         for feed in self.feeds:
             feed.round(row)
-        stop = self.listener.round(row)
+        stop = super().round(row)
         for feed in self.feeds:
             self._tell(feed.news())
         return stop

@@ -64,14 +64,13 @@ class Classes:
     def constant(self, data: Encoded, otherwise: Array | None = None) -> Array:
         said = np.zeros(max(1, len(self.schema.domains)), dtype=np.int64) if otherwise is None else otherwise.copy()
         for t in range(len(said)):
-            mine = data.targets[data.domains == t] if self.schema.domains else data.targets
+            mine = data.targets[data.domain_index == t]
             if len(mine):
                 said[t] = np.bincount(mine).argmax()
         return said
 
     def of_constant(self, constant: Array, data: Encoded) -> dict[str, Array]:
-        domains = data.domains if len(data.domains) else np.zeros(len(data), dtype=np.int64)
-        return {"commonest": np.array([(data.targets == constant[domains]).sum()], dtype=np.int64)}
+        return {"commonest": np.array([(data.targets == constant[data.domain_index]).sum()], dtype=np.int64)}
 
     def scores(self, sums: Sums) -> dict[str, float]:
         return {"accuracy": accuracy(sums), "macro_f1": macro_f1(sums)}
@@ -151,18 +150,17 @@ def read(
             shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
             notes = (*notes, f"integer labels {shown} are not 0 to {len(names) - 1}: classes are numbered in their order")
 
-    def split(part: Part, values: columns.Labels, has_owners: bool) -> Split:
+    def split(part: Part, values: columns.Labels) -> Split:
         encoded = columns.encode(part, config.label, values, names, named=source.label_names is not None)
-        owners = columns.owners(part, config.column) if has_owners and config.column is not None else ()
+        owners = columns.owners_of(part, config.column, needed=part is source.train)
         return Split(tuple(inputs(part)), encoded, owners)
 
     def scored(part: Part) -> Split:
-        # A test file without the column of owners tests everybody on all of it.
-        return split(part, columns.labels(part, config.label, integers), config.column in part.table.column_names)
+        return split(part, columns.labels(part, config.label, integers))
 
     return Dataset(
         source.name,
-        split(source.train, labels, has_owners=True),
+        split(source.train, labels),
         scored(source.test) if source.test is not None else Split((), np.zeros(0, dtype=np.int64)),
         Schema(names, shape=shape),
         (*notes, *columns.alike(names)),

@@ -10,6 +10,16 @@ Array = np.ndarray[Any, Any]
 Sums = Mapping[str, Array]
 
 
+def number(points: float, unit: str) -> str:
+    """Tenths of a percent point, or three digits of anything else; without the unit."""
+    return f"{points:.1f}" if unit == "%" else f"{points:.3g}"
+
+
+def text(points: float, unit: str) -> str:
+    """The same with the unit."""
+    return f"{number(points, unit)} {unit}".rstrip()
+
+
 @dataclass(frozen=True)
 class Metric:
     """A score.
@@ -40,13 +50,11 @@ class Metric:
 
     def number(self, value: float | None) -> str:
         """A value without its unit; "-" where there is none."""
-        if value is None:
-            return "-"
-        return f"{100 * value:.1f}" if self.unit == "%" else f"{value:.3g}"
+        return "-" if value is None else number(self.points(value), self.unit)
 
     def text(self, value: float | None) -> str:
         """A value with its unit; "-" where there is none."""
-        return self.number(value) if value is None else f"{self.number(value)} {self.unit}".rstrip()
+        return "-" if value is None else text(self.points(value), self.unit)
 
     def ahead(self, one: float, other: float) -> bool:
         """Whether one value is better than another."""

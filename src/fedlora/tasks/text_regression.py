@@ -69,7 +69,7 @@ class Numbers:
         return (outputs.squeeze(1) - torch.from_numpy(self._standardised(data)).to(outputs)).square()
 
     def _standardised(self, data: Encoded) -> NDArray[np.float64]:
-        mean, spread = self._scales[_domains(data)].T
+        mean, spread = self._scales[data.domain_index].T
         found: NDArray[np.float64] = (data.targets - mean) / spread
         return found
 
@@ -82,7 +82,7 @@ class Numbers:
     def sums(self, outputs: Array, data: Encoded) -> dict[str, Array]:
         decided = np.isfinite(outputs[:, 0])
         o, z = np.where(decided, outputs[:, 0], 0.0).astype(np.float64), self._standardised(data)
-        off = (o - z) * self._scales[_domains(data), 1]
+        off = (o - z) * self._scales[data.domain_index, 1]
         each = {"errors": off**2, "distances": abs(off)}
         each |= {"said": o, "given": z, "said_squared": o**2, "given_squared": z**2, "both": o * z}
         counts = {"count": np.ones_like(decided, dtype=np.int64), "undecided": (~decided).astype(np.int64)}
@@ -91,18 +91,18 @@ class Numbers:
     def constant(self, data: Encoded, otherwise: Array | None = None) -> Array:
         said = self._scales[:, 0].copy() if otherwise is None else otherwise.copy()
         for t in range(len(said)):
-            mine = data.targets[_domains(data) == t]
+            mine = data.targets[data.domain_index == t]
             if len(mine):
                 said[t] = mine.mean()
         return said
 
     def of_constant(self, constant: Array, data: Encoded) -> dict[str, Array]:
-        return {"constant": self._by_domain((constant[_domains(data)] - data.targets) ** 2, data)}
+        return {"constant": self._by_domain((constant[data.domain_index] - data.targets) ** 2, data)}
 
     def _by_domain(self, values: Array, data: Encoded) -> Array:
         """The sum of values (n,) in each domain."""
         found = np.zeros(len(self.schema.scales), dtype=values.dtype)
-        np.add.at(found, _domains(data), values)
+        np.add.at(found, data.domain_index, values)
         return found
 
     def scores(self, sums: Sums) -> dict[str, float]:
@@ -135,10 +135,6 @@ def pearson(sums: Sums) -> float:
     return float((n * both - said * given) / np.sqrt(spread)) if varies else float("nan")
 
 
-def _domains(data: Encoded) -> NDArray[np.int64]:
-    return data.domains if len(data.domains) else np.zeros(len(data), dtype=np.int64)
-
-
 def _mean(total: Array, count: int) -> float:
     return float(total.sum()) / count if count else float("nan")
 
@@ -155,18 +151,16 @@ class TextRegression(TextTask):
         if schema is None and not known.std() > 0:
             raise BadInput(f"{source.train.where}: column '{config.label}' holds only one number, {known[0]:g}; two are needed")
 
-        def split(part: Part, values: NDArray[np.float64], has_owners: bool) -> Split:
-            owners = columns.owners(part, config.column) if has_owners and config.column is not None else ()
+        def split(part: Part, values: NDArray[np.float64]) -> Split:
+            owners = columns.owners_of(part, config.column, needed=part is source.train)
             return Split(columns.texts(part, config.text), values, owners, strata=bins(values, known)[0])
 
         def scored(part: Part | None) -> Split | None:
-            if part is None:
-                return None
-            return split(part, columns.numbers(part, config.label), config.column in part.table.column_names)
+            return None if part is None else split(part, columns.numbers(part, config.label))
 
         return Dataset(
             source.name,
-            split(source.train, known, has_owners=True),
+            split(source.train, known),
             scored(source.test) or Split((), np.zeros(0)),
             Schema(scales=((float(known.mean()), float(known.std())),)) if schema is None else schema,
             source.notes,

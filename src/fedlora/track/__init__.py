@@ -4,18 +4,17 @@ A file `wandb.py` holds the tracker `wandb`: the class that is called `TRACKER` 
 is an extra of its name, too.
 """
 
-import re
 from importlib import import_module
 from importlib.resources import files
 
 from fedlora.errors import unknown
+from fedlora.listed import defined_in
 from fedlora.track.base import Tracker
 
 
 def names() -> list[str]:
-    """The trackers of the package, in alphabetical order: found by their text, for their packages may be missing."""
-    texts = {file.name: file.read_text() for file in files(__name__).iterdir() if file.name.endswith(".py")}
-    return sorted(name.removesuffix(".py") for name, text in texts.items() if re.search(r"^TRACKER\b.*=", text, re.M))
+    """The trackers of the package, in alphabetical order."""
+    return defined_in(files(__name__), r"^TRACKER\b.*=")
 
 
 def find(name: str) -> type[Tracker]:

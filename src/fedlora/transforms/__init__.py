@@ -19,7 +19,6 @@ Each is a frozen dataclass of its settings with two functions of values, over al
 loses, changes - decode(encode(changes)), is kept by the client and added to its next changes, so that nothing is lost for good.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from importlib import import_module
@@ -29,6 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fedlora.errors import unknown
+from fedlora.listed import defined_in
 from fedlora.settings import build
 from fedlora.types import Tensors
 
@@ -57,9 +57,7 @@ class Transform(Protocol):
 
 def names() -> list[str]:
     """The transforms of the package, in alphabetical order."""
-    found = [file for file in files(__name__).iterdir() if re.fullmatch(r"[a-z]\w*\.py", file.name)]
-    texts = {file.name.removesuffix(".py"): file.read_text() for file in found}
-    return sorted(name for name, text in texts.items() if re.search(r"^    def encode\(", text, re.M))
+    return defined_in(files(__name__), r"^    def encode\(")
 
 
 def find(name: str) -> type[Any]:

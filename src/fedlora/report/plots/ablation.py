@@ -13,8 +13,8 @@ from fedlora.report.looks import INK, QUIET
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots.lines import Line, draw, fold, limits, panel_size, row_height
 from fedlora.report.runs import as_text
-from fedlora.report.units import headed, number, within
-from fedlora.tasks.metrics import Metric
+from fedlora.report.units import headed, within
+from fedlora.tasks.metrics import Metric, number
 
 TARGETS = "model.target_modules"
 

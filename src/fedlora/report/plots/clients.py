@@ -12,8 +12,8 @@ from fedlora.report.contenders import Contender, by_panel, hardest
 from fedlora.report.looks import INK, QUIET
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots.lines import Line, columns, draw, limits, panel_size
-from fedlora.report.units import headed, number, text, within
-from fedlora.tasks.metrics import Metric
+from fedlora.report.units import headed, within
+from fedlora.tasks.metrics import Metric, number, text
 
 Scores = dict[str, float]  # client's name -> points, worst first
 

@@ -8,8 +8,8 @@ from fedlora.report import words
 from fedlora.report.contenders import Contender, Curve, by_panel, hardest, joined
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots.lines import Line, draw, limits, panel_size, round_axis
-from fedlora.report.units import headed, number, text, worth
-from fedlora.tasks.metrics import Metric
+from fedlora.report.units import headed, worth
+from fedlora.tasks.metrics import Metric, number, text
 
 Drawn = Sequence[tuple[Contender, Curve]]
 

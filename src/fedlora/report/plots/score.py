@@ -9,8 +9,8 @@ from fedlora.report.answers import answers, params, scored, size
 from fedlora.report.contenders import Contender, Curve, by_metric, by_panel, hardest, joined
 from fedlora.report.picture import Panel, Picture, Table
 from fedlora.report.plots.lines import Line, columns, draw, limits, panel_size, round_axis, upload_axis
-from fedlora.report.units import LOSS, headed, number, within
-from fedlora.tasks.metrics import Metric
+from fedlora.report.units import LOSS, headed, within
+from fedlora.tasks.metrics import Metric, number
 
 Curves = dict[int, Curve]  # by the id of a contender
 
