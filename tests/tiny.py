@@ -130,7 +130,7 @@ def train_one(trainer: Trainer, job: Job) -> Outcome:
 
 def logits(trainer: Trainer, model: Model, head: Tensors, data: Encoded) -> np.ndarray:
     """Logits of one model."""
-    (found,) = trainer.logits([ScoreJob(model, head, data)])
+    (found,) = trainer.outputs([ScoreJob(model, head, data)])
     return found
 
 

@@ -254,6 +254,7 @@ class TrainConfig(Table):
         clip: the largest norm of a step's gradient.
         evaluate_every: rounds from one scoring of the test set to the next; the last round is always scored.
         patience: scored rounds without a better score on the validation part after which the run ends.
+        micro_tokens: the most tokens that pass at once; longer batches pass in pieces, whose gradients add up to the same step.
         rows: tokens of several clients' batches that share a step, where it is not what suits the device; with 1 every client
             trains by itself.
     """
@@ -267,6 +268,7 @@ class TrainConfig(Table):
     clip: PositiveFloat | None = None
     evaluate_every: PositiveInt = 1
     patience: PositiveInt | None = None
+    micro_tokens: PositiveInt | None = None
     rows: PositiveInt | None = None
 
 

@@ -219,7 +219,7 @@ def federate(trainer: Trainer, method: str, count: int, data: Mapping[int, Encod
 def logits(trainer: Trainer, model: Model, data: Encoded) -> Tensor:
     """Our logits of all texts in one go, in the precision that they are computed in."""
     with torch.no_grad():
-        (found,) = trainer.forward.logits([trainer.scorer.part(ScoreJob(model, {}, data))], {})
+        (found,) = trainer.forward.outputs([trainer.scorer.part(ScoreJob(model, {}, data))], {})
     return found
 
 
@@ -354,7 +354,7 @@ def predicted(run: Path, words: Sequence[str], client: int | None = None) -> tup
         findings = try_pretrained(config, pretrained)
         data = encode(pretrained.processor, words, np.zeros(len(words), dtype=np.int64), findings.limit)
         trainer = make_trainer(config, pretrained, findings, make_task(config).bind(roster.schema))
-        learned, untouched = trainer.logits([ScoreJob(result, head, data), ScoreJob(Model(), head, data)])
+        learned, untouched = trainer.outputs([ScoreJob(result, head, data), ScoreJob(Model(), head, data)])
     return torch.from_numpy(learned), torch.from_numpy(untouched)
 
 

@@ -102,7 +102,7 @@ def test_texts_that_share_a_pass_give_the_logits_of_each_alone(tried: Tried, poo
 def test_in_float32_too_and_as_many_a_pass_as_a_run_takes(tried: Tried, pool: Encoded) -> None:
     trainer, plain = sweep.make(tried, torch.float32, SGD, rows=2048), sweep.plain(tried, torch.float32)
     with sweep.calm():
-        (got,) = trainer.logits([ScoreJob(Model(), {}, pool)])
+        (got,) = trainer.outputs([ScoreJob(Model(), {}, pool)])
         assert off_most(torch.from_numpy(got), sweep.alone(plain, pool)) < 1e-5
 
 

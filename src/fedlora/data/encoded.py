@@ -11,11 +11,13 @@ class Encoded:
 
     Attributes:
         inputs: what the model is given of each: token ids (length,) int32, or the array of an image.
-        targets: what is to be said of each, (n,): the index of its class, or a number.
+        targets: what is to be said of each, (n,): the index of its class, a number, or how many tokens the loss is on.
         sizes: how many rows each is in the model's layers, (n,): its tokens.
         domains: (n,), the place of each example's domain among the run's; empty in a run of one domain.
         cut: of a whole part as it was encoded, how many examples were longer than allowed.
         unknown: of such a part, the share of tokens that the tokenizer does not know (a text that it finds none in counts as one).
+        trained: of each, which of its tokens the loss is on, (length,) bool; empty where it is not on tokens. The first token, which
+            nothing stands before, is never one of them.
     """
 
     inputs: tuple[np.ndarray, ...]
@@ -24,6 +26,7 @@ class Encoded:
     domains: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     cut: int = 0
     unknown: float = 0.0
+    trained: tuple[np.ndarray, ...] = ()
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -36,4 +39,5 @@ class Encoded:
     def take(self, where: np.ndarray) -> "Encoded":
         """The examples at these positions."""
         domains = self.domains[where] if len(self.domains) else self.domains
-        return Encoded(tuple(self.inputs[i] for i in where), self.targets[where], self.sizes[where], domains)
+        trained = tuple(self.trained[i] for i in where) if self.trained else ()
+        return Encoded(tuple(self.inputs[i] for i in where), self.targets[where], self.sizes[where], domains, trained=trained)

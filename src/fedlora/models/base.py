@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from fedlora.models.casting import at_least_fp32, cast
 from fedlora.models.load import Pretrained
 from fedlora.models.slots import Adapted, transposed
 from fedlora.types import BaseUpdate
@@ -15,7 +16,7 @@ class ResidentBase:
     """A pre-trained model on `device`, computing in `dtype`.
 
     Attributes:
-        pretrained: parameter name -> its pre-trained value, fp32.
+        pretrained: parameter name -> its pre-trained value, as precise as it was loaded: at most fp32 is needed of it.
         parameters: parameter name -> the model's own, as it computes.
         shapes: target module -> (d_out, d_in).
         params: parameter name -> shape, of what full fine-tuning trains: everything but the head.
@@ -26,10 +27,10 @@ class ResidentBase:
 
     def __init__(self, pretrained: Pretrained, targets: Sequence[str], device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
-        # The fp32 values live on here: casting the model below gives its parameters new storage.
+        # These values live on here: a model that is cast below gets new storage for its parameters.
         self.pretrained: dict[str, Tensor] = {name: p.detach() for name, p in pretrained.model.named_parameters()}
         self.head_names = pretrained.head
-        self.model = pretrained.model.to(device=device, dtype=dtype)
+        self.model = cast(pretrained.model, dtype, device)
         self.adapted = Adapted(self.model, targets)
         self.shapes = self.adapted.shapes
         self.parameters = dict(self.model.named_parameters())
@@ -38,7 +39,7 @@ class ResidentBase:
 
     def base_weight(self, module: str) -> Tensor:
         """The pre-trained weight of a target module, (d_out, d_in) in fp32."""
-        weight: Tensor = self.pretrained[f"{module}.weight"]
+        weight: Tensor = at_least_fp32(self.pretrained[f"{module}.weight"])
         return weight.mT if transposed(self.adapted.modules[module]) else weight
 
     @property
@@ -49,7 +50,7 @@ class ResidentBase:
     @property
     def head(self) -> dict[str, Tensor]:
         """The head's parameters as the seed drew them, fp32."""
-        return {name: self.pretrained[name] for name in self.head_names}
+        return {name: at_least_fp32(self.pretrained[name]) for name in self.head_names}
 
     def fold(self, update: BaseUpdate) -> bool:
         """Bring the base to `update.version`; False, and nothing is done, where the update starts after the version that it is at.
@@ -87,7 +88,7 @@ class ResidentBase:
             name = f"{m}.weight"
             value = torch.zeros_like(self.pretrained[name]) if self.dropped else self.pretrained[name]
             if m in self.merged:
-                value = value + (self.merged[m].mT if transposed(self.adapted.modules[m]) else self.merged[m])
+                value = at_least_fp32(value) + (self.merged[m].mT if transposed(self.adapted.modules[m]) else self.merged[m])
             self._write(name, value)
 
     @contextmanager

@@ -1,18 +1,22 @@
-"""A transformers classifier in two halves: the body below its head, and the head alone.
+"""A transformers model in two halves: the body below its head, and the head alone.
 
 The head runs on the one token of each packed text that it reads. It is the model's own head, whatever it is made of: the body is
 stood in for by its output. A head for which that does not do (it reads more than hidden states and a pooled vector) is run
-together with its body, as `Whole`; `trial` finds out which.
+together with its body, as `Whole`; `trial` finds out which. A language model's head runs on the rows before the tokens that the
+loss is on, a few at a time: see `likelihood`.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedlora.models import attention
+from fedlora.models.casting import at_least_fp32
 from fedlora.models.packing import Form, Inputs, Shared
 from fedlora.models.slots import inside_base
 
@@ -33,7 +37,7 @@ class Body(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         hidden = self.all_tokens(inputs)
-        return hidden if inputs.read is None else hidden[inputs.read]
+        return hidden if inputs.read is None else hidden.flatten(0, -2)[inputs.read]
 
     def all_tokens(self, inputs: Inputs) -> Tensor:
         """The last hidden states: (rows, d) packed, (texts, longest, d) padded."""
@@ -60,7 +64,7 @@ class Head(nn.Module):
             hidden = hidden[:, None]
             arguments = {"input_ids": torch.full(hidden.shape[:2], self._some_token(), device=hidden.device)}
         with _body_gives(self.model.base_model, hidden):
-            return _at_least_fp32(self.model(**arguments).logits)
+            return at_least_fp32(self.model(**arguments).logits)
 
     def _some_token(self) -> int:
         return 1 if padding(self.model) == 0 else 0
@@ -74,16 +78,27 @@ class Whole(nn.Module):
         self.model, self.form = model, form
 
     def forward(self, inputs: Inputs) -> Tensor:
-        return _at_least_fp32(self.model(**_arguments(self.model, inputs, self.form)).logits)
+        return at_least_fp32(self.model(**_arguments(self.model, inputs, self.form)).logits)
 
 
 def logits(model: Any, form: Form, inputs: Inputs) -> Tensor:
-    """The model's logits of texts in its form, (texts, classes): body and head apart where it can be split."""
+    """The model's logits of texts in its form, (texts, classes): body and head apart where it can be split. Of a language model,
+    those of all tokens, (rows, words)."""
+    if form.tokens:
+        return logits_of(model, Body(model, form).all_tokens(inputs).flatten(0, -2))
     if not form.split:
         whole: Tensor = Whole(model, form)(inputs)
         return whole
     halves: Tensor = Head(model, form)(Body(model, form)(inputs), inputs)
     return halves
+
+
+def logits_of(model: Any, states: Tensor) -> Tensor:
+    """What a language model makes of last hidden states, (t, d) -> (t, words): its own head, with whatever scales and caps it
+    has, its body being stood in for."""
+    with _body_gives(model.base_model, states[None]):
+        given: Tensor = model(input_ids=torch.zeros(1, len(states), dtype=torch.int64, device=states.device)).logits
+    return at_least_fp32(given[0])
 
 
 def text_config(model: Any) -> Any:
@@ -105,19 +120,25 @@ def _arguments(model: Any, inputs: Inputs, form: Form) -> dict[str, Tensor | Non
     return {**given, "attention_mask": inputs.mask} if form.masked else given
 
 
-def _at_least_fp32(logits: Tensor) -> Tensor:
-    return logits if logits.dtype is torch.float64 else logits.float()
-
-
 @contextmanager
 def _body_gives(base: Any, hidden: Tensor) -> Iterator[None]:
     """The base model, called within, answers with these hidden states, and with what its pooler makes of them."""
-    from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions as Output
-
     pooler = getattr(base, "pooler", None)
-    output = Output(hidden, None if pooler is None else pooler(hidden))
+    output = _output()(hidden, None if pooler is None else pooler(hidden))
     base.forward = lambda *args, **kwargs: output
     try:
         yield
     finally:
         del base.forward
+
+
+@cache
+def _output() -> Any:
+    """The class of what bodies give, with all that some head looks for."""
+    from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions as Output
+
+    @dataclass
+    class BodyOutput(Output):
+        router_logits: Any = None
+
+    return BodyOutput

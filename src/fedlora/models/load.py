@@ -46,6 +46,7 @@ class Pretrained:
         notes: what a user should know about it, a line each.
         first: the id of the token with which the tokenizer begins every text; None where it begins with none.
         peft_task: what PEFT calls its task; None where it has no word for it.
+        keeps_head: its head is its own and pre-trained, as a language model's is: it is a part of the base like any other.
     """
 
     model: Any  # transformers.PreTrainedModel
@@ -55,11 +56,12 @@ class Pretrained:
     notes: tuple[str, ...] = ()
     first: int | None = None
     peft_task: str | None = "SEQ_CLS"
+    keeps_head: bool = False
 
     @property
     def head(self) -> tuple[str, ...]:
-        """Names of the head's parameters: all that stands outside the base model."""
-        return tuple(outside_body(self.model))
+        """Names of the parameters of a head that is drawn, trained and sent: all that stands outside the base model."""
+        return () if self.keeps_head else tuple(outside_body(self.model))
 
 
 @dataclass(frozen=True)

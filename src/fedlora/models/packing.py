@@ -61,6 +61,7 @@ class Form:
         split: its head can be run on what its body gave (see `heads.Head`); else the model is run as a whole.
         apart: some adapted layer sees other rows than the tokens, so a pass holds one client.
         shape: of an input, where `shared` is STACKED, and `rows`, as how many rows adapted layers see it.
+        tokens: it answers for each token what follows, as language models do; else for each input.
     """
 
     shared: Shared = Shared.PADDED
@@ -71,6 +72,7 @@ class Form:
     apart: bool = False
     shape: tuple[int, ...] = ()
     rows: int = 0
+    tokens: bool = False
 
     @property
     def padding(self) -> str:
@@ -114,6 +116,24 @@ def pack(ids: Sequence[np.ndarray], form: Form, pad: int, device: torch.device, 
     if form.shared is Shared.STACKED:
         return Inputs(torch.from_numpy(np.stack(ids)).to(device, dtype), np.full(len(ids), form.rows))
     return _padded(ids, form.left, pad, device) if form.packing is None else _packed(ids, form.packing, pad, device)
+
+
+def following(inputs: Inputs, trained: Sequence[np.ndarray], left: bool) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Of texts that share a pass, which rows of all tokens' states are asked what follows them.
+
+    Args:
+        trained: of each text, which of its tokens are asked for, (length,) bool; never the first.
+        left: padding stands before a text.
+
+    Returns:
+        the row before each such token, (t,); the token, (t,); and the text that it is of, (t,).
+    """
+    sizes = np.array([len(each) for each in trained])
+    starts = np.cumsum(inputs.lengths) - inputs.lengths + (inputs.lengths - sizes if left else 0)
+    owner = np.repeat(np.arange(len(trained)), [int(each.sum()) for each in trained])
+    places = np.concatenate([start + np.flatnonzero(each) for start, each in zip(starts, trained, strict=True)]).astype(np.int64)
+    rows = torch.from_numpy(places - 1).to(inputs.values.device)
+    return rows, inputs.values.flatten()[rows + 1], owner
 
 
 def _padded(ids: Sequence[np.ndarray], left: bool, pad: int, device: torch.device) -> Inputs:

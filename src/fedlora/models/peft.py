@@ -23,7 +23,7 @@ from fedlora.models.load import Pretrained
 from fedlora.models.packing import Form, Inputs, Shared, pack
 from fedlora.models.quiet import quiet
 from fedlora.models.slots import Adapted, Live, layer_shape, transposed
-from fedlora.models.trial import rows_of_embedding
+from fedlora.models.trial import rows_of_embedding, tolerance
 from fedlora.types import Factors, Mix, Model
 
 
@@ -138,7 +138,7 @@ def rehearse(pretrained: Pretrained, targets: Sequence[str], form: Form) -> None
     except Exception as error:  # PEFT raises whatever its layers do
         raise BadInput(f"PEFT cannot hold an adapter on these layers of {name}: {first_line(error)}") from error
     off = (got - wanted).abs().max()
-    if not off <= 1e-3 * wanted.abs().max():
+    if not off <= tolerance(pretrained.model, 1e-3) * wanted.abs().max():
         raise BadInput(
             f"{name} with an adapter on these layers gives other logits under PEFT than here (off by {off:.2g}), so the result "
             "could not be used; set model.target_modules to fewer layers"

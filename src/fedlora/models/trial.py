@@ -6,6 +6,8 @@ one gives the same. On the way each adapted layer's inputs are compared row by r
 order, many clients can share a pass, each with slots of its own on its rows; elsewhere (a table of positions, experts that see some
 tokens only) a pass holds one client.
 
+Of a language model, the states from which it says what follows each token are compared, and its head is tried on one text.
+
 Sizes are small beside a step of training: about 300 tokens, or somewhat more than one longest text of at most 1,024 tokens.
 """
 
@@ -23,7 +25,8 @@ from torch import Tensor, nn
 
 from fedlora.errors import BadInput, first_line, some
 from fedlora.models import attention
-from fedlora.models.heads import logits, padding, text_config
+from fedlora.models.casting import cast
+from fedlora.models.heads import Body, logits, logits_of, padding, text_config
 from fedlora.models.packing import Form, Packing, Positions, Reads, Shared, pack, sharing
 from fedlora.models.quiet import quiet
 
@@ -33,6 +36,8 @@ LENGTHS = (5, 1, 2, 8, 3, 8, 21)  # of the short texts, two of them equal
 PLAIN = "sdpa"  # the attention that from_pretrained chooses, where a model has it
 CLOSE = 1e-4  # of logits, relative to the largest one
 CLOSE_ROWS = 1e-3  # of what layers are given, relative to the largest one
+FULL_BYTES = 1 << 32  # of the largest model that is tried in fp32 where it is loaded in half precision
+ROUGHLY = 0.05  # either, of a model that computes in half precision
 
 Ids = np.ndarray
 Calls = Mapping[str, list[Tensor | None]]
@@ -67,7 +72,13 @@ class Findings:
 
 
 def try_model(
-    model: Any, targets: Sequence[str], limit: int, words: int | None = None, specials: Sequence[int] = (), fewest: int = 1
+    model: Any,
+    targets: Sequence[str],
+    limit: int,
+    words: int | None = None,
+    specials: Sequence[int] = (),
+    fewest: int = 1,
+    tokens: bool = False,
 ) -> Findings:
     """Try a model, in evaluation mode, and switch it to the attention that its form needs.
 
@@ -76,6 +87,7 @@ def try_model(
         limit: tokens of the longest text that the run may have.
         words, specials: the tokenizer's number of ids, and its special ones; by default, what the model has room for.
         fewest: tokens of the shortest text that the tokenizer can give.
+        tokens: it is a language model, which says what follows each token.
 
     Raises:
         BadInput: the model does not take plain texts, or gives another answer each time, or no target is a linear layer of the
@@ -83,7 +95,7 @@ def try_model(
     """
     with torch.no_grad(), quiet():
         use(model, PLAIN)
-        trial = _Trial(model, targets, _vocabulary(model, words), specials, fewest)
+        trial = _Trial(model, targets, _vocabulary(model, words), specials, fewest, tokens)
         alone = trial.alone(limit)
         longest = max(len(text.ids) for text in alone)
         own, dropped = used(model, targets, [text.calls for text in alone])
@@ -100,10 +112,10 @@ def try_model(
 
 @dataclass(frozen=True)
 class _Alone:
-    """One text alone: its ids (n,), logits (classes,), and what each layer was given."""
+    """One text alone: its ids (n,), its logits (1, classes) or the states of its tokens (n, d), and what each layer was given."""
 
     ids: Ids
-    logits: Tensor
+    answer: Tensor
     calls: Calls
 
 
@@ -112,8 +124,10 @@ class _TooLongError(Exception):
 
 
 class _Trial:
-    def __init__(self, model: Any, targets: Sequence[str], words: int, specials: Sequence[int], fewest: int) -> None:
-        self.model, self.targets, self.words, self.fewest = model, targets, words, fewest
+    def __init__(
+        self, model: Any, targets: Sequence[str], words: int, specials: Sequence[int], fewest: int, tokens: bool
+    ) -> None:
+        self.model, self.targets, self.words, self.fewest, self.tokens = model, targets, words, fewest, tokens
         self.pad = padding(model)
         self.specials = [id for id in dict.fromkeys((*specials, self.pad)) if 0 <= id < words]
         self.device = next(model.parameters()).device
@@ -150,35 +164,42 @@ class _Trial:
         for i in sorted(range(len(texts)), key=lambda i: -len(texts[i])):  # where a text is too long, the longest one says so
             ids = texts[i]
             try:
-                given, calls = self._run(Form(Shared.ONE_TEXT, masked=self.masked, split=False), [ids])
+                given, calls = self._run(self._alone, [ids])
             except Exception as error:  # whatever a model raises over a text that it cannot take
                 if len(ids) == longest:
                     raise _TooLongError from error
                 said = f"{type(self.model).__name__} does not take a text of {len(ids)} tokens: {first_line(error)}"
                 raise BadInput(said) from error
             if torch.isfinite(given).all():
-                found[i] = _Alone(ids, given[0], calls)
+                found[i] = _Alone(ids, given, calls)
             elif not (ids == self.pad).all():  # which is more than some models can take; any other text must do
                 raise BadInput(f"{type(self.model).__name__} gives numbers that are not finite for a text of {len(ids)} tokens")
         return [found[i] for i in sorted(found)]
 
+    @property
+    def _alone(self) -> Form:
+        """One text a pass."""
+        return Form(Shared.ONE_TEXT, masked=self.masked, split=self.tokens, tokens=self.tokens)
+
     def form(self, alone: Sequence[_Alone]) -> tuple[Form, dict[str, bool]]:
         """The fastest form that gives what texts give alone, and for each layer whether its rows were the tokens."""
+        if self.tokens:
+            self._try_head(alone[0].ids)
         attention.register()
         self.model.config.use_cache = False  # decoders would keep keys and values for a generation that never comes
         use(self.model, attention.NAME)
         for reads, positions in product(Reads, Positions):
-            form = Form(Shared.PACKED, Packing(reads, positions))
+            form = Form(Shared.PACKED, Packing(reads, positions), tokens=self.tokens)
             rows = self._same(form, alone)
             if rows is not None:
                 return form, rows
         # Eager attention first: on a CPU the backward pass of the fused one is several times slower.
         ways = product((Shared.PADDED, Shared.ONE_LENGTH, Shared.ONE_TEXT), ("eager", PLAIN), (False, True), (True, False))
         for shared, attention_name, left, split in ways:
-            if left and shared is not Shared.PADDED:
+            if (left and shared is not Shared.PADDED) or (self.tokens and not split):
                 continue
             use(self.model, attention_name)
-            form = Form(shared, None, left, self.masked, split)
+            form = Form(shared, None, left, self.masked, split, tokens=self.tokens)
             rows = self._same(form, alone)
             if rows is not None:
                 return form, rows
@@ -194,21 +215,38 @@ class _Trial:
                 given, calls = self._run(form, [text.ids for text in group])
             except Exception:  # whatever a model raises over texts in a form that it does not know
                 return None
-            wanted = torch.stack([text.logits for text in group])
-            if given.shape != wanted.shape or not close(given, wanted, CLOSE):
+            wanted = torch.cat([text.answer for text in group])
+            if given.shape != wanted.shape or not close(given, wanted, tolerance(self.model, CLOSE)):
                 return None
-            found.append({m: _tokens(form, m, calls, group) for m in self.targets})
+            near = tolerance(self.model, CLOSE_ROWS)
+            found.append({m: _tokens(form, m, calls, group, near) for m in self.targets})
         return {m: all(each[m] for each in found) for m in self.targets}
 
     def _run(self, form: Form, ids: Sequence[Ids]) -> tuple[Tensor, Calls]:
         texts = pack(ids, form, self.pad, self.device)
         with watch(self.model, self.targets) as calls:
-            return logits(self.model, form, texts), calls
+            if not self.tokens:
+                return logits(self.model, form, texts), calls
+            states = Body(self.model, form).all_tokens(texts).flatten(0, -2)
+        inside = slice(None) if texts.mask is None else texts.mask.flatten().bool()
+        return states[inside], calls
+
+    def _try_head(self, ids: Ids) -> None:
+        """Refuse a model whose head reads more than its body's last states."""
+        ids = ids[: min(len(ids), 8)]
+        given = torch.from_numpy(ids.astype(np.int64))[None].to(self.device)
+        try:
+            states, _ = self._run(self._alone, [ids])
+            apart, whole = logits_of(self.model, states), self.model(input_ids=given).logits[0]
+        except Exception as error:  # whatever a model raises that is run in halves
+            raise BadInput(f"the head of {type(self.model).__name__} cannot be run by itself: {first_line(error)}") from error
+        if not close(apart, whole.to(apart), tolerance(self.model, CLOSE)):
+            raise BadInput(f"the head of {type(self.model).__name__} reads more than its body's last states; it cannot be trained here")
 
     def _fails(self, length: int) -> Exception | None:
         ids = np.resize([id for id in range(min(self.words, 1000)) if id != self.pad] or [0], length)
         try:
-            self._run(Form(Shared.ONE_TEXT, masked=self.masked, split=False), [ids])
+            self._run(self._alone, [ids])
         except Exception as error:  # whatever a model raises over a text that it cannot take
             return error
         return None
@@ -225,7 +263,27 @@ class _Trial:
         return texts
 
 
-def _tokens(form: Form, module: str, calls: Calls, group: Sequence[_Alone]) -> bool:
+def tolerance(model: Any, usual: float) -> float:
+    """How far two ways of computing the same may be apart, relative to the largest number."""
+    return ROUGHLY if next(model.parameters()).dtype in (torch.bfloat16, torch.float16) else usual
+
+
+@contextmanager
+def in_full(model: Any) -> Iterator[None]:
+    """Within, a model of half precision that is small enough computes in fp32, so that rounding hides nothing that is tried."""
+    dtype = next(model.parameters()).dtype
+    small = 4 * sum(p.numel() for p in model.parameters()) <= FULL_BYTES
+    if dtype not in (torch.bfloat16, torch.float16) or not small or getattr(model, "is_quantized", False):
+        yield
+        return
+    cast(model, torch.float32)
+    try:
+        yield
+    finally:
+        cast(model, dtype)
+
+
+def _tokens(form: Form, module: str, calls: Calls, group: Sequence[_Alone], near: float) -> bool:
     """Whether a layer's inputs, call by call, were the rows that each text has alone, side by side."""
     lengths = [len(text.ids) for text in group]
     longest = max(lengths)
@@ -239,7 +297,7 @@ def _tokens(form: Form, module: str, calls: Calls, group: Sequence[_Alone]) -> b
         for text, start, n in zip(group, starts, lengths, strict=False):
             wanted = text.calls[module][i]
             begin = start + (longest - n if form.left else 0)
-            if wanted is None or len(wanted) != n or not close(given[begin : begin + n], wanted, CLOSE_ROWS):
+            if wanted is None or len(wanted) != n or not close(given[begin : begin + n], wanted, near):
                 return False
     return True
 

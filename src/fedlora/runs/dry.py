@@ -96,7 +96,7 @@ def _pace(context: RunContext) -> Pace:
     training = sum(counts[1:]) / (times[-1] - times[0]) if len(counts) > 1 else sum(counts) / (times[-1] - start)
     some = context.test.take(np.unique(np.linspace(0, len(context.test) - 1, TEXTS).astype(int)))
     start = time.perf_counter()
-    list(context.trainer.logits([ScoreJob(context.method.deploy(state), shared, some)]))
+    list(context.trainer.outputs([ScoreJob(context.method.deploy(state), shared, some)]))
     return Pace(training, len(some) / (time.perf_counter() - start), trained)
 
 

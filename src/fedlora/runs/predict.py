@@ -75,7 +75,7 @@ class Predictor:
         data = self.task.encode(self.pretrained, Split(tuple(inputs), nothing, domains=domains), self.limit)
         if data.cut:
             self.note(f"{data.cut:,} of {len(inputs):,} {self.task.INPUT}s are longer than {self.limit} tokens, and cut")
-        (found,) = self.trainer.logits([ScoreJob(self.choice.model, self.choice.head, data)])
+        (found,) = self.trainer.outputs([ScoreJob(self.choice.model, self.choice.head, data)])
         return found
 
     def answers(self, inputs: Sequence[Any]) -> list[Answer]:

@@ -24,7 +24,7 @@ from fedlora.models.load import Given, Pretrained
 from fedlora.models.peft import held_by_peft, rehearse
 from fedlora.models.quiet import uncollected
 from fedlora.models.slots import find_targets
-from fedlora.models.trial import Findings
+from fedlora.models.trial import Findings, in_full
 from fedlora.runs.context import RunContext
 from fedlora.runs.packages import require
 from fedlora.runs.roster import HeldOut, Roster, make_clients, make_held_out
@@ -180,7 +180,8 @@ def prepare(config: Config, listener: Listener, run: Path | None = None, given: 
     listener.stage(f"loading {config.model.source}")
     pretrained = load_pretrained(config, dataset.schema, given)
     listener.stage("trying the model")
-    findings = rehearsed(config, pretrained, try_pretrained(config, pretrained))
+    with in_full(pretrained.model):
+        findings = rehearsed(config, pretrained, try_pretrained(config, pretrained))
     for note in findings.notes:
         listener.note(note)
     objective = task.bind(dataset.schema)

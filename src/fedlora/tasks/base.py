@@ -22,17 +22,24 @@ Answer = Mapping[str, Any]  # of one example: "answer" and what else there is to
 
 class Objective(Scoring, Protocol):
     """A task whose classes are known: what is minimised, and how answers are scored. Outputs are what a model gives of n examples,
-    (n, outputs)."""
+    (n, outputs); a language model's are sums over the tokens of each that the loss is on, of what `models.likelihood` gives."""
 
     @property
     def schema(self) -> Schema:
         """What targets are."""
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a model gives of an example."""
 
     def within(self, outputs: Tensor, domains: np.ndarray) -> Tensor:
         """Outputs as they count for examples of these domains, (n,): in classification, -inf for the classes of other domains."""
 
     def losses(self, outputs: Tensor, data: Encoded) -> Tensor:
         """The loss of each example, (n,)."""
+
+    def weights(self, data: Encoded) -> np.ndarray:
+        """What each example's loss counts in the mean of a batch, (n,): 1, or its tokens."""
 
     def sums(self, outputs: Array, data: Encoded) -> dict[str, Array]:
         """What `Scoring` adds up, but for what is of the constant answer."""

@@ -38,6 +38,10 @@ class Classes:
     def metrics(self) -> tuple[Metric, ...]:
         return CLASSIFICATION
 
+    @property
+    def outputs(self) -> int:
+        return len(self.schema.label_names)
+
     # ---- training ------------------------------------------------------------------------------------------------------
 
     def within(self, outputs: Tensor, domains: np.ndarray) -> Tensor:
@@ -51,6 +55,9 @@ class Classes:
     def losses(self, outputs: Tensor, data: Encoded) -> Tensor:
         # A class of another domain is at -inf: it weighs nothing.
         return cross_entropy(outputs, torch.from_numpy(data.targets).to(outputs.device), reduction="none")
+
+    def weights(self, data: Encoded) -> np.ndarray:
+        return np.ones(len(data))
 
     # ---- scores --------------------------------------------------------------------------------------------------------
 

@@ -55,6 +55,10 @@ class Numbers:
     def metrics(self) -> tuple[Metric, ...]:
         return METRICS
 
+    @property
+    def outputs(self) -> int:
+        return 1
+
     @cached_property
     def _scales(self) -> NDArray[np.float64]:
         """Mean and spread by domain, (domains, 2)."""
@@ -67,6 +71,9 @@ class Numbers:
 
     def losses(self, outputs: Tensor, data: Encoded) -> Tensor:
         return (outputs.squeeze(1) - torch.from_numpy(self._standardised(data)).to(outputs)).square()
+
+    def weights(self, data: Encoded) -> np.ndarray:
+        return np.ones(len(data))
 
     def _standardised(self, data: Encoded) -> NDArray[np.float64]:
         mean, spread = self._scales[data.domain_index].T

@@ -28,7 +28,7 @@ from fedlora.tasks.base import Objective
 from fedlora.training.forward import Forward
 from fedlora.training.learner import Job, Learner, Outcome, on_device, penalty
 from fedlora.training.observe import observe
-from fedlora.training.passes import Part
+from fedlora.training.passes import Part, by_tokens, fill
 from fedlora.training.score import ScoreJob, Scorer
 from fedlora.types import BASE, BaseUpdate, Observe, Observed, Pool
 
@@ -101,9 +101,9 @@ class Trainer:
         """Bring the base to `update.version`; False where the update starts after the version that it is at."""
         return self.base.fold(update)
 
-    def logits(self, jobs: Iterable[ScoreJob]) -> Iterator[np.ndarray]:
-        """See `Scorer.logits`."""
-        return self.scorer.logits(jobs)
+    def outputs(self, jobs: Iterable[ScoreJob]) -> Iterator[np.ndarray]:
+        """See `Scorer.outputs`."""
+        return self.scorer.outputs(jobs)
 
     def sums(self, jobs: Iterable[ScoreJob]) -> Iterator[dict[str, np.ndarray]]:
         """See `Scorer.sums`."""
@@ -151,29 +151,42 @@ class Trainer:
 
     @record_function("train step")
     def _step(self, learners: Sequence[Learner]) -> int:
-        """One step of each learner; returns how many examples they saw."""
+        """One step of each learner; returns how many examples they saw. Batches that are longer than `train.micro_tokens` pass in
+        pieces, whose gradients add up."""
+        data = [learner.job.data.take(learner.where) for learner in learners if learner.where is not None]
+        weights = [float(self.objective.weights(batch).sum()) for batch in data]
+        losses = [torch.zeros((), device=self.device) for _ in learners]
+        micro = self.settings.micro_tokens or sum(int(batch.sizes.sum()) for batch in data)
+        pieces = [(i, where) for i, batch in enumerate(data) for where in by_tokens(batch.sizes, micro)]
+        begun: set[int] = set()
+        for group in fill(pieces, lambda piece: int(data[piece[0]].sizes[piece[1]].sum()), micro):
+            shares = [(i, data[i] if len(where) == len(data[i]) else data[i].take(where)) for i, where in group]
+            total = torch.zeros((), device=self.device)
+            given = self.forward.outputs(*self._passing([(learners[i], batch) for i, batch in shares]))
+            for (i, batch), outputs in zip(shares, given, strict=True):
+                each = self.objective.losses(outputs, batch)
+                loss = (each * torch.from_numpy(self.objective.weights(batch)).to(each)).sum() / weights[i]
+                losses[i] = losses[i] + loss.detach()
+                total = total + loss + (0.0 if i in begun else self._penalty(learners[i]))
+                begun.add(i)
+            if total.requires_grad:
+                total.backward()  # type: ignore[no-untyped-call]
+        for learner, loss, weight in zip(learners, losses, weights, strict=True):
+            learner.step()
+            learner.took(loss, weight)
+        return sum(map(len, data))
+
+    def _passing(self, shares: Sequence[tuple[Learner, Encoded]]) -> tuple[list[Part], dict[str, Tensor]]:
+        """Examples of learners as parts of a forward pass, and the parameters of the base that one of them trains."""
         parts: list[Part] = []
         body: dict[str, Tensor] = {}
-        data = [learner.job.data.take(learner.where) for learner in learners if learner.where is not None]
-        for learner, batch in zip(learners, data, strict=True):
+        for learner, batch in shares:
             values = learner.values(self.dtype)
             slots, gate = learner.placed(values)
             own = [(key, x) for key, x in values.items() if key.slot == BASE]
             body |= {key.name: x for key, x in own if key.role == "W"}  # whoever trains the base is alone
-            head = {key.name: x for key, x in own if key.role == "head"}
-            parts.append(Part(batch, slots, gate, {}, head))
-        total = torch.zeros((), device=self.device)
-        losses: list[Tensor] = []
-        for learner, logits, batch in zip(learners, self.forward.logits(parts, body), data, strict=True):
-            loss = self.forward.objective.losses(logits, batch).mean()
-            losses.append(loss)
-            total = total + loss + self._penalty(learner)
-        if total.requires_grad:
-            total.backward()  # type: ignore[no-untyped-call]
-        for learner, loss in zip(learners, losses, strict=True):
-            learner.step()
-            learner.took(loss)
-        return sum(map(len, data))
+            parts.append(Part(batch, slots, gate, {}, {key.name: x for key, x in own if key.role == "head"}))
+        return parts, body
 
     def _penalty(self, learner: Learner) -> Tensor | float:
         term = learner.job.ask.penalty

@@ -12,7 +12,8 @@ from torch.func import functional_call
 from fedlora.data.encoded import Encoded
 from fedlora.models.base import ResidentBase
 from fedlora.models.heads import Body, Head, Whole
-from fedlora.models.packing import Form, Inputs, Shared, pack
+from fedlora.models.likelihood import Likelihood
+from fedlora.models.packing import Form, Inputs, Shared, following, pack
 from fedlora.models.slots import Weight, bind, bind_routers
 from fedlora.tasks.base import Objective
 from fedlora.training.passes import Part, in_order, passes, take
@@ -32,41 +33,40 @@ class Forward:
     def __init__(self, base: ResidentBase, form: Form, pad: int, objective: Objective, rows: int) -> None:
         self.base, self.form, self.pad, self.objective, self.rows = base, form, pad, objective, rows
         self._body, self._head, self._whole = Body(base.model, form), Head(base.model, form), Whole(base.model, form)
+        self._likelihood = Likelihood(base.model)
 
     @property
     def domains(self) -> list[str]:
         """Their names, in a run of several."""
         return [domain.name for domain in self.objective.schema.domains]
 
-    @property
-    def classes(self) -> int:
-        """How many logits an example has."""
-        return int(self.base.model.config.num_labels)
-
     def _pack(self, given: Sequence[np.ndarray]) -> Inputs:
         return pack(given, self.form, self.pad, self.base.device, self.base.dtype)
 
-    def logits(self, parts: Sequence[Part], body: Mapping[str, Tensor]) -> list[Tensor]:
-        """Logits of each part's texts, (texts, classes); -inf for the classes of other domains. `body` replaces parameters of the
-        model below its head."""
+    def outputs(self, parts: Sequence[Part], body: Mapping[str, Tensor]) -> list[Tensor]:
+        """What the model gives of each part's examples, (n, outputs): logits, -inf for the classes of other domains, or a language
+        model's sums over the tokens that the loss is on. `body` replaces parameters of the model below its head."""
         found: list[list[Tensor]] = [[] for _ in parts]
         places: list[list[np.ndarray]] = [[] for _ in parts]
         for pieces in passes(parts, self.form):
             shares = [parts[i] if len(where) == len(parts[i].data) else take(parts[i], where) for i, where in pieces]
-            for (i, where), logits in zip(pieces, self._pass(shares, body), strict=True):
-                found[i].append(logits)
+            for (i, where), given in zip(pieces, self._pass(shares, body), strict=True):
+                found[i].append(given)
                 places[i].append(where)
         whole = [x[0] if len(x) == 1 else in_order(x, where, self.base.device) for x, where in zip(found, places, strict=True)]
-        return [self.objective.within(logits, part.data.domains) for logits, part in zip(whole, parts, strict=True)]
+        return [self.objective.within(given, part.data.domains) for given, part in zip(whole, parts, strict=True)]
 
     def _pass(self, parts: Sequence[Part], body: Mapping[str, Tensor]) -> list[Tensor]:
-        """Logits of each part's texts, from one forward pass."""
+        """The same, from one forward pass."""
         inputs = self._pack([x for part in parts for x in part.data.inputs])
         spans = [slice(a, b) for a, b in pairwise(accumulate((len(part.data) for part in parts), initial=0))]
         ends = np.concatenate([[0], np.cumsum(inputs.lengths)])
         rows = [slice(None)] if self.form.apart else [slice(int(ends[s.start]), int(ends[s.stop])) for s in spans]
         self._bind(parts, rows, [inputs.lengths[s] for s in spans])
         try:
+            if self.form.tokens:
+                whole = self._of_tokens(inputs, [x for part in parts for x in part.data.trained], body)
+                return [whole[s] for s in spans]
             if not self.form.split:  # one part, where parts have heads of their own
                 whole = _call(self._whole, {**body, **parts[0].head}, inputs)
                 return [whole[s] for s in spans]
@@ -78,6 +78,13 @@ class Forward:
             return [whole[s] for s in spans]
         finally:
             self.base.adapted.bound, self.base.adapted.routers = {}, {}
+
+    def _of_tokens(self, inputs: Inputs, trained: Sequence[np.ndarray], body: Mapping[str, Tensor]) -> Tensor:
+        """Of each text the sums over its trained tokens, (texts, 2)."""
+        read, tokens, owner = following(inputs, trained, self.form.left)
+        states = _call(self._body, body, replace(inputs, read=read))
+        found = _call(self._likelihood, body, states, tokens)
+        return found.new_zeros(len(trained), 2).index_add(0, torch.from_numpy(owner).to(found.device), found)
 
     def _bind(self, parts: Sequence[Part], rows: Sequence[slice], lengths: Sequence[np.ndarray]) -> None:
         bound, routers = [], []

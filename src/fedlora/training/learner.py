@@ -108,7 +108,7 @@ class Learner:
             vector.requires_grad_(True)
         self.optimizer = self._optimizer()
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.seen, self.steps = 0, 0
+        self.seen, self.steps = 0.0, 0
         self._batches = batches(job, settings)
         self.where = self._next()
 
@@ -151,11 +151,10 @@ class Learner:
         """Tokens in its next batch."""
         return 0 if self.where is None else int(self.job.data.sizes[self.where].sum())
 
-    def took(self, loss: Tensor) -> None:
-        """This batch is done, with this mean loss: on to the next."""
-        assert self.where is not None
-        self.loss += loss.detach() * len(self.where)
-        self.seen, self.steps = self.seen + len(self.where), self.steps + 1
+    def took(self, loss: Tensor, weight: float) -> None:
+        """This batch is done, with this mean loss over examples or tokens that weigh so much: on to the next."""
+        self.loss += loss.detach() * weight
+        self.seen, self.steps = self.seen + weight, self.steps + 1
         self.where = self._next()
 
     def outcome(self, pretrained: Tensors) -> Outcome:
@@ -166,7 +165,7 @@ class Learner:
         trained = Trained(
             slots={s: _after(done, s, f, ask.roles) for s, f in ask.slots.items()},
             gate=_with_trained_router(ask.gate, done),
-            loss=self.loss.item() / max(1, self.seen),
+            loss=self.loss.item() / max(1.0, self.seen),
             num_steps=self.steps,
             full={key.name: x - pretrained[key.name] for key, x in done.items() if key.slot == BASE and key.role == "W"},
             grad=self._mean_gradient(),

@@ -51,6 +51,15 @@ def take(part: Part, where: np.ndarray) -> Part:
     return replace(part, data=part.data.take(where), weights=weights)
 
 
+def by_tokens(sizes: np.ndarray, limit: int) -> Iterator[np.ndarray]:
+    """Positions of consecutive examples of these sizes, (n,), at most `limit` tokens together, or one example."""
+    start = 0
+    for end in range(1, len(sizes) + 1):
+        if end == len(sizes) or sizes[start : end + 1].sum() > limit:
+            yield np.arange(start, end)
+            start = end
+
+
 def fill(pieces: Iterable[Piece], size: Callable[[Piece], int], limit: int) -> Iterator[list[Piece]]:
     """Consecutive pieces in groups of at most `limit`, or of one piece."""
     group: list[Piece] = []

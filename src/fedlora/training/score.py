@@ -40,28 +40,28 @@ class Scorer:
         """Of one forward pass."""
         return max(self._tokens, self.forward.rows)
 
-    def logits(self, jobs: Iterable[ScoreJob]) -> Iterator[np.ndarray]:
-        """Logits of every example of each job, (n, classes) in fp32; -inf for the classes of other domains. Jobs on one
-        base share forward passes."""
+    def outputs(self, jobs: Iterable[ScoreJob]) -> Iterator[np.ndarray]:
+        """What the model of each job gives of each of its examples, (n, outputs) in fp32; -inf for the classes of other domains.
+        Jobs on one base share forward passes."""
         for group in self._groups(jobs):
-            out = [np.zeros((len(job.data), self.forward.classes), dtype=np.float32) for job, _ in group]
-            for i, where, logits in self._answers(group):
-                out[i][where] = logits
+            out = [np.zeros((len(job.data), self.forward.objective.outputs), dtype=np.float32) for job, _ in group]
+            for i, where, given in self._answers(group):
+                out[i][where] = given
             yield from out
 
     def sums(self, jobs: Iterable[ScoreJob]) -> Iterator[dict[str, np.ndarray]]:
-        """The sums of the task over the examples of each job, but for those of the constant answer; no more logits are there at
+        """The sums of the task over the examples of each job, but for those of the constant answer; no more outputs are there at
         once than a forward pass gives."""
         objective = self.forward.objective
         for group in self._groups(jobs):
-            sums: list[dict[str, np.ndarray]] = [objective.sums(self._no_logits(), job.data.take(NOTHING)) for job, _ in group]
-            for i, where, logits in self._answers(group):
-                for name, x in objective.sums(logits, group[i][0].data.take(where)).items():
+            sums: list[dict[str, np.ndarray]] = [objective.sums(self._nothing(), job.data.take(NOTHING)) for job, _ in group]
+            for i, where, given in self._answers(group):
+                for name, x in objective.sums(given, group[i][0].data.take(where)).items():
                     sums[i][name] = sums[i][name] + x
             yield from sums
 
-    def _no_logits(self) -> np.ndarray:
-        return np.zeros((0, self.forward.classes), dtype=np.float32)
+    def _nothing(self) -> np.ndarray:
+        return np.zeros((0, self.forward.objective.outputs), dtype=np.float32)
 
     def _groups(self, jobs: Iterable[ScoreJob]) -> Iterator[list[tuple[ScoreJob, Part]]]:
         """Jobs that share forward passes, each as a part of one."""
@@ -98,7 +98,7 @@ class Scorer:
 
     @torch.no_grad()
     def _answers(self, asked: Sequence[tuple[ScoreJob, Part]]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """By and by: which job, the positions of some of its examples, and their logits."""
+        """By and by: which job, the positions of some of its examples, and their outputs."""
         first = asked[0][0].model
         if isinstance(first.gate, ByDomain):
             yield from self._by_domain(asked[0][0], first.gate)
@@ -109,8 +109,8 @@ class Scorer:
         pieces = [(i, where) for i, (q, _) in enumerate(asked) for where in by_length(q.data, self.tokens)]
         for group in fill(pieces, lambda piece: int(asked[piece[0]][0].data.sizes[piece[1]].sum()), self.tokens):
             parts = [take(asked[i][1], where) for i, where in group]
-            for (i, where), logits in zip(group, self.forward.logits(parts, body), strict=True):
-                yield i, where, logits.cpu().numpy()
+            for (i, where), given in zip(group, self.forward.outputs(parts, body), strict=True):
+                yield i, where, given.cpu().numpy()
 
     def _by_domain(self, job: ScoreJob, gate: ByDomain) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Each example through the slot of its domain alone."""
@@ -119,8 +119,8 @@ class Scorer:
             own = np.flatnonzero(data.domains == t)
             slots = {name: slot for name, slot in model.slots.items() if name == gate.slots.get(domain)}
             alone = ScoreJob(replace(model, slots=slots, gate=None), job.head, data.take(own))
-            for _, where, logits in self._answers([(alone, self.part(alone))]):
-                yield 0, own[where], logits
+            for _, where, given in self._answers([(alone, self.part(alone))]):
+                yield 0, own[where], given
 
     @torch.no_grad()
     def features(self, data: Encoded, pool: Pool = "mean") -> Tensor:
