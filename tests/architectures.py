@@ -1,4 +1,5 @@
-"""Tiny random classifiers, one for each architecture that transformers can put a sequence classification head on.
+"""Tiny random classifiers, one for each architecture that transformers can put a sequence classification head on; and tiny random
+language models.
 
 Each row is a configuration class with sizes small enough to build and train in a test. All share the vocabulary and the special
 tokens below. A variant of an architecture has a suffix after its model type: "gpt_neo/short".
@@ -11,7 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+import torch
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import ByteLevel as Bytes
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 VOCAB = 80  # token ids are 0 to 79
@@ -309,3 +315,54 @@ def uncovered() -> set[str]:
     """Model types that transformers has a sequence classifier for, and that are neither in a row nor left out for a reason."""
     rows = (*ARCHITECTURES.values(), *ENCODER_DECODERS.values())
     return set(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES) - {row.kind for row in rows} - set(LEFT_OUT)
+
+
+# ---- language models -----------------------------------------------------------------------------------------------------------
+
+# What _USUAL calls PAD, UNK, CLS and SEP is here padding, the end of a text, the beginning of a turn and its end.
+SPECIAL = ("<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
+MERGES = ("t h", "th e", "i n", "e r", "a n", "an d", "Ġ the", "Ġ a", "o r", "1 2")
+CAUSAL_VOCAB = 280  # more than the tokenizer has, as is common
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Name -> what is not usual. Soft caps are low enough to change the logits of a tiny model.
+_CAUSAL: dict[str, dict[str, Any]] = {
+    "gemma2": {"head_dim": 12, **_MIXED, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    "gemma3_text": {"head_dim": 12, **_MIXED},
+    "gpt2": {},
+    "llama": {},
+    "llama/tied": {"tie_word_embeddings": True},
+    "mistral": {},  # each token sees eight
+    "olmo2": {},
+    "phi": {},  # half of each head is turned by its position
+    "qwen3": {"head_dim": 12},
+    "smollm3": {"no_rope_layers": [1, 0]},
+}
+CAUSAL = tuple(_CAUSAL)
+
+
+def causal(name: str, seed: int = 0) -> tuple[Any, Any]:
+    """A language model with random weights, in fp32 and evaluation mode, and its tokenizer."""
+    config = _tiny(name.split("/")[0], vocab_size=CAUSAL_VOCAB, **_CAUSAL[name])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model.eval(), chat_tokenizer()
+
+
+def chat_tokenizer() -> Any:
+    """Bytes, and some pairs of them, so that every text comes back as it was; ChatML's template."""
+    letters = sorted(ByteLevel.alphabet())
+    pairs = [pair.replace(" ", "") for pair in MERGES]
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *letters, *pairs))}
+    words = Tokenizer(BPE(vocabulary, [(a, b) for a, b in map(str.split, MERGES)]))
+    words.pre_tokenizer, words.decoder = ByteLevel(add_prefix_space=False), Bytes()
+    words.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    pad, end, begin, stop = SPECIAL
+    out = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token=pad, unk_token=end, bos_token=begin, eos_token=stop, model_max_length=POSITIONS
+    )
+    out.chat_template = CHATML
+    return out
