@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedlora import tasks
 from fedlora.config import Config, merge, nested, read_recipe, resolve
 from fedlora.data.given import RUN, Data, given, write
 from fedlora.errors import BadInput
@@ -303,7 +304,8 @@ def configure(
             )
         if (resumed / "config.toml").exists():
             found.insert(0, read_recipe(str(resumed / "config.toml")))
-    return resolve(*found, *layers)
+    layers = list(layers)
+    return resolve(tasks.defaults(*found, *layers), *found, *layers)
 
 
 def play(

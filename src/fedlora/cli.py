@@ -231,10 +231,12 @@ def data(
     """
     _check_place("--picture", picture, (".png",))
     from fedlora.config import Strata, resolve, setting, settings
+    from fedlora.tasks import defaults
 
     flags = {"task.name": task, "data.source": source, "clients.count": clients, "data.alpha": alpha, "seed": seed}
     layers = [setting(f"{key}={json.dumps(value)}") for key, value in flags.items() if value is not None]
-    config = resolve(*layers, settings(set_ or []))
+    layers.append(settings(set_ or []))
+    config = resolve(defaults(*layers), *layers)
     from fedlora.data.domains import deal
     from fedlora.data.load import load
     from fedlora.report.split import plot_split

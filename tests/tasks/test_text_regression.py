@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def test_an_answer_that_is_no_number_counts_as_the_mean_of_the_training_part() -
     assert bound.undecided(sums) == 2 and bound.count(sums) == 3
     assert bound.scores(sums | {"constant": np.zeros(1)})["mse"] == pytest.approx(((3 - 1) ** 2 + (3 - 4) ** 2 + (5 - 6) ** 2) / 3)
     with pytest.raises(BadInput, match="not finite"):
-        TASK.answers(o, ONE, None)
+        TASK.answers(["a", "b", "c"], Said(o, ONE))
 
 
 def test_there_is_no_correlation_without_spread_and_no_score_without_examples() -> None:
@@ -83,7 +84,22 @@ def test_each_domain_has_its_own_scale_its_own_constant_and_its_own_error() -> N
     assert bound.constant(data).tolist() == [3.5, 900.0]
     assert bound.constant(data.take(np.array([0])), np.array([9.0, 8.0])).tolist() == [2.0, 8.0]
     assert bound.of_constant(np.array([3.0, 800.0]), data)["constant"].tolist() == [1.0 + 4.0, 100.0**2]
-    assert [x["number"] for x in TASK.answers(np.array([[1.0]]), schema, 1)] == [1500.0]
+    assert [x["number"] for x in TASK.answers(["a"], Said(np.array([[1.0]]), schema, 1))] == [1500.0]
+
+
+class Said:
+    """A model that gives these outputs (`fedlora.tasks.base.Answering`)."""
+
+    pretrained: Any = None
+
+    def __init__(self, outputs: np.ndarray, schema: Schema, domain: int | None = None) -> None:
+        self.given, self.schema, self.domain = outputs, schema, domain
+
+    def outputs(self, inputs: Sequence[Any]) -> np.ndarray:
+        return self.given
+
+    def generate(self, prompts: Sequence[np.ndarray], limit: int) -> list[np.ndarray]:
+        raise NotImplementedError
 
 
 def write(file: Path, rows: list[tuple[str, object]], names: tuple[str, str] = ("text", "label")) -> Path:

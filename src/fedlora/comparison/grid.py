@@ -14,6 +14,7 @@ from fedlora.comparison.recipe import Recipe
 from fedlora.config import OLD, Config, as_tables, decisive, merge, renamed, resolve
 from fedlora.errors import BadInput
 from fedlora.names import short
+from fedlora.tasks import defaults
 
 SEED, METHOD = "seed", "method.name"
 BARE = {METHOD, "data.source", "model.source"}  # values that say by themselves what they are
@@ -86,7 +87,8 @@ def expand(recipe: Recipe) -> Grid:
     methods: list[list[Cell]] = []
     for tables in _by_method(recipe):
         try:
-            methods.append([Cell(resolve(_with(tables, point)), next(place)) for point in _points(tables)])
+            points = [_with(tables, point) for point in _points(tables)]
+            methods.append([Cell(resolve(defaults(each), each), next(place)) for each in points])
         except BadInput as error:
             raise BadInput(f"{name}: {error}") from error
     cells: dict[str, Cell] = {}

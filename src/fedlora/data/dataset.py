@@ -66,12 +66,15 @@ class Schema:
         domains: each with its classes, in a run of several data sets.
         shape: of an input as the model takes it, where all have one (channels, height, width of an image); empty otherwise.
         scales: mean and spread of targets that are numbers, for each domain, or for the one data set; empty where they are classes.
+        prompts: how a language model is asked, for each domain, or for the one data set: the name of the data's shape, and its
+            column of prompts; empty for what is no language model.
     """
 
     label_names: tuple[str, ...] = ()
     domains: tuple[Domain, ...] = ()
     shape: tuple[int, ...] = ()
     scales: tuple[tuple[float, float], ...] = ()
+    prompts: tuple[tuple[str, str], ...] = ()
 
     def classes(self, domain: int | None) -> slice:
         """Those of a domain; of all where it is None."""

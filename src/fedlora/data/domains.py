@@ -53,6 +53,7 @@ def union(datasets: Sequence[Dataset]) -> Dataset:
             classes,
             shapes.pop(),
             tuple(scale for d in datasets for scale in d.schema.scales),
+            tuple(prompt for d in datasets for prompt in d.schema.prompts),
         ),
         tuple(notes),
         strata,

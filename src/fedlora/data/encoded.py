@@ -18,6 +18,8 @@ class Encoded:
         unknown: of such a part, the share of tokens that the tokenizer does not know (a text that it finds none in counts as one).
         trained: of each, which of its tokens the loss is on, (length,) bool; empty where it is not on tokens. The first token, which
             nothing stands before, is never one of them.
+        choices: of each, the answers among which the likeliest is to be found, as examples, the right one first; empty where there
+            are none.
     """
 
     inputs: tuple[np.ndarray, ...]
@@ -27,6 +29,7 @@ class Encoded:
     cut: int = 0
     unknown: float = 0.0
     trained: tuple[np.ndarray, ...] = ()
+    choices: tuple["Encoded", ...] = ()
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -40,4 +43,6 @@ class Encoded:
         """The examples at these positions."""
         domains = self.domains[where] if len(self.domains) else self.domains
         trained = tuple(self.trained[i] for i in where) if self.trained else ()
-        return Encoded(tuple(self.inputs[i] for i in where), self.targets[where], self.sizes[where], domains, trained=trained)
+        choices = tuple(self.choices[i] for i in where) if self.choices else ()
+        inputs = tuple(self.inputs[i] for i in where)
+        return Encoded(inputs, self.targets[where], self.sizes[where], domains, trained=trained, choices=choices)

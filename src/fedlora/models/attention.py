@@ -123,14 +123,15 @@ def packed_attention(
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     strange = [name for name in ("s_aux", "position_bias", "head_mask") if kwargs.get(name) is not None]
     window = layout.longest if sliding_window is None else sliding_window
-    if attention_mask is not None or softcap is not None or dropout or strange or (sliding_window is not None and not causal):
-        raise NotImplementedError(f"{type(module).__name__} wants a mask, a cap, dropout or a window that packed attention lacks")
+    if attention_mask is not None or dropout or strange or (sliding_window is not None and not causal):
+        raise NotImplementedError(f"{type(module).__name__} wants a mask, dropout or a window that packed attention lacks")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    kernel = _kernel() if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) else None  # what it can do
+    can = q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and softcap is None
+    kernel = _kernel() if can else None
     if kernel is not None:
         return _on_gpu(kernel, q, k, v, layout, scale, causal, window)[None], None
-    out: Tensor = _Bucketed.apply(q, k, v, layout, scale, causal, window)  # type: ignore[no-untyped-call]
+    out: Tensor = _Bucketed.apply(q, k, v, layout, scale, causal, window, softcap)  # type: ignore[no-untyped-call]
     return out[None], None
 
 
@@ -156,10 +157,21 @@ def _on_gpu(
 
 
 class _Bucketed(torch.autograd.Function):
-    """q (rows, heads, size), k and v (rows, key heads, size) -> (rows, heads, size)."""
+    """q (rows, heads, size), k and v (rows, key heads, size) -> (rows, heads, size). With a cap, a score s counts as
+    cap * tanh(s / cap)."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, causal: bool, window: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        scale: float,
+        causal: bool,
+        window: int,
+        cap: float | None,
+    ) -> Tensor:
         rows, heads, size = q.shape
         shared = heads // k.shape[1]  # query heads that read one key head
         flat = [x.reshape(-1, size) for x in (q, k, v)]
@@ -171,14 +183,16 @@ class _Bucketed(torch.autograd.Function):
             Q, K, V = (x.view(-1, bucket.rows.shape[1], size) for x in (Q, K, V))
             hidden = _hidden(bucket, heads, causal, window)
             P = torch.bmm(Q, K.mT).mul_(scale)
+            capped = None if cap is None else P.div_(cap).tanh_()  # of which the backward pass needs the slope
+            P = P if capped is None or cap is None else capped * cap
             if hidden is not None:
                 P = P.view(len(bucket.rows), heads, *P.shape[1:]).masked_fill_(hidden, -torch.inf).view_as(P)
             P = torch.softmax(P, dim=-1)
             if bucket.pad is not None:  # padded queries must not reach the gradients of keys and values
                 P.view(len(bucket.rows), heads, *P.shape[1:]).masked_fill_(bucket.pad[:, None, :, None], 0.0)
             outs.append(torch.bmm(P, V).view(-1, size))
-            saved += [Q, K, V, P]
-        ctx.layout, ctx.scale, ctx.shapes = layout, scale, (q.shape, k.shape)
+            saved += [Q, K, V, P] if capped is None else [Q, K, V, P, capped]
+        ctx.layout, ctx.scale, ctx.cap, ctx.shapes = layout, scale, cap, (q.shape, k.shape)
         ctx.save_for_backward(*saved)
         return torch.cat(outs).index_select(0, _inverse(layout, heads)).view(rows, heads, size)
 
@@ -189,16 +203,19 @@ class _Bucketed(torch.autograd.Function):
         flat = grad.reshape(-1, size)
         grads: list[list[Tensor]] = [[], [], []]
         for i, bucket in enumerate(layout.buckets):
-            Q, K, V, P = ctx.saved_tensors[4 * i : 4 * i + 4]
+            each = 4 if ctx.cap is None else 5
+            Q, K, V, P, *capped = ctx.saved_tensors[each * i : each * i + each]
             G = flat.index_select(0, _index(bucket.rows, heads)).view(Q.shape)
             grads[2].append(torch.bmm(P.mT, G))
             S = torch._softmax_backward_data(torch.bmm(G, V.mT), P, -1, P.dtype).mul_(ctx.scale)
+            for tanh in capped:
+                S = S * (1 - tanh.square())
             grads[0].append(torch.bmm(S, K))
             grads[1].append(torch.bmm(S.mT, Q))
         inverse = _inverse(layout, heads)
         q, k, v = (torch.cat([x.view(-1, size) for x in each]).index_select(0, inverse) for each in grads)
         k, v = (x.view(rows, key_heads, -1, size).sum(2) if key_heads != heads else x.view(rows, heads, size) for x in (k, v))
-        return q.view(rows, heads, size), k, v, None, None, None, None
+        return q.view(rows, heads, size), k, v, None, None, None, None, None
 
 
 def _index(rows: Tensor, heads: int, shared: int = 1) -> Tensor:

@@ -1,6 +1,6 @@
 """The base model that stays in memory: frozen, with slots on its target modules, and with what has been merged into it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -101,6 +101,18 @@ class ResidentBase:
             yield
         finally:
             self._show({*self.merged, *(self.shapes if dropped else ())})
+
+    @contextmanager
+    def replaced(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within, these parameters have these values."""
+        before = {name: self.parameters[name].data for name in values}
+        for name, value in values.items():
+            self._write(name, value)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                self.parameters[name].data = value
 
     def _write(self, name: str, value: Tensor) -> None:
         self.parameters[name].data = value.to(device=self.device, dtype=self.dtype)

@@ -138,7 +138,7 @@ def _output() -> Any:
     from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions as Output
 
     @dataclass
-    class BodyOutput(Output):
+    class BodyOutput(Output):  # type: ignore[misc]
         router_logits: Any = None
 
     return BodyOutput

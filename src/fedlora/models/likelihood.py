@@ -31,7 +31,7 @@ class Likelihood(nn.Module):
         if not len(states):
             return states.new_zeros(0, 2, dtype=torch.promote_types(states.dtype, torch.float32))
         few = max(1, LOGITS // words(self.model))
-        return torch.cat([self._some(*each) for each in zip(states.split(few), tokens.split(few), strict=True)])
+        return torch.cat([self._some(*each) for each in zip(torch.split(states, few), torch.split(tokens, few), strict=True)])
 
     def _some(self, states: Tensor, tokens: Tensor) -> Tensor:
         frozen = not any(p.requires_grad for p in self.parameters())

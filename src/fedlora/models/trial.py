@@ -124,9 +124,7 @@ class _TooLongError(Exception):
 
 
 class _Trial:
-    def __init__(
-        self, model: Any, targets: Sequence[str], words: int, specials: Sequence[int], fewest: int, tokens: bool
-    ) -> None:
+    def __init__(self, model: Any, targets: Sequence[str], words: int, specials: Sequence[int], fewest: int, tokens: bool) -> None:
         self.model, self.targets, self.words, self.fewest, self.tokens = model, targets, words, fewest, tokens
         self.pad = padding(model)
         self.specials = [id for id in dict.fromkeys((*specials, self.pad)) if 0 <= id < words]
@@ -241,7 +239,9 @@ class _Trial:
         except Exception as error:  # whatever a model raises that is run in halves
             raise BadInput(f"the head of {type(self.model).__name__} cannot be run by itself: {first_line(error)}") from error
         if not close(apart, whole.to(apart), tolerance(self.model, CLOSE)):
-            raise BadInput(f"the head of {type(self.model).__name__} reads more than its body's last states; it cannot be trained here")
+            raise BadInput(
+                f"the head of {type(self.model).__name__} reads more than its body's last states; it cannot be trained here"
+            )
 
     def _fails(self, length: int) -> Exception | None:
         ids = np.resize([id for id in range(min(self.words, 1000)) if id != self.pad] or [0], length)

@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.config import Config, SourceConfig
-from fedlora.data.dataset import Split
+from fedlora.data.dataset import Schema, Split
 from fedlora.errors import BadInput, some, unknown
 from fedlora.models.load import Given, Pretrained
 from fedlora.runs.export import located, read_result, which_client
-from fedlora.runs.prepare import has_own_models, load_pretrained, make_task, make_trainer, try_pretrained
+from fedlora.runs.prepare import dtype_of, has_own_models, load_pretrained, make_task, make_trainer, try_pretrained
 from fedlora.runs.roster import Roster
 from fedlora.tasks.base import Answer, Task
 from fedlora.training.batched import Trainer
-from fedlora.training.score import ScoreJob
+from fedlora.training.score import ScoreJob, prompted
 from fedlora.types import Model, Tensors
 
 Say = Callable[[str], None]
@@ -68,19 +68,38 @@ class Predictor:
     limit: int
     note: Say
 
+    @property
+    def schema(self) -> Schema:
+        """What targets were."""
+        return self.choice.roster.schema
+
+    @property
+    def domain(self) -> int | None:
+        """The place of the inputs' data set among those of the run."""
+        return self.choice.domain
+
     def outputs(self, inputs: Sequence[Any]) -> NDArray[Any]:
         """What the model gives for each input, (n, outputs)."""
-        nothing = np.zeros(len(inputs), dtype=np.int64)
-        domains = nothing[:0] if self.choice.domain is None else nothing + self.choice.domain
-        data = self.task.encode(self.pretrained, Split(tuple(inputs), nothing, domains=domains), self.limit)
+        given = Split(tuple(inputs), np.zeros(len(inputs), dtype=np.int64), domains=self._domains(len(inputs)))
+        data = self.task.encode(self.pretrained, given, self.limit)
         if data.cut:
             self.note(f"{data.cut:,} of {len(inputs):,} {self.task.INPUT}s are longer than {self.limit} tokens, and cut")
         (found,) = self.trainer.outputs([ScoreJob(self.choice.model, self.choice.head, data)])
         return found
 
+    def generate(self, prompts: Sequence[np.ndarray], limit: int, streamer: Any = None) -> list[np.ndarray]:
+        """What the model writes after each prompt, token ids; `streamer` hears it token by token, of a single prompt."""
+        job = ScoreJob(self.choice.model, self.choice.head, prompted(prompts, self._domains(len(prompts))))
+        return self.trainer.generate(job, limit, streamer)
+
+    def _domains(self, count: int) -> NDArray[np.int64]:
+        """That of so many inputs."""
+        place = self.choice.domain
+        return np.zeros(0 if place is None else count, dtype=np.int64) + (place or 0)
+
     def answers(self, inputs: Sequence[Any]) -> list[Answer]:
         """What the task makes of that. BadInput where the model's answers are no numbers."""
-        return self.task.answers(self.outputs(inputs), self.choice.roster.schema, self.choice.domain)
+        return self.task.answers(inputs, self)
 
 
 def choose(run: Path, client: int | str | None = None, domain: str | None = None) -> Choice:
@@ -111,11 +130,11 @@ def load(choice: Choice, note: Say = lambda text: None, stage: Say = lambda text
         note(text)
     config = choice.config
     stage(f"loading {config.model.source}")
-    pretrained = load_pretrained(config, choice.roster.schema, given)
+    pretrained = load_pretrained(config, choice.roster.schema, given, dtype_of(config))
     stage("trying the model")
     findings = try_pretrained(config, pretrained)
     task = make_task(config)
-    trainer = make_trainer(config, pretrained, findings, task.bind(choice.roster.schema))
+    trainer = make_trainer(config, pretrained, findings, task.bind(choice.roster.schema, pretrained))
     return Predictor(choice, task, pretrained, trainer, choice.roster.max_length or findings.limit, note)
 
 

@@ -105,9 +105,9 @@ def refuse_unserved(config: Config, task: Task) -> None:
         raise BadInput(f"{facts.title} needs {some(lacking, 3)}, and {task.TITLE} has none; take another method or another task")
 
 
-def load_pretrained(config: Config, schema: Schema, given: Given | None = None) -> Pretrained:
-    """The configured model for what the data say; `given` where it is at hand."""
-    return make_task(config).load(config.model, schema, config.seed, given)
+def load_pretrained(config: Config, schema: Schema, given: Given | None = None, dtype: torch.dtype = torch.float32) -> Pretrained:
+    """The configured model for what the data say; `given` where it is at hand; `dtype` in which it will compute."""
+    return make_task(config).load(config.model, schema, config.seed, given, dtype)
 
 
 def at_hand(config: DataConfig, run: Path | None) -> DataConfig:
@@ -147,9 +147,13 @@ def rehearsed(config: Config, pretrained: Pretrained, findings: Findings) -> Fin
 
 def make_trainer(config: Config, pretrained: Pretrained, findings: Findings, objective: Objective) -> Trainer:
     """The trainer on the configured device and in the configured precision."""
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.precision, device)
+    device, dtype = pick_device(config.device), dtype_of(config)
     return Trainer(pretrained, findings.targets, config.train, device, dtype, objective, form=findings.form)
+
+
+def dtype_of(config: Config) -> torch.dtype:
+    """In which the frozen model computes."""
+    return pick_dtype(config.precision, pick_device(config.device))
 
 
 def versions() -> dict[str, Any]:
@@ -178,14 +182,19 @@ def prepare(config: Config, listener: Listener, run: Path | None = None, given: 
     require_validation(config, dataset)
     dealt = None if config.data.strata is Strata.CLUSTER else _deal(config, dataset)  # what cannot be, before the model is loaded
     listener.stage(f"loading {config.model.source}")
-    pretrained = load_pretrained(config, dataset.schema, given)
+    pretrained = load_pretrained(config, dataset.schema, given, dtype_of(config))
     listener.stage("trying the model")
     with in_full(pretrained.model):
         findings = rehearsed(config, pretrained, try_pretrained(config, pretrained))
     for note in findings.notes:
         listener.note(note)
-    objective = task.bind(dataset.schema)
+    objective = task.bind(dataset.schema, pretrained)
     trainer = make_trainer(config, pretrained, findings, objective)
+    fitting = task.fitting(dataset, pretrained, findings.limit)
+    if fitting is not dataset:
+        for note in fitting.notes[len(dataset.notes) :]:
+            listener.note(note)
+        dataset, dealt = fitting, dealt and _deal(config, fitting)
     if dealt is None:
         listener.stage("finding clusters")
         dataset = by_cluster(dataset, lambda part: _features(task, trainer, pretrained, part, findings.limit), config.seed)

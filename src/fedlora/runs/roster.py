@@ -67,6 +67,7 @@ class Roster:
         what |= {"domains": [asdict(domain) for domain in schema.domains]} if schema.domains else {}
         what |= {"shape": schema.shape} if schema.shape else {}
         what |= {"scales": schema.scales} if schema.scales else {}
+        what |= {"prompts": schema.prompts} if schema.prompts else {}
         what["metrics"] = [metric.as_json() for metric in self.metrics]
         model = {"modules": self.modules, "rows": self.rows, "max_length": self.max_length, "padding": self.padding}
         model |= {"data": self.data}
@@ -85,6 +86,7 @@ def read_roster(path: Path) -> Roster:
                 tuple(Domain(t["name"], t["first"], t["count"]) for t in _domains(found, ())),
                 tuple(found.get("shape", ())),
                 tuple((mean, spread) for mean, spread in found.get("scales", ())),
+                tuple((name, column) for name, column in found.get("prompts", ())),
             ),
             tuple(Client(r["id"], r["rank"], r["num_examples"], _domains(r, {})) for r in rows),
             tuple(r["name"] for r in rows),

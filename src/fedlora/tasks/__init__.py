@@ -9,6 +9,7 @@ from importlib import import_module
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from fedlora.config import merge
 from fedlora.errors import unknown
 from fedlora.listed import defined_in, elsewhere
 from fedlora.settings import build
@@ -32,6 +33,12 @@ def find(name: str) -> type[Any]:
         raise unknown("task", name, names())
     kind: type[Any] = import_module(f"{__name__}.{name}").TASK
     return kind
+
+
+def defaults(*layers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tables that suit the task which these layers of tables name, to be laid below them."""
+    name = merge(*layers).get("task", {}).get("name")
+    return {} if name is None else find(name).DEFAULTS
 
 
 def make(name: str, settings: Mapping[str, Any]) -> "Task":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedlora.config import ModelConfig, SourceConfig
@@ -18,6 +19,16 @@ from fedlora.models.trial import Findings
 from fedlora.tasks.metrics import Array, Scoring
 
 Answer = Mapping[str, Any]  # of one example: "answer" and what else there is to say, by name
+
+
+class Running(Protocol):
+    """A model that can be asked for more than its outputs."""
+
+    def outputs(self, data: Encoded) -> Array:
+        """What it gives of examples, (n, outputs)."""
+
+    def generate(self, prompts: Sequence[np.ndarray], limit: int) -> list[np.ndarray]:
+        """What it writes after each prompt: token ids, at most `limit`."""
 
 
 class Objective(Scoring, Protocol):
@@ -44,6 +55,9 @@ class Objective(Scoring, Protocol):
     def sums(self, outputs: Array, data: Encoded) -> dict[str, Array]:
         """What `Scoring` adds up, but for what is of the constant answer."""
 
+    def further(self, data: Encoded, model: Running) -> dict[str, Array]:
+        """Those of the sums that outputs do not say: of what the model writes, or chooses."""
+
     def constant(self, data: Encoded, otherwise: Array | None = None) -> Array:
         """What one would always answer who knows these examples alone, (domains,), for each domain of a run of several; `otherwise`
         in a domain that has none of them."""
@@ -58,12 +72,14 @@ class Task(Protocol):
     Attributes:
         TITLE: what it is called.
         INPUT: what an example is called, as in a column of answers.
+        DEFAULTS: tables of a configuration that suit it better than the usual ones.
         LACKS: of what methods' requests use (`types.Facts.asks`), what it cannot serve.
     """
 
     TITLE: ClassVar[str]
     INPUT: ClassVar[str]
     LACKS: ClassVar[frozenset[str]]
+    DEFAULTS: ClassVar[Mapping[str, Any]]
 
     def find(self, config: SourceConfig) -> Source:
         """The tables of a source. BadInput when there is no such source."""
@@ -81,8 +97,20 @@ class Task(Protocol):
     def dealt(self, dataset: Dataset, parts: Parts) -> Dataset:
         """The data set as its clients have it: the same, but where clients see their inputs differently."""
 
-    def load(self, config: ModelConfig, schema: Schema, seed: int, given: Given | None = None) -> Pretrained:
-        """The model of a run; `given` where it is at hand. BadInput when there is no such model, or it is of another kind."""
+    def load(
+        self,
+        config: ModelConfig,
+        schema: Schema,
+        seed: int,
+        given: Given | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Pretrained:
+        """The model of a run. BadInput when there is no such model, or it is of another kind.
+
+        Args:
+            given: where it is at hand.
+            dtype: in which it will compute: parameters that a checkpoint has in no higher precision may stay as they are.
+        """
 
     def outline(self, config: ModelConfig, schema: Schema) -> Pretrained:
         """The same model without values, on torch's meta device, from its configuration alone."""
@@ -90,14 +118,17 @@ class Task(Protocol):
     def try_model(self, pretrained: Pretrained, targets: Sequence[str], limit: int) -> Findings:
         """How the model is run; `limit` is the longest input that is asked for."""
 
+    def fitting(self, dataset: Dataset, pretrained: Pretrained, limit: int) -> Dataset:
+        """The data set without the examples that cannot be learned or scored, which its notes count. BadInput where none is left."""
+
     def encode(self, pretrained: Pretrained, split: Split, limit: int) -> Encoded:
         """Examples as the model takes them; `limit` is that of the findings."""
 
     def notes(self, train: Encoded, test: Encoded, limit: int) -> Iterator[str]:
         """What a user should know of the encoded examples. BadInput where nothing can be learned from them."""
 
-    def bind(self, schema: Schema) -> Objective:
-        """The task of a run."""
+    def bind(self, schema: Schema, pretrained: Pretrained | None = None) -> Objective:
+        """The task of a run; without its model, to be asked for metrics alone."""
 
     def inputs(self, given: Sequence[str]) -> Iterator[Any]:
         """The inputs that arguments of the command line are."""
@@ -111,15 +142,36 @@ class Task(Protocol):
     def shown(self, given: Any) -> str:
         """An input in an answer for people."""
 
-    def answers(self, outputs: Array, schema: Schema, domain: int | None) -> list[Answer]:
-        """What the outputs of examples of one domain say: "label" or another name first, which is the answer. BadInput where they
-        are not finite."""
+    def answers(self, inputs: Sequence[Any], model: "Answering") -> list[Answer]:
+        """What a model answers to inputs: "label" or another name first, which is the answer. BadInput where that is not finite."""
 
     def save_processor(self, pretrained: Pretrained, limit: int, padding: str, folder: Path) -> None:
         """Write the tokenizer, or what else makes inputs of examples, beside a result."""
 
     def card(self, result: "Result") -> "Card":
         """What a model card says of the task."""
+
+
+class Answering(Protocol):
+    """A finished model, and what its answers mean."""
+
+    @property
+    def pretrained(self) -> Pretrained:
+        """The model that it was made of."""
+
+    @property
+    def schema(self) -> Schema:
+        """What targets were."""
+
+    @property
+    def domain(self) -> int | None:
+        """The place of the inputs' data set among those of the run; None where it had one."""
+
+    def outputs(self, inputs: Sequence[Any]) -> Array:
+        """What it gives of each input, (n, outputs)."""
+
+    def generate(self, prompts: Sequence[np.ndarray], limit: int) -> list[np.ndarray]:
+        """What it writes after each prompt: token ids, at most `limit`."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from fedlora.data.dataset import Dataset, Schema, Split
 from fedlora.data.encoded import Encoded
 from fedlora.data.source import Part, Source
 from fedlora.errors import BadInput
-from fedlora.tasks.base import Answer
+from fedlora.tasks.base import Answer, Answering, Running
 from fedlora.tasks.metrics import CLASSIFICATION, Array, Metric, Sums
 
 UNDECIDED = -1  # the class of an example for which a model gives no finite numbers
@@ -67,6 +67,9 @@ class Classes:
 
     def sums(self, outputs: Array, data: Encoded) -> dict[str, Array]:
         return {"confusion": confusion(outputs, data.targets)}
+
+    def further(self, data: Encoded, model: Running) -> dict[str, Array]:
+        return {}
 
     def constant(self, data: Encoded, otherwise: Array | None = None) -> Array:
         said = np.zeros(max(1, len(self.schema.domains)), dtype=np.int64) if otherwise is None else otherwise.copy()
@@ -176,12 +179,12 @@ def read(
     )
 
 
-def answers(outputs: Array, schema: Schema, domain: int | None) -> list[Answer]:
-    """The label of each example, its probability, and that of every class of its domain."""
-    own = torch.from_numpy(outputs[:, schema.classes(domain)])
+def answers(inputs: Sequence[Any], model: Answering) -> list[Answer]:
+    """The label of each input, its probability, and that of every class of its domain."""
+    own = torch.from_numpy(model.outputs(inputs)[:, model.schema.classes(model.domain)])
     if not bool(own.isfinite().all()):
         raise BadInput("the model's answers are not finite: its training diverged, and a lower train.lr may help")
-    names = schema.label_names[schema.classes(domain)]
+    names = model.schema.label_names[model.schema.classes(model.domain)]
     found = own.softmax(dim=1).numpy()
     return [
         {"label": names[p.argmax()], "probability": float(p.max()), "probabilities": dict(zip(names, map(float, p), strict=True))}

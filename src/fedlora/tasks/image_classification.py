@@ -1,11 +1,12 @@
 """Image classification: one of some classes for each image."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from fedlora.config import ModelConfig, SourceConfig
 from fedlora.data import images
@@ -18,9 +19,8 @@ from fedlora.models import vision
 from fedlora.models.load import Given, Pretrained
 from fedlora.models.trial import Findings
 from fedlora.tasks import classification
-from fedlora.tasks.base import Answer, Card, Result, Task
+from fedlora.tasks.base import Answer, Answering, Card, Result, Task
 from fedlora.tasks.classification import Classes
-from fedlora.tasks.metrics import Array
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class ImageClassification:
     TITLE: ClassVar[str] = "image classification"
     INPUT: ClassVar[str] = "image"
     LACKS: ClassVar[frozenset[str]] = frozenset()
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
@@ -81,7 +82,14 @@ class ImageClassification:
 
     # ---- model ---------------------------------------------------------------------------------------------------------
 
-    def load(self, config: ModelConfig, schema: Schema, seed: int, given: Given | None = None) -> Pretrained:
+    def load(
+        self,
+        config: ModelConfig,
+        schema: Schema,
+        seed: int,
+        given: Given | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Pretrained:
         return vision.load(config, schema.label_names, schema.shape, seed, self.size, given)
 
     def outline(self, config: ModelConfig, schema: Schema) -> Pretrained:
@@ -89,6 +97,9 @@ class ImageClassification:
 
     def try_model(self, pretrained: Pretrained, targets: Sequence[str], limit: int) -> Findings:
         return vision.try_model(pretrained.model, targets, vision.shape_of(pretrained))
+
+    def fitting(self, dataset: Dataset, pretrained: Pretrained, limit: int) -> Dataset:
+        return dataset
 
     def encode(self, pretrained: Pretrained, split: Split, limit: int) -> Encoded:
         """`limit` is how many rows an image is in the model's layers."""
@@ -101,7 +112,7 @@ class ImageClassification:
             raise BadInput("the first training images are all alike, and nothing can be learned from them")
         yield from ()
 
-    def bind(self, schema: Schema) -> Classes:
+    def bind(self, schema: Schema, pretrained: Pretrained | None = None) -> Classes:
         return Classes(schema)
 
     # ---- answers -------------------------------------------------------------------------------------------------------
@@ -118,8 +129,8 @@ class ImageClassification:
     def shown(self, given: Any) -> str:
         return given if isinstance(given, str) else f"{len(given):,} bytes"
 
-    def answers(self, outputs: Array, schema: Schema, domain: int | None) -> list[Answer]:
-        return classification.answers(outputs, schema, domain)
+    def answers(self, inputs: Sequence[Any], model: Answering) -> list[Answer]:
+        return classification.answers(inputs, model)
 
     # ---- results -------------------------------------------------------------------------------------------------------
 

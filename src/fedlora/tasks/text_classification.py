@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import torch
 
 from fedlora.config import ModelConfig, SourceConfig
 from fedlora.data import columns
@@ -11,9 +13,8 @@ from fedlora.data.dataset import Dataset, Schema
 from fedlora.data.source import Source
 from fedlora.models.load import Given, Pretrained, load
 from fedlora.tasks import classification
-from fedlora.tasks.base import Answer, Card, Result, Task
+from fedlora.tasks.base import Answer, Answering, Card, Result, Task
 from fedlora.tasks.classification import Classes
-from fedlora.tasks.metrics import Array
 from fedlora.tasks.texts import TextTask, fields, how_to_use, on_padding
 
 
@@ -27,16 +28,23 @@ class TextClassification(TextTask):
     def read(self, source: Source, config: SourceConfig, schema: Schema | None = None) -> Dataset:
         return classification.read(source, config, schema, partial(columns.texts, name=config.text), "texts")
 
-    def load(self, config: ModelConfig, schema: Schema, seed: int, given: Given | None = None) -> Pretrained:
+    def load(
+        self,
+        config: ModelConfig,
+        schema: Schema,
+        seed: int,
+        given: Given | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Pretrained:
         labels = dict(enumerate(schema.label_names))
         known = {"id2label": labels, "label2id": {name: i for i, name in labels.items()}}
         return load(config, seed, given, num_labels=len(labels), problem_type="single_label_classification", **known)
 
-    def bind(self, schema: Schema) -> Classes:
+    def bind(self, schema: Schema, pretrained: Pretrained | None = None) -> Classes:
         return Classes(schema)
 
-    def answers(self, outputs: Array, schema: Schema, domain: int | None) -> list[Answer]:
-        return classification.answers(outputs, schema, domain)
+    def answers(self, inputs: Sequence[Any], model: Answering) -> list[Answer]:
+        return classification.answers(inputs, model)
 
     def card(self, result: Result) -> Card:
         labels: Sequence[str] = result.schema.label_names

@@ -14,9 +14,10 @@ said, given, said_squared, given_squared, both      of o, z, o², z², o z, for 
 constant                  of (c - y)², where c is the constant answer, the mean of the training examples
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from fedlora.data.source import Part, Source
 from fedlora.data.strata import bins
 from fedlora.errors import BadInput
 from fedlora.models.load import Given, Pretrained, load
-from fedlora.tasks.base import Answer, Card, Result, Task
+from fedlora.tasks.base import Answer, Answering, Card, Result, Running, Task
 from fedlora.tasks.metrics import Array, Metric, Sums
 from fedlora.tasks.texts import TextTask, fields, how_to_use, on_padding
 
@@ -94,6 +95,9 @@ class Numbers:
         each |= {"said": o, "given": z, "said_squared": o**2, "given_squared": z**2, "both": o * z}
         counts = {"count": np.ones_like(decided, dtype=np.int64), "undecided": (~decided).astype(np.int64)}
         return {name: self._by_domain(x, data) for name, x in {**counts, **each}.items()}
+
+    def further(self, data: Encoded, model: Running) -> dict[str, Array]:
+        return {}
 
     def constant(self, data: Encoded, otherwise: Array | None = None) -> Array:
         said = self._scales[:, 0].copy() if otherwise is None else otherwise.copy()
@@ -176,16 +180,24 @@ class TextRegression(TextTask):
             strata_kind="ranges",
         )
 
-    def load(self, config: ModelConfig, schema: Schema, seed: int, given: Given | None = None) -> Pretrained:
+    def load(
+        self,
+        config: ModelConfig,
+        schema: Schema,
+        seed: int,
+        given: Given | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Pretrained:
         return load(config, seed, given, num_labels=1, problem_type="regression")
 
-    def bind(self, schema: Schema) -> Numbers:
+    def bind(self, schema: Schema, pretrained: Pretrained | None = None) -> Numbers:
         return Numbers(schema)
 
-    def answers(self, outputs: Array, schema: Schema, domain: int | None) -> list[Answer]:
+    def answers(self, inputs: Sequence[Any], model: Answering) -> list[Answer]:
+        outputs = model.outputs(inputs)
         if not np.isfinite(outputs).all():
             raise BadInput("the model's answers are not finite: its training diverged, and a lower train.lr may help")
-        mean, spread = schema.scales[domain or 0]
+        mean, spread = model.schema.scales[model.domain or 0]
         return [{"number": mean + spread * float(o)} for o in outputs[:, 0]]
 
     def card(self, result: Result) -> Card:

@@ -1,6 +1,6 @@
 """What tasks on texts share: tokens, how a model takes them, and what stands beside an exported one."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +25,8 @@ class TextTask:
     """Base of the tasks whose inputs are texts."""
 
     INPUT: ClassVar[str] = "text"
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {}
+    TOKENS: ClassVar[bool] = False  # whether the model says what follows each token
 
     def find(self, config: SourceConfig) -> Source:
         return sources.find(config)
@@ -35,14 +37,19 @@ class TextTask:
     def try_model(self, pretrained: Pretrained, targets: Sequence[str], limit: int) -> Findings:
         tokenizer = pretrained.processor
         if tokenizer is None:
-            return try_model(pretrained.model, targets, limit)
+            return try_model(pretrained.model, targets, limit, tokens=self.TOKENS)
         allowed = min(limit, tokenizer.model_max_length)
         fewest = max(1, tokenizer.num_special_tokens_to_add())
-        findings = try_model(pretrained.model, targets, allowed, len(tokenizer), tokenizer.all_special_ids, fewest)
+        findings = try_model(
+            pretrained.model, targets, allowed, len(tokenizer), tokenizer.all_special_ids, fewest, tokens=self.TOKENS
+        )
         if allowed == limit:
             return findings
         cut = f"data.max_length = {limit} is above the {allowed} tokens that the tokenizer allows; using {allowed}"
         return replace(findings, notes=(cut, *findings.notes))
+
+    def fitting(self, dataset: Dataset, pretrained: Pretrained, limit: int) -> Dataset:
+        return dataset
 
     def encode(self, pretrained: Pretrained, split: Split, limit: int) -> Encoded:
         return replace(encode(pretrained.processor, split.inputs, split.targets, limit), domains=split.domains)

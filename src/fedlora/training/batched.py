@@ -11,6 +11,7 @@ float32. Dropout is off. A masked entry has no gradient and is put back after ea
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch.profiler import record_function
 from fedlora.config import TrainConfig
 from fedlora.data.encoded import Encoded
 from fedlora.models.base import ResidentBase
+from fedlora.models.generate import stops
 from fedlora.models.heads import padding
 from fedlora.models.load import Pretrained
 from fedlora.models.packing import Form
@@ -61,7 +63,8 @@ class Trainer:
             form = Form() if device.type == "meta" else try_model(pretrained.model, targets, 128).form
         self.base = ResidentBase(pretrained, targets, device, dtype)
         self.forward = Forward(self.base, form, self.pad, objective, settings.rows or ROWS[device.type])
-        self.scorer = Scorer(self.forward, pretrained.first, ROWS[device.type])
+        stop = stops(pretrained.model, pretrained.processor) if form.tokens else ()
+        self.scorer = Scorer(self.forward, pretrained.first, ROWS[device.type], stop)
         self.shapes, self.params, self.pretrained = self.base.shapes, self.base.params, self.base.pretrained
 
     @property
@@ -104,6 +107,10 @@ class Trainer:
     def outputs(self, jobs: Iterable[ScoreJob]) -> Iterator[np.ndarray]:
         """See `Scorer.outputs`."""
         return self.scorer.outputs(jobs)
+
+    def generate(self, job: ScoreJob, limit: int, streamer: Any = None) -> list[np.ndarray]:
+        """See `Scorer.generate`."""
+        return self.scorer.generate(job, limit, streamer)
 
     def sums(self, jobs: Iterable[ScoreJob]) -> Iterator[dict[str, np.ndarray]]:
         """See `Scorer.sums`."""

@@ -1,6 +1,7 @@
 """A forward pass of texts of several clients side by side, each passing through its own slots."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
@@ -100,6 +101,15 @@ class Forward:
             if any(s[m] for s in bound)
         }
         self.base.adapted.routers = {m: [r.get(m) for r in routers] for m in self.base.shapes if any(m in r for r in routers)}
+
+    @contextmanager
+    def bound(self, part: Part) -> Iterator[None]:
+        """Within, all that the model is given passes through the slots of one part."""
+        self._bind([part], [slice(None)], [np.ones(len(part.data), dtype=np.int64)])
+        try:
+            yield
+        finally:
+            self.base.adapted.bound, self.base.adapted.routers = {}, {}
 
     def _by_row(self, weight: Weight, lengths: np.ndarray) -> Weight:
         """What weighs each text, for each of its rows."""

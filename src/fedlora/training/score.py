@@ -1,14 +1,16 @@
 """What models answer to examples, and features of texts; nothing trains."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedlora.data.encoded import Encoded
+from fedlora.models.generate import generate
 from fedlora.models.slots import Weight
 from fedlora.training.forward import Forward
 from fedlora.training.learner import on_device
@@ -28,12 +30,47 @@ class ScoreJob:
     data: Encoded
 
 
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """The model of a job, to be asked for more than its outputs on the job's examples."""
+
+    scorer: "Scorer"
+    job: ScoreJob
+
+    def outputs(self, data: Encoded) -> np.ndarray:
+        (found,) = self.scorer.outputs([replace(self.job, data=data)])
+        return found
+
+    def generate(self, prompts: Sequence[np.ndarray], limit: int) -> list[np.ndarray]:
+        return self.scorer.generate(replace(self.job, data=prompted(prompts, self.job.data.domains)), limit)
+
+
+def prompted(prompts: Sequence[np.ndarray], domains: np.ndarray) -> Encoded:
+    """Prompts as examples of which nothing is to be said."""
+    sizes = np.array([len(each) for each in prompts], dtype=np.int64)
+    return Encoded(tuple(prompts), np.zeros(len(prompts), dtype=np.int64), sizes, domains)
+
+
+def _alike(model: Model, data: Encoded, domains: Sequence[str]) -> Iterator[tuple[Model, np.ndarray]]:
+    """Positions of the examples that pass through one and the same model, and it."""
+    if isinstance(model.gate, ByDomain):
+        for t, domain in enumerate(domains):
+            slots = {name: slot for name, slot in model.slots.items() if name == model.gate.slots.get(domain)}
+            if len(own := np.flatnonzero(data.domains == t)):
+                yield replace(model, slots=slots, gate=None), own
+    elif isinstance(model.gate, Similarity):  # which weighs each by what it is like
+        yield from ((model, np.array([i])) for i in range(len(data)))
+    else:
+        yield model, np.arange(len(data))
+
+
 class Scorer:
     """Scores models that share the resident base. `first` is the id of the token that the tokenizer puts before every text, where
-    there is one; a pass takes `tokens`, or as many as a step of training. Jobs share passes as clients share steps."""
+    there is one; a pass takes `tokens`, or as many as a step of training; `stop` are the tokens that end what a language model
+    writes. Jobs share passes as clients share steps."""
 
-    def __init__(self, forward: Forward, first: int | None, tokens: int) -> None:
-        self.forward, self.base, self._first, self._tokens = forward, forward.base, first, tokens
+    def __init__(self, forward: Forward, first: int | None, tokens: int, stop: Collection[int] = ()) -> None:
+        self.forward, self.base, self._first, self._tokens, self._stop = forward, forward.base, first, tokens, stop
 
     @property
     def tokens(self) -> int:
@@ -58,7 +95,26 @@ class Scorer:
             for i, where, given in self._answers(group):
                 for name, x in objective.sums(given, group[i][0].data.take(where)).items():
                     sums[i][name] = sums[i][name] + x
-            yield from sums
+            for (job, _), own in zip(group, sums, strict=True):
+                yield own | objective.further(job.data, _Asked(self, job))
+
+    @torch.no_grad()
+    def generate(self, job: ScoreJob, limit: int, streamer: Any = None) -> list[np.ndarray]:
+        """What the model of a job writes after each of its examples: token ids, at most `limit`, without the one that ends it.
+        `streamer` hears each token of a single example."""
+        found: list[np.ndarray] = [NOTHING] * len(job.data)
+        self.base.fold(job.model.base)
+        self.base.drop(job.model.drop_base)
+        body = {name: self.base.pretrained[name] + delta for name, delta in job.model.full.items()}
+        with self.base.replaced(body):
+            for model, where in _alike(job.model, job.data, self.forward.domains):
+                own = ScoreJob(model, job.head, job.data.take(where))
+                with self.forward.bound(self.part(own)):
+                    texts = generate(self.base.model, own.data.inputs, limit, self._stop, self.tokens, streamer)
+                for i, text in zip(where, texts, strict=True):
+                    found[i] = text
+        self.base.drop(False)
+        return found
 
     def _nothing(self) -> np.ndarray:
         return np.zeros((0, self.forward.objective.outputs), dtype=np.float32)

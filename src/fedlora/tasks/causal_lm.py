@@ -1,0 +1,224 @@
+"""Causal language modelling: what follows a prompt, by a pre-trained decoder with its own head."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from fedlora.config import ModelConfig, SourceConfig
+from fedlora.data import columns, shapes
+from fedlora.data.conversations import Example
+from fedlora.data.dataset import Dataset, Schema, Split
+from fedlora.data.encoded import Encoded
+from fedlora.data.shapes import Shape
+from fedlora.data.source import Part, Source
+from fedlora.data.strata import bins
+from fedlora.errors import BadInput, unknown
+from fedlora.models import language
+from fedlora.models.likelihood import words
+from fedlora.models.load import Given, Pretrained
+from fedlora.tasks.base import Answer, Answering, Card, Result, Task
+from fedlora.tasks.language import METRICS, Answers, extracted
+from fedlora.tasks.rendering import Rendered, choices, prompt_ids, render
+from fedlora.tasks.texts import TextTask
+
+NOTHING = np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class CausalLM(TextTask):
+    """Instruction tuning, chats and plain text: the loss is on answers, of plain text on all of it.
+
+    Attributes:
+        shape: of the data, one of `data.shapes.NAMES`, where it is not the one that is recognised.
+        metrics: what models are scored by, the first being the one that runs are compared by: answer_loss, perplexity,
+            token_accuracy; exact_match and rouge_l, of what the model writes; choice, among the choices of each example.
+        pattern: of what counts in an exact match, a regular expression.
+        max_new_tokens: of an answer that the model writes.
+    """
+
+    shape: str | None = None
+    metrics: tuple[str, ...] = ("answer_loss", "perplexity", "token_accuracy")
+    pattern: str | None = None
+    max_new_tokens: int = 256
+
+    TITLE: ClassVar[str] = "causal language modelling"
+    INPUT: ClassVar[str] = "prompt"
+    LACKS: ClassVar[frozenset[str]] = frozenset({"classes"})
+    TOKENS: ClassVar[bool] = True
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+        "model": {"source": "smollm2"},
+        "data": {"max_length": 512},
+        "train": {"batch_size": 8, "lr": 2e-4},
+    }
+
+    def __post_init__(self) -> None:
+        strange = next((name for name in self.metrics if name not in METRICS), None)
+        if strange is not None:
+            raise unknown("metric", strange, METRICS)
+        if not self.metrics or len(set(self.metrics)) < len(self.metrics):
+            raise BadInput(f"metrics = {list(self.metrics)}: each at most once, and at least one of {', '.join(METRICS)}")
+        if self.max_new_tokens < 1:
+            raise BadInput("max_new_tokens must be at least 1")
+        try:
+            extracted("", self.pattern)
+        except re.error as error:
+            raise BadInput(f"pattern = '{self.pattern}': not a regular expression: {error}") from error
+
+    # ---- data ----------------------------------------------------------------------------------------------------------
+
+    def find(self, config: SourceConfig) -> Source:
+        return super().find(shapes.widened(config))
+
+    def read(self, source: Source, config: SourceConfig, schema: Schema | None = None) -> Dataset:
+        shape = shapes.recognise(source.train, config, self.shape)
+        known = shapes.examples(source.train, shape)
+        lengths = [len(x) for x in known]
+
+        def split(part: Part, inputs: tuple[str, ...]) -> Split:
+            owners = columns.owners_of(part, config.column, needed=part is source.train)
+            return Split(inputs, np.zeros(len(inputs), dtype=np.int64), owners, strata=bins([len(x) for x in inputs], lengths)[0])
+
+        def scored(part: Part | None) -> Split | None:
+            return None if part is None else split(part, shapes.examples(part, shape))
+
+        return Dataset(
+            source.name,
+            split(source.train, known),
+            scored(source.test) or Split((), NOTHING),
+            Schema(prompts=(("chat" if shape.messages else shape.name, shape.column("prompt")),)) if schema is None else schema,
+            (*source.notes, f"{source.name}: {shape}"),
+            validation=scored(source.validation),
+            strata_names=bins((), lengths)[1],
+            strata_kind="lengths",
+            things="examples",
+        )
+
+    def fitting(self, dataset: Dataset, pretrained: Pretrained, limit: int) -> Dataset:
+        parts: dict[str, Split] = {}
+        notes: list[str] = []
+        for name, part in dataset.parts:
+            rendered = [render(pretrained.processor, Example.from_json(x), limit) for x in part.inputs]
+            unfit = [i for i, each in enumerate(rendered) if each.fault]
+            parts[name] = part.take(np.array([i for i, each in enumerate(rendered) if not each.fault], dtype=np.int64))
+            if unfit:
+                counts = Counter(rendered[i].fault for i in unfit).most_common()
+                told = ", ".join(f"{count:,} for {why}" for why, count in counts)
+                which = f"the first: {_excerpt(part.inputs[unfit[0]])}"
+                if len(unfit) == len(part):
+                    raise BadInput(f"no {name} example of {dataset.name} can be used: {told}; {which}")
+                notes.append(f"{len(unfit):,} of {len(part):,} {name} examples are left out: {told}; {which}")
+            self._require_pattern(dataset.name, parts[name])
+        if not notes:
+            return dataset
+        train, test = parts["training"], parts["test"]
+        return replace(dataset, train=train, test=test, validation=parts.get("validation"), notes=(*dataset.notes, *notes))
+
+    def _require_pattern(self, name: str, part: Split) -> None:
+        """BadInput where no answer is one by the pattern, so that none could match."""
+        if self.pattern is None or "exact_match" not in self.metrics or not len(part):
+            return
+        answers = [Example.from_json(x).reference for x in part.inputs]
+        if all(extracted(answer, self.pattern) is None for answer in answers):
+            raise BadInput(f"task.pattern = '{self.pattern}' is in no answer of {name}, as in: {answers[0][-80:]!r}")
+
+    def encode(self, pretrained: Pretrained, split: Split, limit: int) -> Encoded:
+        tokenizer = pretrained.processor
+        found = [Example.from_json(x) for x in split.inputs]
+        rendered = [render(tokenizer, each, limit) for each in found]
+        several = ()
+        if "choice" in self.metrics and any(each.choices for each in found):
+            several = tuple(_encoded(_right_first(choices(tokenizer, each, limit), each.answer)) for each in found)
+        return replace(_encoded(rendered), domains=split.domains, cut=sum(each.cut for each in rendered), choices=several)
+
+    def notes(self, train: Encoded, test: Encoded, limit: int) -> Iterator[str]:
+        for name, part in (("training", train), ("test", test)):
+            if part.cut:
+                yield f"{part.cut:,} of {len(part):,} {name} examples are longer than {limit} tokens, and lose the end of their answer"
+
+    # ---- model ---------------------------------------------------------------------------------------------------------
+
+    def load(
+        self,
+        config: ModelConfig,
+        schema: Schema,
+        seed: int,
+        given: Given | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Pretrained:
+        return language.load(config, seed, given, dtype)
+
+    def outline(self, config: ModelConfig, schema: Schema) -> Pretrained:
+        return language.outline(config)
+
+    def bind(self, schema: Schema, pretrained: Pretrained | None = None) -> Answers:
+        tokenizer, known = (None, 0) if pretrained is None else (pretrained.processor, words(pretrained.model))
+        return Answers(schema, self.metrics, tokenizer, known, self.max_new_tokens, self.pattern)
+
+    # ---- answers -------------------------------------------------------------------------------------------------------
+
+    def answers(self, inputs: Sequence[Any], model: Answering) -> list[Answer]:
+        name, column = model.schema.prompts[model.domain or 0]
+        shape, tokenizer = Shape(name, (("prompt", column),), name == "chat"), model.pretrained.processor
+        prompts = [prompt_ids(tokenizer, shapes.asked(shape, question)) for question in inputs]
+        written = model.generate(prompts, self.max_new_tokens)
+        return [{"answer": tokenizer.decode(ids, skip_special_tokens=True).strip(), "tokens": len(ids)} for ids in written]
+
+    # ---- results -------------------------------------------------------------------------------------------------------
+
+    def save_processor(self, pretrained: Pretrained, limit: int, padding: str, folder: Path) -> None:
+        """As it came: what the base's tokenizer does, this one does."""
+        pretrained.processor.save_pretrained(folder)
+
+    def card(self, result: Result) -> Card:
+        merged = result.merged
+        imports, name = ("transformers", "AutoModelForCausalLM") if merged else ("peft", "AutoPeftModelForCausalLM")
+        kinds = [name for name, _ in result.schema.prompts]
+        chat = kinds[0] == "chat"
+        prompt = (
+            'tokenizer.apply_chat_template([{"role": "user", "content": "a question"}], add_generation_prompt=True, '
+            'return_tensors="pt", return_dict=True)'
+            if chat
+            else 'tokenizer("a prompt", return_tensors="pt")'
+        )
+        return Card(
+            pipeline="text-generation",
+            what="A language model",
+            of="on the test examples",
+            facts=(("longest example", f"{result.limit} tokens"), ("prompts", ", ".join(kinds))),
+            code=[
+                *(["from transformers import AutoModelForCausalLM, AutoTokenizer"] if merged else []),
+                *([] if merged else [f"from {imports} import {name}", "from transformers import AutoTokenizer"]),
+                'folder = "."  # this folder',
+                f"model = {name}.from_pretrained(folder, dtype='float32').eval()",
+                "tokenizer = AutoTokenizer.from_pretrained(folder)",
+                f"inputs = {prompt}",
+                "written = model.generate(**inputs, max_new_tokens=64, do_sample=False)",
+                'print(tokenizer.decode(written[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
+            ],
+            after="" if kinds == ["text"] else "It was trained on answers alone: the loss was on no token of a prompt.",
+            fields={"max_length": result.limit, "prompts": [list(each) for each in result.schema.prompts]},
+        )
+
+
+def _encoded(rendered: Sequence[Rendered]) -> Encoded:
+    counts = np.array([int(each.trained.sum()) for each in rendered], dtype=np.int64)
+    sizes = np.array([len(each.ids) for each in rendered], dtype=np.int64)
+    return Encoded(tuple(each.ids for each in rendered), counts, sizes, trained=tuple(each.trained for each in rendered))
+
+
+def _right_first(each: Sequence[Rendered], answer: int | None) -> list[Rendered]:
+    """Choices with the right one before the others."""
+    return [] if answer is None else [each[answer], *(x for i, x in enumerate(each) if i != answer)]
+
+
+def _excerpt(text: str, length: int = 80) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+TASK: type[Task] = CausalLM
