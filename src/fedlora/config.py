@@ -7,7 +7,7 @@ for some of them. An unknown key is an error that gives the nearest names.
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from importlib.resources import files
 from pathlib import Path
@@ -135,7 +135,10 @@ class ModelConfig(Table):
 @dataclass(frozen=True)
 class SourceConfig:
     """One source: where it is, its columns, how its files are written, and how many of its examples to keep or to hold out; the
-    keys of `DataConfig` for it alone."""
+    keys of `DataConfig` for it alone.
+
+    `nested` names further columns to read, in whose values may be lists and objects: of a file of JSON, they become its text.
+    """
 
     source: str
     text: str
@@ -147,6 +150,11 @@ class SourceConfig:
     delimiter: str | None = None
     encoding: str | None = None
     image: str = "image"
+    prompt: str | None = None
+    completion: str | None = None
+    messages: str | None = None
+    choices: str | None = None
+    nested: tuple[str, ...] = ()
 
 
 class DataConfig(Table):
@@ -160,6 +168,10 @@ class DataConfig(Table):
         text: the column of texts.
         label: the column of labels.
         image: the column of images.
+        prompt: of language models: the column of prompts, texts or lists of messages; found by its name where it is not set.
+        completion: the column of what is to be answered, likewise; of multiple choice, the right choice.
+        messages: the column of chats, lists of messages with a role and a content; found by its name where it is not set.
+        choices: the column of lists of choices; found by its name where it is not set.
         delimiter: one character that separates columns of csv files; found out where it is not set.
         encoding: of text files, by Python's name for it; found out where it is not set.
         limit: how many training examples to keep, drawn by seed.
@@ -177,6 +189,10 @@ class DataConfig(Table):
     text: str | list[str] = "text"
     label: str | list[str] = "label"
     image: str = "image"
+    prompt: str | None = None
+    completion: str | None = None
+    messages: str | None = None
+    choices: str | None = None
     delimiter: str | None = None
     encoding: str | None = None
     limit: PositiveInt | None = None
@@ -210,12 +226,8 @@ class DataConfig(Table):
         """Each source and its columns."""
         names = [self.source] if isinstance(self.source, str) else self.source
         texts, labels = ([x] * len(names) if isinstance(x, str) else x for x in (self.text, self.label))
-        return [
-            SourceConfig(
-                *each, self.column, self.limit, self.test_limit, self.validation, self.delimiter, self.encoding, self.image
-            )
-            for each in zip(names, texts, labels, strict=True)
-        ]
+        own = {f.name: getattr(self, f.name) for f in fields(SourceConfig) if f.name not in ("source", "text", "label", "nested")}
+        return [SourceConfig(*each, **own) for each in zip(names, texts, labels, strict=True)]
 
     @property
     def title(self) -> str:
@@ -340,6 +352,10 @@ class Config(Table):
                 f'data.column is set, so data.partition must be "column", not "{self.data.partition.value}" '
                 '(or data.strata = "column")'
             )
+        if self.data.messages is not None and (self.data.prompt or self.data.completion or self.data.choices):
+            raise ValueError("data.messages is set, so data.prompt, data.completion and data.choices cannot be: a chat has none")
+        if self.data.choices is None and (self.data.prompt is None) != (self.data.completion is None):
+            raise ValueError("data.prompt and data.completion are set together: one names the prompts, one their answers")
         self._agree_on_sources()
         share, apart = self.clients.sample, self.clients.held_out
         if isinstance(share, float) and not 0 < share <= 1:

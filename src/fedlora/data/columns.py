@@ -22,6 +22,23 @@ def texts(part: Part, name: str) -> tuple[str, ...]:
     return tuple(text or "" for text in _values(part, name, column))
 
 
+def entries(part: Part, name: str, key: str) -> tuple[Any, ...]:
+    """What stands in a column of texts or of lists: texts, integers as they are written, lists, and None where there is nothing.
+
+    Raises:
+        BadInput: the column is missing, or holds something else.
+    """
+    from pyarrow import types
+
+    column = find(part, name, key)
+    kind = column.type
+    if types.is_integer(kind):
+        column = column.cast("string")
+    elif not (types.is_list(kind) or types.is_large_list(kind) or types.is_list_view(kind)):
+        _require_text(part, name, column)
+    return tuple(_values(part, name, column))
+
+
 def owners(part: Part, name: str) -> tuple[str, ...]:
     """Who each row belongs to. Raises BadInput when the column, or a value of it, is missing."""
     from pyarrow import types

@@ -55,7 +55,12 @@ def one_line(error: object, limit: int = 200) -> str:
 
 def wanted(config: SourceConfig) -> tuple[str, ...]:
     """The columns that a source is asked for."""
-    return tuple(name for name in (config.text, config.label, config.column) if name is not None)
+    return tuple(name for name in (config.text, config.label, config.column, *config.nested) if name is not None)
+
+
+def _as_in(config: SourceConfig) -> str:
+    """What a line of JSON looks like."""
+    return '{"prompt": ..., "completion": ...}' if config.nested else f'{{"{config.text}": ..., "{config.label}": ...}}'
 
 
 # ---- text --------------------------------------------------------------------------------------------------------------
@@ -158,12 +163,19 @@ def _json(path: Path, config: SourceConfig) -> Part:
     names: dict[str, None] = {}
     for number, item in items:
         if not isinstance(item, dict):
-            raise BadInput(f'{path}: {unit} {number} is no object, as in {{"{config.text}": ..., "{config.label}": ...}}')
+            raise BadInput(f"{path}: {unit} {number} is no object, as in {_as_in(config)}")
         names.update(dict.fromkeys(item))
     if not names:
-        raise BadInput(f"{path}: its objects are empty; each needs a text and a label")
+        raise BadInput(f"{path}: its objects are empty; {_as_in(config)} is possible")
     keep = wanted(config)
-    columns = [[_scalar(item.get(n), f"{path}: column '{n}', {unit} {k}") for k, item in items] if n in keep else [] for n in names]
+
+    def written(item: Any, name: str, number: int) -> str | None:
+        value = item.get(name)
+        if name in config.nested and isinstance(value, list | dict):
+            return json.dumps(value)
+        return _scalar(value, f"{path}: column '{name}', {unit} {number}")
+
+    columns = [[written(item, name, k) for k, item in items] if name in keep else [] for name in names]
     return Part(str(path), _table(list(names), columns, len(items), config), [k for k, _ in items], unit, notes=notes)
 
 
