@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -258,9 +259,14 @@ class TrainConfig(Table):
 
     Attributes:
         rounds: rounds of federated training.
-        epochs: local epochs of a client in a round.
+        epochs: local epochs of a client in a round; with max_steps, the passes that its steps are divided into.
+        max_steps: steps of a client in a round, however many examples it has; where they outlast its data, the next epoch begins.
         batch_size: examples in a client's step.
         lr: learning rate of the local optimiser, which starts anew in each round.
+        schedule: how the learning rate goes over the rounds; within a round it stays. A run that is resumed with more rounds goes
+            on with the schedule of so many.
+        warmup: how many rounds (an integer) or what share of them (below 1.0) the learning rate rises for before.
+        floor: what share of it is left in the last round, where the schedule is linear or cosine.
         optimizer: the local optimiser.
         weight_decay: of the local optimiser.
         clip: the largest norm of a step's gradient.
@@ -269,12 +275,18 @@ class TrainConfig(Table):
         micro_tokens: the most tokens that pass at once; longer batches pass in pieces, whose gradients add up to the same step.
         rows: tokens of several clients' batches that share a step, where it is not what suits the device; with 1 every client
             trains by itself.
+        checkpointing: keep of a forward pass only what enters each block, and compute the rest again in the backward pass: less
+            memory, more time, the same gradients.
     """
 
     rounds: PositiveInt = 10
     epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = None
     batch_size: PositiveInt = 32
     lr: PositiveFloat = 5e-4
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: NonNegativeInt | float = 0
+    floor: Annotated[float, Field(gt=0, le=1)] = 0.02
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: NonNegativeFloat = 0.01
     clip: PositiveFloat | None = None
@@ -282,6 +294,7 @@ class TrainConfig(Table):
     patience: PositiveInt | None = None
     micro_tokens: PositiveInt | None = None
     rows: PositiveInt | None = None
+    checkpointing: bool = False
 
 
 class TransformConfig(BaseModel):
@@ -362,6 +375,11 @@ class Config(Table):
             raise ValueError(f"clients.sample = {share}: a share lies in (0, 1], a number of clients is an integer")
         if isinstance(apart, float) and not 0 < apart < 1:
             raise ValueError(f"clients.held_out = {apart}: a share lies in (0, 1), a number of clients is an integer above 0")
+        warmup, rounds = self.train.warmup, self.train.rounds
+        if isinstance(warmup, float) and not 0 <= warmup < 1:
+            raise ValueError(f"train.warmup = {warmup}: a share lies in [0, 1), a number of rounds is an integer of at least 0")
+        if warmup > rounds:
+            raise ValueError(f"train.warmup = {warmup}: the run has {rounds} rounds")
         return self
 
     def _agree_on_sources(self) -> None:

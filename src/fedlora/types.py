@@ -166,7 +166,8 @@ class Setup:
         params: parameter name -> shape, of everything that full fine-tuning trains (not the head).
         clients: every client of the run, by id. A client's own setup holds itself alone.
         all_ranks: the ranks that clients of the run have, each once, in order; of `clients` where it is not given.
-        rounds, epochs: the length of the run, and of a client's training in a round.
+        rounds, epochs: the length of the run, and of a client's training in a round: local passes, each an epoch or, where the run
+            counts steps, so many of these (see `training.length`).
         seed: the run's seed; derive every draw from it by purpose.
         lora_alpha, rslora: LoRA's own alpha, and whether to scale by alpha/sqrt(r).
         fresh: rank -> the starting adapter: A Kaiming-uniform, B zero. Ranks are nested: fresh(2).A is fresh(4).A[:2].
@@ -233,7 +234,7 @@ class Train:
     Attributes:
         slots: every slot of the forward pass, trained or not.
         roles: the (slot, role) pairs that move.
-        epochs, max_steps: how long; None is the run's own number of epochs, and no limit of steps.
+        epochs, max_steps: how many local passes; None is the run's own number of them, and no limit of steps.
         mask: (slot, role) -> module -> what may move; the rest stays bit-identical, weight decay included. A masked
             gradient is zero before clipping sees it.
         lr_scale: role -> factor on the run's learning rate.

@@ -22,6 +22,7 @@ from fedlora.data.encoded import Encoded
 from fedlora.messages import Answer, Ask, Behind, Body, Forgot, ScoreAsk, Scored, TrainAsk
 from fedlora.training.batched import Trainer
 from fedlora.training.learner import Job
+from fedlora.training.length import lr_factor
 from fedlora.training.score import ScoreJob
 from fedlora.transforms.pipeline import UNCHANGED, Pipeline
 from fedlora.types import (
@@ -164,7 +165,8 @@ class Worker:
         def queue(run: _Running) -> None:
             """A client's request, at the head of the queue when the client is in the middle of its round."""
             assert isinstance(run.request, Train)
-            job = Job(run.request, self.examples[run.id].train, self._seed(run), run.head)
+            factor = lr_factor(self.trainer.settings, run.ask.round)
+            job = Job(run.request, self.examples[run.id].train, self._seed(run), run.head, factor)
             asked[job] = run
             if run.num_steps:
                 jobs.appendleft(job)

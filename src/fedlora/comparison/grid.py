@@ -22,6 +22,10 @@ LATER = {
     "data.validation": 0.0,
     "data.strata": "label",
     "data.image": "image",
+    "train.schedule": "constant",
+    "train.warmup": 0,
+    "train.floor": 0.02,
+    "train.checkpointing": False,
 }  # keys younger than the first results, with their defaults
 
 LISTS = {"track.to"}  # keys of which a list is one value

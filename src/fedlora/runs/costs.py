@@ -110,25 +110,29 @@ def cost(method: Method, setup: Setup, present: Callable[[Setup, int], Sequence[
 
 @dataclass(frozen=True)
 class Round:
-    """Of all clients of a round together; `passes` is how many epochs a client trains for on average, rehearsals included."""
+    """Of all clients of a round together; `examples` is what they train on, rehearsals included."""
 
     upload_bytes: int
     download_bytes: int
-    passes: float
+    examples: float
 
 
 def made_up_rounds(
-    method: Method, setup: Setup, present: Callable[[Setup, int], Sequence[Client]], transforms: Pipeline = UNCHANGED
+    method: Method,
+    setup: Setup,
+    present: Callable[[Setup, int], Sequence[Client]],
+    transforms: Pipeline = UNCHANGED,
+    examples: Callable[[Train], float] = lambda ask: 0.0,
 ) -> Iterator[Round]:
-    """Play made-up rounds with who is present in each."""
+    """Play made-up rounds with who is present in each; `examples` says how many a request trains on."""
     state = method.init(setup)
     held = {client.id: method.hold(setup, client) for client in setup.clients}
-    up = down = epochs = 0
+    up, down, seen = 0, 0, 0.0
 
     def answer(ask: Train | Observe, t: int, client: Client) -> Trained | Observed:
-        nonlocal epochs
+        nonlocal seen
         if isinstance(ask, Train):
-            epochs += setup.epochs if ask.epochs is None else ask.epochs
+            seen += examples(ask)
         return _make_up(ask, setup, t, client)
 
     def replies(t: int) -> Iterator[Reply]:
@@ -147,9 +151,9 @@ def made_up_rounds(
             yield Reply(client, message)
 
     for t in range(1, setup.rounds + 1):
-        up = down = epochs = 0
+        up, down, seen = 0, 0, 0.0
         state, _ = method.aggregate(state, replies(t), t)
-        yield Round(up, down, epochs / len(present(setup, t)))
+        yield Round(up, down, seen)
 
 
 def table(known: Mapping[str, str] | None = None) -> str:

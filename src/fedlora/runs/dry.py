@@ -7,9 +7,10 @@ the first round's clients, and from scoring a few test texts.
 import resource
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import islice
 
 import numpy as np
@@ -24,7 +25,9 @@ from fedlora.runs.context import RunContext
 from fedlora.runs.costs import Round, made_up_rounds
 from fedlora.runs.prepare import prepare
 from fedlora.server.sampling import sampler
+from fedlora.training.length import examples_of
 from fedlora.training.score import ScoreJob
+from fedlora.types import Train
 
 ROUNDS = 4  # made-up ones; later ones are taken to be like the last two of them
 STEPS = 3  # measured ones, after one to warm up
@@ -53,11 +56,12 @@ def rehearse(config: Config, listener: Listener) -> str:
     start = time.perf_counter()
     participants = sampler(context.setup.clients, context.setup.seed, config.clients.sample)
     heads = wire.measure(context.trainer.head).total if config.model.head is HeadMode.SHARED else 0
+    rounds = made_up_rounds(
+        context.method, context.setup, lambda setup, t: participants(t), context.transforms, _mean_examples(context)
+    )
     played = [
         replace(each, upload_bytes=each.upload_bytes + more, download_bytes=each.download_bytes + more)
-        for t, each in enumerate(
-            islice(made_up_rounds(context.method, context.setup, lambda setup, t: participants(t), context.transforms), ROUNDS), 1
-        )
+        for t, each in enumerate(islice(rounds, ROUNDS), 1)
         for more in [heads * len(participants(t))]
     ]
     serving = (time.perf_counter() - start) / len(played)
@@ -69,6 +73,20 @@ def over_all(values: Sequence[float], rounds: int) -> float:
     take turns."""
     last = values[-2:]
     return sum(values[:rounds]) + max(0, rounds - len(values)) * sum(last) / len(last)
+
+
+def _mean_examples(context: RunContext) -> Callable[[Train], float]:
+    """How many examples a request trains on, on average over the clients that have some: who takes part in later rounds is like all
+    of them."""
+
+    @cache
+    def mean(epochs: int | None, max_steps: int | None, domain: str) -> float:
+        sizes = [c.domains.get(domain, 0) if domain else c.num_examples for c in context.setup.clients]
+        ask = Train({}, frozenset(), epochs, max_steps)
+        found = [examples_of(ask, size, context.config.train) for size in sizes if size]
+        return sum(found) / max(1, len(found))
+
+    return lambda ask: mean(ask.epochs, ask.max_steps, ask.data)
 
 
 def _pace(context: RunContext) -> Pace:
@@ -107,7 +125,7 @@ def _lines(context: RunContext, pace: Pace, played: Sequence[Round], serving: fl
     ranks = sorted(set(setup.ranks.values()))
     up, down = [each.upload_bytes for each in played], [each.download_bytes for each in played]
     parameters = sum(x.numel() for x in context.trainer.pretrained.values())
-    examples = over_all([each.passes for each in played], setup.rounds) * present * sum(sizes) / len(sizes)
+    examples = over_all([each.examples for each in played], setup.rounds)
     scorings = -(-setup.rounds // train.evaluate_every)
     seconds = examples / pace.training + scorings * len(context.test) / pace.scoring + setup.rounds * serving
     dtype = str(context.trainer.dtype).removeprefix("torch.")

@@ -31,6 +31,7 @@ from fedlora.server.loop import Server, play_round
 from fedlora.summary import best_round, complete, exhausted
 from fedlora.summary import read as read_summary
 from fedlora.tasks.metrics import Metric
+from fedlora.training.length import has_schedule, lr_factor
 
 
 def execute(
@@ -129,6 +130,8 @@ def play(
             row["wall_s"] = time.perf_counter() - start
             row["other_s"] = row["wall_s"] - sum(row[f"{part}_s"] for part in ("train", "evaluate", "aggregate", "wire"))
             start = time.perf_counter()  # what comes now counts as the next round's other time
+            if has_schedule(train):
+                row["lr"] = train.lr * lr_factor(train, server.round)
             if skipped:
                 row["skipped"] = skipped
             rows.append(record.add(row, diagnostics))

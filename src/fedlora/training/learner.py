@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -18,17 +19,20 @@ from fedlora import seeds
 from fedlora.algebra.tensors import flat
 from fedlora.config import TrainConfig
 from fedlora.data.encoded import Encoded
+from fedlora.training.length import steps_of
 from fedlora.types import BASE, GATE, ROLES, Factors, Gate, Penalty, ProductDecay, Role, Router, Slots, Tensors, Train, Trained
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One client's request. `head` holds the head's parameters where the head trains; the seed orders the batches."""
+    """One client's request. `head` holds the head's parameters where the head trains; the seed orders the batches; `lr_factor` is
+    that of the round."""
 
     ask: Train
     data: Encoded
     seed: int
     head: Tensors
+    lr_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class Learner:
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self.seen, self.steps = 0.0, 0
         self._batches = batches(job, settings)
-        self.where = self._next()
+        self.where = next(self._batches, None)
 
     def values(self, dtype: torch.dtype) -> dict[Key, Tensor]:
         """What trains as it now is, each tensor whole, in the graph of the flat vectors."""
@@ -155,7 +159,7 @@ class Learner:
         """This batch is done, with this mean loss over examples or tokens that weigh so much: on to the next."""
         self.loss += loss.detach() * weight
         self.seen, self.steps = self.seen + weight, self.steps + 1
-        self.where = self._next()
+        self.where = next(self._batches, None)
 
     def outcome(self, pretrained: Tensors) -> Outcome:
         """The answer to the request."""
@@ -188,25 +192,25 @@ class Learner:
                 out.setdefault((leaf.key.slot, leaf.key.role), {})[leaf.key.name] = whole.cpu()
         return out
 
-    def _next(self) -> np.ndarray | None:
-        return None if self.steps == self.job.ask.max_steps else next(self._batches, None)
-
     def _optimizer(self) -> torch.optim.Optimizer:
-        settings, scale = self.settings, self.job.ask.lr_scale
-        groups = [{"params": [flat], "lr": settings.lr * scale.get(role, 1.0)} for role, flat in sorted(self.flats.items())]
+        settings, scale, lr = self.settings, self.job.ask.lr_scale, self.settings.lr * self.job.lr_factor
+        groups = [{"params": [flat], "lr": lr * scale.get(role, 1.0)} for role, flat in sorted(self.flats.items())]
         groups = groups or [{"params": [torch.zeros(0)]}]  # every rank masked: nothing to step
         if settings.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=settings.lr, weight_decay=settings.weight_decay)
-        return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+            return torch.optim.SGD(groups, lr=lr, weight_decay=settings.weight_decay)
+        return torch.optim.AdamW(groups, lr=lr, weight_decay=settings.weight_decay, fused=True)
 
 
 def batches(job: Job, settings: TrainConfig) -> Iterator[np.ndarray]:
     """Positions of each batch, epoch after epoch, every epoch a new order from the job's seed."""
-    epochs = settings.epochs if job.ask.epochs is None else job.ask.epochs
-    for epoch in range(epochs):
+    return islice(_epochs(job, settings.batch_size), steps_of(job.ask, len(job.data), settings))
+
+
+def _epochs(job: Job, batch_size: int) -> Iterator[np.ndarray]:
+    for epoch in count():
         order = seeds.generator(job.seed, "epoch", epoch).permutation(len(job.data))
-        for start in range(0, len(order), settings.batch_size):
-            yield order[start : start + settings.batch_size]
+        for start in range(0, len(order), batch_size):
+            yield order[start : start + batch_size]
 
 
 def penalty(term: Penalty, slot: Factors, values: Mapping[Key, Tensor]) -> Tensor:
