@@ -15,11 +15,11 @@ class Encoded:
         sizes: how many rows each is in the model's layers, (n,): its tokens.
         domains: (n,), the place of each example's domain among the run's; empty in a run of one domain.
         cut: of a whole part as it was encoded, how many examples were longer than allowed.
-        unknown: of such a part, the share of tokens that the tokenizer does not know (a text that it finds none in counts as one).
-        trained: of each, which of its tokens the loss is on, (length,) bool; empty where it is not on tokens. The first token, which
+        unknown: of such a part, the share of tokens that the tokenizer does not know (a text without any counts as one).
+        trained: of each, which of its tokens the loss is on, (length,) bool; empty where it is on none. The first token, which
             nothing stands before, is never one of them.
-        choices: of each, the answers among which the likeliest is to be found, as examples, the right one first; empty where there
-            are none.
+        choices: of each, the answers among which the likeliest is to be found, as examples, the right one first; empty where
+            there are none.
     """
 
     inputs: tuple[np.ndarray, ...]

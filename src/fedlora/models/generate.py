@@ -1,8 +1,8 @@
 """Text that a language model writes: greedily, token by token, with the keys and values of what stands before kept.
 
-It is transformers' own generation, on prompts of similar length side by side, padding before them. Packed attention keeps nothing,
-so the model's own stands in for it meanwhile. What is bound to the model's layers (see `slots`) must be bound to all rows, for their
-number changes with every token.
+It is transformers' own generation, on prompts of similar length side by side, padding before them. Packed attention keeps
+nothing, so the model's own stands in for it meanwhile. What is bound to the model's layers (see `slots`) must be bound to all
+rows, for their number changes with every token.
 """
 
 from collections.abc import Collection, Iterator, Sequence

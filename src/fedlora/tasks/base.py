@@ -143,7 +143,7 @@ class Task(Protocol):
         """An input in an answer for people."""
 
     def answers(self, inputs: Sequence[Any], model: "Answering") -> list[Answer]:
-        """What a model answers to inputs: "label" or another name first, which is the answer. BadInput where that is not finite."""
+        """What a model answers: "label" or another name first, which is the answer. BadInput where it is no number."""
 
     def save_processor(self, pretrained: Pretrained, limit: int, padding: str, folder: Path) -> None:
         """Write the tokenizer, or what else makes inputs of examples, beside a result."""

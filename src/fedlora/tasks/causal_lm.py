@@ -139,7 +139,9 @@ class CausalLM(TextTask):
     def notes(self, train: Encoded, test: Encoded, limit: int) -> Iterator[str]:
         for name, part in (("training", train), ("test", test)):
             if part.cut:
-                yield f"{part.cut:,} of {len(part):,} {name} examples are longer than {limit} tokens, and lose the end of their answer"
+                yield (
+                    f"{part.cut:,} of {len(part):,} {name} examples are longer than {limit} tokens, and lose the end of an answer"
+                )
 
     # ---- model ---------------------------------------------------------------------------------------------------------
 

@@ -2,8 +2,8 @@
 
 Sums over examples, by domain, (domains,):
 
-examples, undecided, tokens, right   integers: all examples; those for which a model gives no finite numbers, which count as if it
-                                     had guessed each token; their tokens that the loss is on; those of them that it finds likeliest
+examples, undecided, tokens, right   integers: all examples; those for which a model gives no finite numbers, which count as if
+                                     it had guessed each token; their tokens that the loss is on; those that it finds likeliest
 nll                                  minus the sum of the logarithms of the probabilities of these tokens
 asked, chosen                        integers: examples with choices, and those whose right one is the likeliest, by the sum over its
                                      tokens
