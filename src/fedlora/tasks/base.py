@@ -119,7 +119,7 @@ class Task(Protocol):
         """How the model is run; `limit` is the longest input that is asked for."""
 
     def fitting(self, dataset: Dataset, pretrained: Pretrained, limit: int) -> Dataset:
-        """The data set without the examples that cannot be learned or scored, which its notes count. BadInput where none is left."""
+        """The data set without examples that cannot be learned or scored, which its notes count. BadInput where none is left."""
 
     def encode(self, pretrained: Pretrained, split: Split, limit: int) -> Encoded:
         """Examples as the model takes them; `limit` is that of the findings."""
@@ -143,7 +143,7 @@ class Task(Protocol):
         """An input in an answer for people."""
 
     def answers(self, inputs: Sequence[Any], model: "Answering") -> list[Answer]:
-        """What a model answers: "label" or another name first, which is the answer. BadInput where it is no number."""
+        """What a model says to inputs: "label" or another name first, which is the answer. BadInput where it is no number."""
 
     def save_processor(self, pretrained: Pretrained, limit: int, padding: str, folder: Path) -> None:
         """Write the tokenizer, or what else makes inputs of examples, beside a result."""

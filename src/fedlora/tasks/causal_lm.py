@@ -131,7 +131,7 @@ class CausalLM(TextTask):
         tokenizer = pretrained.processor
         found = [Example.from_json(x) for x in split.inputs]
         rendered = [render(tokenizer, each, limit) for each in found]
-        several = ()
+        several: tuple[Encoded, ...] = ()
         if "choice" in self.metrics and any(each.choices for each in found):
             several = tuple(_encoded(_right_first(choices(tokenizer, each, limit), each.answer)) for each in found)
         return replace(_encoded(rendered), domains=split.domains, cut=sum(each.cut for each in rendered), choices=several)

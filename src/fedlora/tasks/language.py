@@ -2,13 +2,13 @@
 
 Sums over examples, by domain, (domains,):
 
-examples, undecided, tokens, right   integers: all examples; those for which a model gives no finite numbers, which count as if
-                                     it had guessed each token; their tokens that the loss is on; those that it finds likeliest
-nll                                  minus the sum of the logarithms of the probabilities of these tokens
-asked, chosen                        integers: examples with choices, and those whose right one is the likeliest, by the sum over its
-                                     tokens
-written, matched, overlap            of the answers that it writes, greedily: how many, those that match exactly, and the sum of
-                                     their ROUGE-L (F, with stems)
+examples, undecided     integers: all examples, and those for which a model gives no finite numbers, which count as if it had
+                        guessed each of their tokens
+tokens, right           integers: the tokens that the loss is on, and those of them that it finds likeliest
+nll                     minus the sum of the logarithms of the probabilities of these tokens
+asked, chosen           integers: examples with choices, and those whose right one is the likeliest, by the sum over its tokens
+written, matched, overlap   of the answers that it writes, greedily: how many, those that match exactly, and the sum of their
+                        ROUGE-L (F, with stems)
 
 An answer matches exactly where it is the same as the given one, spaces at the ends aside; with a pattern, where the last match of
 the pattern is the same in both (its first group, where it has one), commas between digits and a full stop at the end aside.
@@ -92,9 +92,9 @@ class Answers:
     def sums(self, outputs: Array, data: Encoded) -> dict[str, Array]:
         decided = np.isfinite(outputs).all(axis=1)
         guessed = data.targets * math.log(max(2, self.words))
-        found = {
+        found: dict[str, Array] = {
             "examples": np.ones(len(data), dtype=np.int64),
-            "undecided": (~decided).astype(np.int64),
+            "undecided": np.asarray(~decided, dtype=np.int64),
             "tokens": data.targets.astype(np.int64),
             "right": np.where(decided, outputs[:, 1], 0.0).round().astype(np.int64),
             "nll": np.where(decided, outputs[:, 0], guessed).astype(np.float64),
