@@ -1,7 +1,9 @@
 """One process at a time for a folder, also before it is there."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import sleep
 
 import pytest
 
@@ -51,3 +53,30 @@ def test_what_cannot_be_made_is_said_at_once(name: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"cannot be made: .*; use another --out"), founding(tmp_path / name):
         raise AssertionError
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_is_made_once_while_others_wait(tmp_path: Path) -> None:
+    """Four at once: locks of one process keep out its own threads, too."""
+    made, folder = [], tmp_path / "deep" / "kept"
+
+    def make(part: Path) -> None:
+        made.append(part)
+        (part / "one").write_text("1")
+        sleep(0.05)
+        assert not folder.exists()
+        (part / "two").write_text("2")
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: sorted(file.name for file in disk.made_once(folder, make).iterdir()), range(4)))
+    assert found == [["one", "two"]] * 4 and len(made) == 1
+
+
+def test_a_folder_that_could_not_be_made_is_not_there(tmp_path: Path) -> None:
+    def fails(part: Path) -> None:
+        (part / "half").write_text("1")
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        disk.made_once(tmp_path / "kept", fails)
+    assert not [place for place in tmp_path.iterdir() if place.is_dir()]
+    assert not list(disk.made_once(tmp_path / "kept", lambda part: None).iterdir())

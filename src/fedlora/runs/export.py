@@ -11,7 +11,7 @@ import torch
 from fedlora.config import Config, read_run
 from fedlora.errors import BadInput, some
 from fedlora.models import peft
-from fedlora.models.load import PACKAGED, Given, Pretrained
+from fedlora.models.load import PACKAGED, Given, Pretrained, holds_model
 from fedlora.runs import card
 from fedlora.runs.prepare import has_own_models, load_pretrained, make_method, make_task
 from fedlora.runs.roster import Roster, read_roster
@@ -118,12 +118,12 @@ def which_client(run: Path, client: int | str) -> int:
 
 
 def located(config: Config, run: Path) -> Config:
-    """The configuration with its model where it is: a relative folder is looked for here, then beside each folder that `run` lies
+    """The configuration with its model where it is: a relative path is looked for here, then beside each folder that `run` lies
     in, so that a run can be used from elsewhere."""
     source = config.model.source
     if source in PACKAGED or Path(source).exists():
         return config
-    found = next((place / source for place in run.resolve().parents if (place / source / "config.json").is_file()), None)
+    found = next((place / source for place in run.resolve().parents if holds_model(place / source)), None)
     return config if found is None else config.model_copy(update={"model": config.model.model_copy(update={"source": str(found)})})
 
 

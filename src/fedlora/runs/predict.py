@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fedlora.config import Config, SourceConfig
 from fedlora.data.dataset import Schema, Split
 from fedlora.errors import BadInput, some, unknown
-from fedlora.models.load import Given, Pretrained
+from fedlora.models.load import Given, Pretrained, doing
 from fedlora.runs.export import located, read_result, which_client
 from fedlora.runs.prepare import dtype_of, has_own_models, load_pretrained, make_task, make_trainer, try_pretrained
 from fedlora.runs.roster import Roster
@@ -129,7 +129,7 @@ def load(choice: Choice, note: Say = lambda text: None, stage: Say = lambda text
     for text in choice.notes:
         note(text)
     config = choice.config
-    stage(f"loading {config.model.source}")
+    stage(doing(config.model.source))
     pretrained = load_pretrained(config, choice.roster.schema, given, dtype_of(config))
     stage("trying the model")
     findings = try_pretrained(config, pretrained)

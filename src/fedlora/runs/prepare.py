@@ -20,7 +20,7 @@ from fedlora.data.partition import Parts
 from fedlora.data.strata import by_cluster
 from fedlora.errors import BadInput, some
 from fedlora.listener import Listener
-from fedlora.models.load import Given, Pretrained
+from fedlora.models.load import Given, Pretrained, doing
 from fedlora.models.peft import held_by_peft, rehearse
 from fedlora.models.quiet import uncollected
 from fedlora.models.slots import find_targets
@@ -181,7 +181,7 @@ def prepare(config: Config, listener: Listener, run: Path | None = None, given: 
         listener.note(note)
     require_validation(config, dataset)
     dealt = None if config.data.strata is Strata.CLUSTER else _deal(config, dataset)  # what cannot be, before the model is loaded
-    listener.stage(f"loading {config.model.source}")
+    listener.stage(doing(config.model.source))
     pretrained = load_pretrained(config, dataset.schema, given, dtype_of(config))
     listener.stage("trying the model")
     with in_full(pretrained.model):

@@ -1,0 +1,137 @@
+"""Pre-trained causal language models: by packaged name, local folder, GGUF file or Hugging Face Hub id.
+
+Such a model keeps the head that it was trained with: it is a part of the base, nothing of it is drawn and none of it travels.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from fedlora.config import HeadMode, ModelConfig
+from fedlora.errors import BadInput
+from fedlora.models.load import (
+    Given,
+    Pretrained,
+    locate,
+    not_whole,
+    public_name,
+    read_model,
+    refuse_encoder_decoder,
+    refuse_other_sizes,
+    refuse_other_vocabulary,
+    remarks,
+    said_of,
+    set_padding,
+    taken,
+    without_values,
+)
+from fedlora.models.quiet import quiet
+from fedlora.models.trial import rows_of_embedding
+
+NEEDED = "a decoder such as HuggingFaceTB/SmolLM2-135M-Instruct"
+TRIED = 6  # tokens, of which the last one is changed to see whether those before it notice
+NOTICED = 0.01  # of the largest logit; where tokens do not see what comes after them, the difference is rounding
+
+
+def load(config: ModelConfig, seed: int, given: Given | None = None, dtype: torch.dtype | None = None) -> Pretrained:
+    """The language model of a run. Nothing is drawn, so the seed says nothing.
+
+    Args:
+        given: the model, where it is at hand.
+        dtype: torch.bfloat16 keeps the parameters of a checkpoint that has them in bf16 as they are; in all other cases they are
+            fp32.
+
+    Raises:
+        BadInput: there is no such model, or it cannot be reached; it is no decoder; its checkpoint has no language model's head,
+            lacks other weights or has them in other sizes; it has no tokenizer, or one of a larger vocabulary; its head is to be
+            trained.
+    """
+    key = f"model.source = '{config.source}'"
+    if config.head is not HeadMode.FROZEN:
+        raise BadInput(f"model.head = '{config.head.value}': a language model keeps its own head; only frozen is possible")
+    read = partial(_read, key, config.source) if given is None else partial(_taken, key, given)
+    kept = torch.bfloat16 if dtype is torch.bfloat16 else torch.float32
+    tokenizer, model, info = read_model(key, read, {"dtype": "auto" if kept is torch.bfloat16 else kept})
+    if model.dtype is not kept:
+        model = model.float()
+    refuse_other_sizes(key, info["mismatched_keys"])
+    _refuse_encoder(key, model)
+    _refuse_missing(key, model, set(info["missing_keys"]))
+    refuse_other_vocabulary(key, model, tokenizer)
+    set_padding(model, tokenizer)
+    model.eval().requires_grad_(False)
+    said, source = ((), given.public_name) if given is not None else (said_of(config.source), public_name(config.source))
+    return _pretrained(model, tokenizer, source, (*said, *remarks(model, tokenizer)))
+
+
+def outline(config: ModelConfig) -> Pretrained:
+    """The modules and parameters of a language model, without values, by its configuration alone. BadInput: see `load`."""
+    from transformers import AutoModelForCausalLM
+
+    def build(hf_config: Any) -> Pretrained:
+        _refuse_unfit(f"model.source = '{config.source}'", hf_config)
+        model = AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32)
+        return _pretrained(model.eval().requires_grad_(False), None, "")
+
+    return without_values(config.source, build)
+
+
+def _pretrained(model: Any, tokenizer: Any, source: str, notes: tuple[str, ...] = ()) -> Pretrained:
+    return Pretrained(model, tokenizer, source, notes=notes, peft_task="CAUSAL_LM", keeps_head=True)
+
+
+def _read(key: str, name: str, how: Mapping[str, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
+    """Tokenizer, model and what loading said of it, from a folder or the Hub."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    source = locate(name)
+    _refuse_unfit(key, AutoConfig.from_pretrained(source))
+    return (AutoTokenizer.from_pretrained(source), *AutoModelForCausalLM.from_pretrained(source, **how))
+
+
+def _taken(key: str, given: Given, how: Mapping[str, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
+    """The same of a model that is at hand."""
+    _refuse_unfit(key, given.model.config)
+    kept = given.model.dtype if how["dtype"] == "auto" and given.model.dtype is torch.bfloat16 else torch.float32
+    return taken(key, given, _kinds(), {**how, "dtype": kept})
+
+
+def _kinds() -> Mapping[Any, Any]:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kinds: Mapping[Any, Any] = MODEL_FOR_CAUSAL_LM_MAPPING
+    return kinds
+
+
+def _refuse_unfit(key: str, hf_config: Any) -> None:
+    """BadInput for a configuration of which transformers makes no language model, or one of an encoder and a decoder."""
+    refuse_encoder_decoder(key, hf_config, NEEDED)
+    if type(hf_config) not in _kinds():
+        raise BadInput(f"{key}: transformers makes no language model of a {hf_config.model_type}; {NEEDED} is needed")
+
+
+def _refuse_encoder(key: str, model: Any) -> None:
+    """BadInput where tokens see what comes after them. transformers has language models of encoders, too, which do."""
+    rows = rows_of_embedding(model) or TRIED + 1
+    ids = torch.arange(TRIED) % rows
+    other = torch.cat((ids[:-1], (ids[-1:] + 1) % rows))
+    with quiet(), torch.no_grad():
+        one, two = (model(input_ids=x[None]).logits[0, :-1].float() for x in (ids, other))
+    if (one - two).abs().max() > NOTICED * one.abs().max():
+        raise BadInput(
+            f"{key}: the tokens of {type(model).__name__} see those that come after them: an encoder; {NEEDED} is needed"
+        )
+
+
+def _refuse_missing(key: str, model: Any, names: set[str]) -> None:
+    missing = [name for name, _ in model.named_parameters() if name in names]
+    if not missing:
+        return
+    head = {id(p) for p in model.get_output_embeddings().parameters()}
+    if all(id(model.get_parameter(name)) in head for name in missing):
+        was = ", ".join(model.config.architectures or ())
+        kind = f"it is one of a {was}" if was else "it is a classifier's, or a body alone"
+        raise BadInput(f"{key}: the checkpoint lacks a language model's head ({', '.join(missing)}); {kind}")
+    raise not_whole(key, model, missing, missing[0])
