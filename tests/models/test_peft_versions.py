@@ -84,7 +84,7 @@ def own_logits(folder: Path, client: int | None = None, texts: Sequence[str] = T
     findings = try_pretrained(config, pretrained)
     data = encode(pretrained.processor, texts, np.zeros(len(texts), dtype=np.int64), LIMIT)
     asked = [ScoreJob(model, head, data) for model in (result, Model())]
-    mine, base = make_trainer(config, pretrained, findings, make_task(config).bind(roster.schema)).logits(asked)
+    mine, base = make_trainer(config, pretrained, findings, make_task(config).bind(roster.schema)).outputs(asked)
     return mine, base
 
 
