@@ -2,8 +2,8 @@
 
     python load_causal.py JOB ANSWER
 
-JOB is JSON with `folders` (name -> exported folder) and `pairs` (prompt and completion, texts); ANSWER is what it writes: name -> of
-each pair minus the log-likelihood of the completion and the end of text behind it, given the prompt; and a greedy answer to the
+JOB is JSON with `folders` (name -> exported folder) and `pairs` (prompt and completion, texts); ANSWER is what it writes: name ->
+of each pair minus the log-likelihood of the completion and the end of text behind it, given the prompt; and a greedy answer to the
 first prompt, at most eight tokens.
 """
 
