@@ -49,6 +49,7 @@ class Partition(Enum):
     IID = "iid"
     PATHOLOGICAL = "pathological"  # pairs of clients share pairs of classes
     COLUMN = "column"  # the natural owners that a column names
+    STRATA = "strata"  # each stratum has an owner of its own: a data set, a cluster, a band of lengths
 
 
 class Strata(Enum):

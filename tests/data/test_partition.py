@@ -308,3 +308,27 @@ def test_validation_by_owner() -> None:
     assert [mine.tolist() for mine in parts.validation] == [[], [0, 2]]
     parts = by_owner(with_validation(data, [0, 1, 1]))
     assert [mine.tolist() for mine in parts.validation] == [[0, 1, 2]] * 2
+
+
+# ---- strata ------------------------------------------------------------------------------------------------------------
+
+
+def test_each_stratum_has_an_owner() -> None:
+    data = balanced(5, 4, 2)
+    parts = deal(data, "strata", None)
+    assert parts.names == data.strata_names and parts.rule == "By classes"
+    for c, (train, test) in enumerate(zip(parts.train, parts.test, strict=True)):
+        assert set(data.train.targets[train]) == set(data.test.targets[test]) == {c} and (len(train), len(test)) == (4, 2)
+    fewer = deal(data, "strata", 2)
+    assert [sorted(set(data.train.targets[rows])) for rows in fewer.train] == [[0, 2, 4], [1, 3]]
+    assert fewer.names == ("client 0", "client 1")
+    with pytest.raises(BadInput, match=r"^clients.count = 6: the training part has 5 classes, one a client at most$"):
+        deal(data, "strata", 6)
+
+
+def test_strata_without_training_examples_have_no_owner() -> None:
+    data = balanced(3, 4, 2)
+    without = replace(data, train=data.train.take(np.flatnonzero(data.train.targets != 1)))
+    parts = deal(without, "strata", None)
+    assert parts.names == (data.strata_names[0], data.strata_names[2])
+    assert 1 not in data.test.targets[np.concatenate(parts.test)]

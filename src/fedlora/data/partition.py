@@ -83,6 +83,8 @@ def split(dataset: Dataset, config: DataConfig, count: int | None, seed: int) ->
     """
     if config.partition is Partition.COLUMN:
         parts = by_column(dataset, count, config.column or "")
+    elif config.partition is Partition.STRATA:
+        parts = by_stratum(dataset, count)
     else:
         clients = DEFAULT_COUNT if count is None else count
         if clients * config.min_size > len(dataset.train):
@@ -196,6 +198,25 @@ def by_column(dataset: Dataset, count: int | None, column: str) -> Parts:
         return (np.arange(len(examples), dtype=np.int64),) * len(names)
 
     return _dealt(dataset, deal, names, f"By column '{column}'")
+
+
+def by_stratum(dataset: Dataset, count: int | None) -> Parts:
+    """One client for each stratum of the training part, by its name; with fewer clients, stratum c (of those) belongs to client c
+    modulo K. Examples of other strata belong to nobody.
+
+    Raises:
+        BadInput: more clients than strata.
+    """
+    known = np.unique(dataset.train.strata)
+    clients = len(known) if count is None else count
+    if clients > len(known):
+        raise BadInput(f"clients.count = {clients}: the training part has {len(known)} {dataset.strata_kind}, one a client at most")
+
+    def deal(part: str, examples: Split) -> tuple[Integers, ...]:
+        return tuple(np.flatnonzero(np.isin(examples.strata, known[k::clients])) for k in range(clients))
+
+    names = tuple(dataset.strata_names[c] for c in known) if clients == len(known) else _numbered(clients)
+    return _dealt(dataset, deal, names, f"By {dataset.strata_kind}")
 
 
 def statistics(parts: Parts, dataset: Dataset) -> Statistics:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,13 @@ import torch
 
 from fedlora import methods, seeds, tasks
 from fedlora.algebra.tensors import flat
-from fedlora.config import Config, DataConfig, HeadMode, Strata
+from fedlora.config import Config, DataConfig, HeadMode, Partition, Strata
 from fedlora.data.dataset import Dataset, Schema, Split
 from fedlora.data.domains import deal
 from fedlora.data.given import KEPT, RUN
 from fedlora.data.load import load as load_data
 from fedlora.data.partition import Parts
-from fedlora.data.strata import by_cluster
+from fedlora.data.strata import BINS, by_cluster
 from fedlora.errors import BadInput, some
 from fedlora.listener import Listener
 from fedlora.models.load import Given, Pretrained, doing
@@ -197,7 +197,9 @@ def prepare(config: Config, listener: Listener, run: Path | None = None, given: 
         dataset, dealt = fitting, dealt and _deal(config, fitting)
     if dealt is None:
         listener.stage("finding clusters")
-        dataset = by_cluster(dataset, lambda part: _features(task, trainer, pretrained, part, findings.limit), config.seed)
+        clusters = config.clients.count if config.data.partition is Partition.STRATA else None  # one a client
+        features = partial(_features, task, trainer, pretrained, limit=findings.limit)
+        dataset = by_cluster(dataset, features, config.seed, clusters or BINS)
         dealt = _deal(config, dataset)
     parts, clients, aside = dealt
     dataset = task.dealt(dataset, parts)
