@@ -224,15 +224,16 @@ def _span(tokenizer: Any, turns: Sequence[Message], at: int, text: str, end: boo
 def _end_of_turn(tokenizer: Any, tail: str, alone: str) -> str:
     """What ends an answer, of the text behind it: special or added tokens that stand there also where nothing follows (`alone`).
     What does not begins the next turn; but a template may end its last turn by another token than those before."""
-    known = "|".join(map(re.escape, sorted(_known(tokenizer), key=len, reverse=True)))
+    here = [token for token in _known(tokenizer) if token in alone or token in tail]
+    known = "|".join(map(re.escape, sorted(here, key=len, reverse=True)))
     last = re.match(rf"\s*(?:{known})+", alone) if known else None
     first = re.match(rf"\s*(?:{known})", tail) if last else None
     return last[0] if last and tail.startswith(last[0]) else first[0] if first else ""
 
 
 def _known(tokenizer: Any) -> set[str]:
-    """The special tokens, and those that were added to the vocabulary."""
-    return {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+    """The tokens beside the vocabulary of texts, most of them special."""
+    return {*tokenizer.get_added_vocab(), *filter(None, [tokenizer.eos_token])}
 
 
 def _common(a: Sequence[Any], b: Sequence[Any]) -> int:
