@@ -54,7 +54,14 @@ def test_a_token_across_the_boundary_belongs_to_the_completion() -> None:
 
 def test_spaces_that_offsets_leave_out() -> None:
     words = tokenizer(merges=[("Ġ", "a")])  # its offsets begin behind the space
-    for prompt, completion, count in (("x", " ab", 3), ("x ", "ab", 3), ("x", "  ab", 4), ("x  ", "ab", 3), ("x", " \nab", 5)):
+    for prompt, completion, count in (
+        ("x", " ab", 3),
+        ("x ", "ab", 3),
+        ("x", "  ab", 4),
+        ("x  ", "ab", 3),
+        ("x", " \nab", 5),
+        ("x", "a ", 3),
+    ):
         assert render(words, pair(prompt, completion)).trained.sum() == count, (prompt, completion)
 
 
@@ -276,6 +283,10 @@ def test_a_slow_tokenizer() -> None:
     across = render(words, pair("ab", "cd"))  # "bc" is one token
     assert across.ids.tolist() == words.convert_tokens_to_ids(["a", "bc", "d", "</s>"])
     assert across.trained.tolist() == [False, True, True, True]
+    for each in (words, tokenizer(merges=[("b", "c")])):  # and across the end of an answer, whose end is not asked for
+        each.chat_template = "{% for turn in messages %}{{ turn['content'] }}{% endfor %}c"
+        rendered = render(each, chat("a", "b"), end=False)
+        assert rendered.ids.tolist() == each.convert_tokens_to_ids(["a", "bc"]) and rendered.trained.tolist() == [False, True]
 
 
 # ---- for people --------------------------------------------------------------------------------------------------------
