@@ -4,7 +4,8 @@ Chats go through the tokenizer's chat template, which alone says what special to
 turn is what the model has to write after its prompt: from the end of the generation prompt (rendered from the turns before) to the
 end-of-turn token, that included, and nothing behind it, such as the template's line break. Where the template renders earlier turns
 otherwise than it did when they were last, so that the prompt is no prefix, it is the content alone and the end-of-turn token.
-A template's own marks, {% generation %}, say it better and are taken as they are.
+A template's own marks, {% generation %}, say it better and are taken as they are. Where nothing ends the last answer, as in GLM's
+template, the end-of-text token is appended, or the model would never stop.
 
 Texts, and prompts with completions, get what the tokenizer adds to a text, and the end-of-text token, which is learned whatever the
 padding token is. They are tokenised as one text; a token across the boundary belongs to the completion.
@@ -26,6 +27,12 @@ from fedlora.errors import BadInput, first_line
 
 Spans = Sequence[tuple[int, int]]  # of characters, from the first to the one behind the last
 PROBE = "Zqxjprobe"  # stands in for an answer, to see what a template writes around it
+DATE = {"%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24"}  # Llama 3's own, where there is no clock
+CLOCK = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f".replace('{code}', '{value}')" for code, value in DATE.items())
+    + " }}{% endmacro %}\n"
+)
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -57,15 +64,16 @@ def render(tokenizer: Any, example: Example, limit: int | None = None, end: bool
     Raises:
         BadInput: the tokenizer has no chat template, which messages need, or no end-of-text token, which texts need.
     """
-    if example.messages:
-        text, spans, fault = _chat(tokenizer, example, end)
-    else:
-        text = f"{example.prompt}{example.completion}"
-        spans = [(len(str(example.prompt)), len(text))]
-        fault = "" if str(example.completion).strip() else "empty text" if example.kind == "text" else "empty answer"
     plain = not example.messages
+    if plain:
+        text, answer = f"{example.prompt}{example.completion}", str(example.completion)
+        spans: Spans = [(len(text) - len(answer), len(text))]
+        ended = False
+        fault = "" if answer.strip() else "empty text" if example.kind == "text" else "empty answer"
+    else:
+        text, spans, ended, fault = _chat(tokenizer, example, end)
     ids, trained = _tokens(tokenizer, text, spans, special=plain)
-    if plain and end and (len(ids) == 0 or ids[-1] != _end_of_text(tokenizer)):
+    if end and not ended and ids[-1:].tolist() != [_end_of_text(tokenizer)]:
         ids, trained = np.append(ids, np.int32(_end_of_text(tokenizer))), np.append(trained, True)
     trained[:1] = False
     trained &= not fault
@@ -90,9 +98,9 @@ def prompt_ids(tokenizer: Any, example: Example) -> NDArray[np.int32]:
     """What the model is given before it answers, (n,): of a chat the turns before the assistant's last one, with the generation
     prompt; of a text all of it. BadInput: as `render`, or the template refuses the chat."""
     if example.messages:
-        turns = example.messages
+        turns = _seated(tokenizer, example.messages)
         try:
-            text, _ = _taken(tokenizer, turns[:-1] if turns[-1].role == "assistant" else turns, ask=True)
+            text = _template(tokenizer, turns[:-1] if turns[-1].role == "assistant" else turns, ask=True)
         except _Refused as error:
             raise BadInput(str(error)) from error
         return _encoded(tokenizer, text, special=False)[0]
@@ -121,58 +129,64 @@ class _Refused(Exception):
     """A chat template's own words on a chat that it does not take."""
 
 
-def _chat(tokenizer: Any, example: Example, end: bool) -> tuple[str, Spans, str]:
-    """The rendered text, what of it is learned, and the fault."""
+def _chat(tokenizer: Any, example: Example, end: bool) -> tuple[str, Spans, bool, str]:
+    """The rendered text, what of it is learned, whether it is ended or needs no end, and the fault."""
     given = len(example.messages) - len(example.completion)
-    answers = [message for message in example.messages[given:] if message.role == "assistant"]
-    fault = "" if answers else "no assistant turn"
-    if any(not message.content.strip() for message in answers):
-        fault = "empty answer"
+    answers = [message.content.strip() for message in example.messages[given:] if message.role == "assistant"]
+    fault = "no assistant turn" if not answers else "" if all(answers) else "empty answer"
     try:
-        text, turns = _taken(tokenizer, example.messages)
+        turns = _seated(tokenizer, example.messages)
+        text = _template(tokenizer, turns)
     except _Refused as error:
-        return "", [], fault or str(error)
-    given += len(turns) - len(example.messages)  # a system turn may be part of the user's now
-    if MARKS.search(tokenizer.get_chat_template()) and end:
-        return text, _marked(tokenizer, turns, text, max(given, 0)), fault
-    spans = []
-    for at, message in enumerate(turns):
-        if at >= given and message.role == "assistant":
-            span = _span(tokenizer, turns, at, text, end)
-            if span is None:
-                return text, [], fault or f"the chat template changes the assistant's turn {at + 1}"
-            spans.append(span)
-    return text, spans, fault
+        return "", [], True, fault or str(error)
+    given = max(given + len(turns) - len(example.messages), 0)  # a system turn may be part of the user's now
+    if end and MARKS.search(_source(tokenizer)):
+        spans = _marked(tokenizer, turns, text, given)
+    else:
+        at = [place for place, turn in enumerate(turns) if turn.role == "assistant" and place >= given]
+        found = {place: _span(tokenizer, turns, place, text, end) for place in at}
+        for place in (place for place, span in found.items() if span is None):
+            return text, [], True, fault or f"the chat template leaves out or changes turn {place + 1}"
+        spans = [span for span in found.values() if span is not None]
+    ended = turns[-1].role != "assistant" or any(map(text.rstrip().endswith, _known(tokenizer)))
+    return text, spans if ended or not end or not spans else [*spans[:-1], (spans[-1][0], len(text))], ended, fault
 
 
-def _taken(tokenizer: Any, turns: Sequence[Message], ask: bool = False) -> tuple[str, Sequence[Message]]:
-    """A chat as its template writes it, and the turns that it was made of: where the template refuses a system turn, or leaves it
-    out, its text begins the first turn of the user."""
-    system = turns[0].content if turns[0].role == "system" and len(turns) > 1 else ""
+def _seated(tokenizer: Any, turns: Sequence[Message]) -> Sequence[Message]:
+    """The turns as the template can take them: where it refuses a system turn, or leaves its text out of an answered chat, that
+    text begins the first turn of the user."""
+    if turns[0].role != "system" or len(turns) == 1:
+        return turns
+    answered = turns[1:] if turns[-1].role == "assistant" else [*turns[1:], Message("assistant", "-")]
     try:
-        text = _template(tokenizer, turns, ask)
-        if system.strip() in text:
-            return text, turns
+        if PROBE in _template(tokenizer, [Message("system", PROBE), *answered]):
+            return turns
     except _Refused:
-        if not system:
-            raise
-    merged = (Message("user", f"{system}\n\n{turns[1].content}"), *turns[2:])
-    return _template(tokenizer, merged, ask), merged
+        pass
+    system, user = turns[0].content, turns[1].content
+    return [Message("user", f"{system}\n\n{user}" if system.strip() else user), *turns[2:]]
 
 
 def _template(tokenizer: Any, turns: Sequence[Message], ask: bool = False) -> str:
     """Turns through the chat template, with the generation prompt where `ask`."""
+    from jinja2 import TemplateError
+
+    source, said = _source(tokenizer), [turn._asdict() for turn in turns]
+    try:
+        return str(tokenizer.apply_chat_template(said, chat_template=source, tokenize=False, add_generation_prompt=ask))
+    except TemplateError as error:
+        raise _Refused(f"the chat template refuses it: {first_line(error)}") from error
+
+
+def _source(tokenizer: Any) -> str:
+    """The chat template, with a clock that stands still where it asks for the date: else no run could be repeated tomorrow."""
     if not tokenizer.chat_template:
         raise BadInput(
             "the model's tokenizer has no chat template, which messages need; possible: a model tuned for chats, or data of plain "
             "texts in the columns prompt and completion"
         )
-    from jinja2 import TemplateError
-
-    try:
-        return str(tokenizer.apply_chat_template([turn._asdict() for turn in turns], tokenize=False, add_generation_prompt=ask))
-    except TemplateError as error:
-        raise _Refused(f"the chat template refuses it: {first_line(error)}") from error
+    source = str(tokenizer.get_chat_template())
+    return CLOCK + source if "strftime_now" in source else source
 
 
 def _marked(tokenizer: Any, turns: Sequence[Message], text: str, given: int) -> Spans:
@@ -181,7 +195,7 @@ def _marked(tokenizer: Any, turns: Sequence[Message], text: str, given: int) -> 
 
     _, (spans,) = render_jinja_template(
         [[turn._asdict() for turn in turns]],
-        chat_template=tokenizer.get_chat_template(),
+        chat_template=_source(tokenizer),
         return_assistant_tokens_mask=True,
         **tokenizer.special_tokens_map,
     )
@@ -204,18 +218,22 @@ def _span(tokenizer: Any, turns: Sequence[Message], at: int, text: str, end: boo
     except _Refused:
         before = head
     start = len(before) if text[:stop].startswith(before) else _common(head, text)
-    # A token behind the answer ends it if one stands there also where nothing follows; else it begins the next turn.
-    ends = _token_behind(tokenizer, tail)
-    if end and ends and (at + 1 == len(turns) or _token_behind(tokenizer, around(())[2])):
-        stop += ends
-    return start, stop
+    return start, stop + (len(_end_of_turn(tokenizer, tail, alone=around(())[2] if at + 1 < len(turns) else tail)) if end else 0)
 
 
-def _token_behind(tokenizer: Any, tail: str) -> int:
-    """The length of the special or added token that text begins with, spaces before it included; 0 where it begins with none."""
-    known = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
-    bare = tail.lstrip()
-    return len(tail) - len(bare) + max(map(len, filter(bare.startswith, known))) if any(map(bare.startswith, known)) else 0
+def _end_of_turn(tokenizer: Any, tail: str, alone: str) -> str:
+    """What ends an answer, of the text behind it: special or added tokens that stand there also where nothing follows (`alone`).
+    What does not begins the next turn; but a template may end its last turn by another token than those before."""
+    here = [token for token in _known(tokenizer) if token in alone or token in tail]
+    known = "|".join(map(re.escape, sorted(here, key=len, reverse=True)))
+    last = re.match(rf"\s*(?:{known})+", alone) if known else None
+    first = re.match(rf"\s*(?:{known})", tail) if last else None
+    return last[0] if last and tail.startswith(last[0]) else first[0] if first else ""
+
+
+def _known(tokenizer: Any) -> set[str]:
+    """The tokens beside the vocabulary of texts, most of them special."""
+    return {*tokenizer.get_added_vocab(), *filter(None, [tokenizer.eos_token])}
 
 
 def _common(a: Sequence[Any], b: Sequence[Any]) -> int:
