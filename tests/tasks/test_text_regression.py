@@ -91,6 +91,7 @@ class Said:
     """A model that gives these outputs (`fedlora.tasks.base.Answering`)."""
 
     pretrained: Any = None
+    limit = 64
 
     def __init__(self, outputs: np.ndarray, schema: Schema, domain: int | None = None) -> None:
         self.given, self.schema, self.domain = outputs, schema, domain

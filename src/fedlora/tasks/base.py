@@ -167,6 +167,10 @@ class Answering(Protocol):
     def domain(self) -> int | None:
         """The place of the inputs' data set among those of the run; None where it had one."""
 
+    @property
+    def limit(self) -> int:
+        """The longest input, in tokens."""
+
     def outputs(self, inputs: Sequence[Any]) -> Array:
         """What it gives of each input, (n, outputs)."""
 

@@ -168,7 +168,7 @@ class CausalLM(TextTask):
         name, column = model.schema.prompts[model.domain or 0]
         shape, tokenizer = Shape(name, (("prompt", column),), name == "chat"), model.pretrained.processor
         prompts = [prompt_ids(tokenizer, shapes.asked(shape, question)) for question in inputs]
-        written = model.generate(prompts, self.max_new_tokens)
+        written = model.generate([ids[-model.limit :] for ids in prompts], self.max_new_tokens)
         return [{"answer": tokenizer.decode(ids, skip_special_tokens=True).strip(), "tokens": len(ids)} for ids in written]
 
     # ---- results -------------------------------------------------------------------------------------------------------
