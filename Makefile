@@ -13,6 +13,7 @@ check: setup      ## lint, types, import directions, documentation
 	@scripts/check
 
 slow: setup       ## the tests that take minutes
+	@scripts/smollm2
 	@scripts/test -m slow
 
 bench: setup      ## how fast it is, against its peers; --quick and names with scripts/bench

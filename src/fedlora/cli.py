@@ -65,7 +65,9 @@ def run(
     rank: Annotated[
         str | None, typer.Option("--rank", metavar="N", help="A number, a list by client, or a plan: tiers, heavy-tail, normal.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", metavar="M", help="minilm, a local folder, or a Hub id.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="M", help="minilm, smollm2, a local folder, a GGUF file, or a Hub id.")
+    ] = None,
     data: Annotated[
         str | None, typer.Option("--data", metavar="D", help="banking77, 20newsgroups, a file, a folder, or a Hub id.")
     ] = None,

