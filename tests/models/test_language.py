@@ -56,7 +56,7 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 @pytest.mark.parametrize(
     ("has", "asked", "gets"),
-    [(BF16, BF16, BF16), (BF16, None, FP32), (BF16, FP32, FP32), (FP32, BF16, FP32), (FP16, BF16, FP32), (FP16, None, FP32)],
+    [(BF16, BF16, BF16), (BF16, None, FP32), (BF16, FP32, FP32), (FP32, BF16, BF16), (FP16, BF16, BF16), (FP16, None, FP32)],
 )
 @pytest.mark.parametrize("at_hand", [False, True])
 def test_only_what_is_bf16_stays_bf16(

@@ -40,8 +40,7 @@ def load(config: ModelConfig, seed: int, given: Given | None = None, dtype: torc
 
     Args:
         given: the model, where it is at hand.
-        dtype: torch.bfloat16 keeps the parameters of a checkpoint that has them in bf16 as they are; in all other cases they are
-            fp32.
+        dtype: with torch.bfloat16 its parameters are in bf16, as the base of such a model usually is; else in fp32.
 
     Raises:
         BadInput: there is no such model, or it cannot be reached; it is no decoder; its checkpoint has no language model's head,
@@ -53,9 +52,7 @@ def load(config: ModelConfig, seed: int, given: Given | None = None, dtype: torc
         raise BadInput(f"model.head = '{config.head.value}': a language model keeps its own head; only frozen is possible")
     read = partial(_read, key, config.source) if given is None else partial(_taken, key, given)
     kept = torch.bfloat16 if dtype is torch.bfloat16 else torch.float32
-    tokenizer, model, info = read_model(key, read, {"dtype": "auto" if kept is torch.bfloat16 else kept})
-    if model.dtype is not kept:
-        model = model.float()
+    tokenizer, model, info = read_model(key, read, {"dtype": kept})
     refuse_other_sizes(key, info["mismatched_keys"])
     _refuse_encoder(key, model)
     _refuse_missing(key, model, set(info["missing_keys"]))
@@ -94,8 +91,7 @@ def _read(key: str, name: str, how: Mapping[str, Any]) -> tuple[Any, Any, Mappin
 def _taken(key: str, given: Given, how: Mapping[str, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
     """The same of a model that is at hand."""
     _refuse_unfit(key, given.model.config)
-    kept = given.model.dtype if how["dtype"] == "auto" and given.model.dtype is torch.bfloat16 else torch.float32
-    return taken(key, given, _kinds(), {**how, "dtype": kept})
+    return taken(key, given, _kinds(), how)
 
 
 def _kinds() -> Mapping[Any, Any]:
