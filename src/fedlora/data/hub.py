@@ -10,10 +10,12 @@ from fedlora.errors import BadInput
 PARQUET_BRANCH = "refs/convert/parquet"
 
 
-def from_hub(name: str, label: str) -> Source:
+def from_hub(name: str, label: str, configuration: str | None = None) -> Source:
     """The splits train and, where there are such, test and validation of a data set "org/name".
 
-    `label` is the column whose names it may know.
+    Args:
+        label: the column whose names it may know.
+        configuration: which of several that it has.
 
     Raises:
         BadInput: `datasets` is not installed, the Hub cannot be reached, or it has no such data set.
@@ -24,9 +26,9 @@ def from_hub(name: str, label: str) -> Source:
         raise BadInput(f"{name}: the Hugging Face Hub needs the package datasets: pip install datasets") from error
     try:
         try:
-            splits = load_dataset(name)
+            splits = load_dataset(name, configuration)
         except RuntimeError:  # "Dataset scripts are no longer supported"
-            splits = load_dataset(name, revision=PARQUET_BRANCH)
+            splits = load_dataset(name, configuration, revision=PARQUET_BRANCH)
     except Exception as error:  # its errors for offline, unknown, gated and several configurations have no common base
         raise BadInput(f"{name}: cannot be loaded from the Hugging Face Hub: {one_line(error)}") from error
     if "train" not in splits:

