@@ -256,6 +256,8 @@ class TrainConfig(Table):
         patience: scored rounds without a better score on the validation part after which the run ends.
         rows: tokens of several clients' batches that share a step, where it is not what suits the device; with 1 every client
             trains by itself.
+        trainer: makes the trainers of clients that bring their own: package.module:function, from a client's name to its
+            transformers.Trainer, which then decides on data, model and local training.
     """
 
     rounds: PositiveInt = 10
@@ -268,6 +270,7 @@ class TrainConfig(Table):
     evaluate_every: PositiveInt = 1
     patience: PositiveInt | None = None
     rows: PositiveInt | None = None
+    trainer: str | None = None
 
 
 class TransformConfig(BaseModel):

@@ -20,9 +20,9 @@ from fedlora.clients.watch import MOST_CLIENTS, LocalUpdate
 from fedlora.config import HeadMode
 from fedlora.data.encoded import Encoded
 from fedlora.messages import Answer, Ask, Behind, Body, Forgot, ScoreAsk, Scored, TrainAsk
-from fedlora.training.batched import Trainer
 from fedlora.training.learner import Job
 from fedlora.training.score import ScoreJob
+from fedlora.training.trainer import Trainer
 from fedlora.transforms.pipeline import UNCHANGED, Pipeline
 from fedlora.types import (
     BASE,
