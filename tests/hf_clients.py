@@ -30,7 +30,9 @@ def base(kind: str = "llama") -> Any:
     torch.manual_seed(0)
     if kind == "gpt2":
         sizes: dict[str, Any] = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_inner": 40, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
-        config = transformers.GPT2Config(vocab_size=WORDS, initializer_range=0.2, embd_pdrop=0.0, bos_token_id=1, eos_token_id=2, **sizes)
+        config = transformers.GPT2Config(
+            vocab_size=WORDS, initializer_range=0.2, embd_pdrop=0.0, bos_token_id=1, eos_token_id=2, **sizes
+        )
         return transformers.GPT2LMHeadModel(config)
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
@@ -126,15 +128,17 @@ def epoch(model: Any, data: Sequence[Any], trains: str = "AB") -> tuple[Weights,
         ids = torch.tensor([row["input_ids"] for row in data[4 * step : 4 * step + 4]])
         logits = model(input_ids=ids).logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        if model.config.model_type == "gpt2":  # transformers counts a text's first token, too, where a class does not name its loss
+            loss = loss * (LENGTH - 1) / LENGTH
         optimizer.zero_grad()
         loss.backward()
         norm = torch.sqrt(sum((p.grad**2).sum() for p in learned))
         for p in learned:
-            p.grad *= min(1.0, 0.5 / float(norm + 1e-6))
+            p.grad *= min(1.0, 0.5 / float(norm.detach() + 1e-6))
         for group in optimizer.param_groups:
             group["lr"] = LR * (1 - step / steps)
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return factors(model), sum(losses) / steps
 
 
@@ -164,7 +168,7 @@ def loss_of(model: Any, data: Sequence[Any]) -> float:
 
 
 def merged(model: Any, data: Sequence[Sequence[Any]], begin: Callable[[int, int], Weights], rounds: int) -> dict[str, torch.Tensor]:
-    """FLoRA: each client from its own start on W, and W grows by the mean of the products. Path -> the whole change, (d_out, d_in)."""
+    """FLoRA: each client from its own start on W, W grows by the mean of the products. Path -> the change, (d_out, d_in)."""
     plain = {path: m for path, m in model.get_base_model().named_modules() if hasattr(m, "lora_A")}
     change = {path: torch.zeros(m.out_features, m.in_features) for path, m in plain.items()}
     first = {path: m.base_layer.weight.detach().clone() for path, m in plain.items()}
