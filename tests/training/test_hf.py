@@ -6,6 +6,7 @@ from typing import Any
 import hf_clients as tiny_lm
 import peft
 import pytest
+import tiny
 import torch
 import transformers
 from hf_clients import SIZES, adapted, averaged, factors, loss_of, merged, rows, start, trainer
@@ -215,6 +216,47 @@ def test_what_peft_saves_whole_trains_and_travels_too(tmp_path: Path) -> None:
     for each in made:
         torch.testing.assert_close(dict(each.model.named_parameters())[head], wanted, atol=1e-6, rtol=0)
     assert (wanted - before).abs().max() > 1e-3 and done.config.model.head.value == "shared"
+
+
+HOSPITALS = """
+from pathlib import Path
+from hf_clients import SIZES, rows, trainer
+
+def make(name):
+    number = int(name.removeprefix("client-"))
+    return trainer(rows(SIZES[number], number), Path(name))
+"""
+
+
+def test_from_the_command_line_a_function_makes_the_trainers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = tiny.console(monkeypatch, capsys, tmp_path)
+    (tmp_path / "hospitals.py").write_text(HOSPITALS)
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = ("--method", "fedit", "--clients", 2, "--set", "train.trainer=hospitals:make", "--quiet")
+    status, _, err = call("run", *flags, "--rounds", 1, "--out", "run")
+    assert status == 0, err
+    status, _, err = call("run", "--resume", "--rounds", 2, "--out", "run", "--quiet")
+    assert status == 0, err
+    assert call("export", "run", "--to", "adapter")[0] == 0
+    wanted, _ = averaged(DATA, 2)
+    near(factors(peft.PeftModel.from_pretrained(tiny_lm.base(), tmp_path / "adapter")), wanted)
+    for words, message in {
+        ("predict", "run", "a"): "is not possible",
+        ("run", *flags, "--dry-run"): "is not possible",
+        ("run", "--set", "train.trainer=hospitals:make"): "train.trainer = 'hospitals:make' needs clients.count",
+        ("run", "--clients", 2, "--set", "train.trainer=hospitals"): "a function is named package.module:function",
+        (
+            "run",
+            "--clients",
+            3,
+            "--set",
+            "train.trainer=hospitals:make",
+        ): "train.trainer = 'hospitals:make': tuple index out of range",
+    }.items():
+        status, _, err = call(*words)
+        assert status == 2 and message in err and "Traceback" not in err, err
 
 
 # ---- what is refused, before anything trains or is written ---------------------------------------------------------------
