@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fedlora.api import Comparison, Run, compare_methods, load, run
+    from fedlora.api import Comparison, Run, client, compare_methods, load, run
     from fedlora.data.given import Data
     from fedlora.errors import BadInput, RunFailed
 
 _PLACES = {  # imported when they are asked for: what is behind them takes a second
-    **dict.fromkeys(("Comparison", "Run", "compare_methods", "load", "run"), "fedlora.api"),
+    **dict.fromkeys(("Comparison", "Run", "client", "compare_methods", "load", "run"), "fedlora.api"),
     "Data": "fedlora.data.given",
     **dict.fromkeys(("BadInput", "RunFailed"), "fedlora.errors"),
 }
-__all__ = ["BadInput", "Comparison", "Data", "Run", "RunFailed", "__version__", "compare_methods", "load", "run"]
+__all__ = ["BadInput", "Comparison", "Data", "Run", "RunFailed", "__version__", "client", "compare_methods", "load", "run"]
 
 
 def __getattr__(name: str) -> Any:

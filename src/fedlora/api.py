@@ -9,7 +9,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from fedlora.tasks.metrics import Metric
 if TYPE_CHECKING:
     from fedlora.models.load import Given
     from fedlora.runs.predict import Predictor
+    from fedlora.runs.trainers import TrainerClient
     from fedlora.tasks.base import Answer
 
 Row = dict[str, Any]
@@ -55,6 +56,7 @@ class Run:
     notes: tuple[str, ...] = ()
     _given: "Given | None" = field(default=None, repr=False)
     _place: Any = field(default=None, repr=False, compare=False)  # keeps a temporary folder as long as the run
+    _clients: "tuple[TrainerClient, ...]" = field(default=(), repr=False, compare=False)
 
     @property
     def config(self) -> Config:
@@ -100,9 +102,14 @@ class Run:
 
     def model(self, client: int | str | None = None) -> Any:
         """The model as PyTorch has it, for inference: a `peft.PeftModel`, or a whole one where no adapter can hold the result.
+        Where clients have trainers of their own, it is the model of the first one's, or of the client's, which then is this.
         BadInput: see `save_adapter`."""
         from fedlora.runs.export import model_of
 
+        if self.config.train.trainer is not None:
+            from fedlora.runs.trainers import show
+
+            return show(self.folder, self._clients, client).hf.adapter.model.eval()
         return model_of(self.folder, client, self._given)
 
     def save_adapter(self, to: str | Path, client: int | str | None = None, merged: bool = False) -> Path:
@@ -118,7 +125,7 @@ class Run:
         """
         from fedlora.runs.export import export
 
-        export(self.folder, Path(to), client, merged, self._given)
+        export(self.folder, Path(to), client, merged, self._given, self._clients)
         return Path(to)
 
     def report(self, html: str | Path | None = None) -> Path:
@@ -165,7 +172,7 @@ def run(
         recipe: a TOML file, a packaged recipe's name, or its tables.
         method: by name, as `fedlora methods` lists them; or a method itself, a dataclass as `fedlora.types.Method` says.
         data: the name of a data set, a file or a folder; a data frame or another table; `Data`; a list of such tables, one for each
-            client. A list of names is a run of several data sets.
+            client. A list of names is a run of several data sets. A list of `fedlora.client(...)`: clients with their own trainers.
         model: by name or folder; or transformers' own, which is read and never changed.
         tokenizer: of a model that is given itself; by default the one that the model's own name or folder has.
         task: by name.
@@ -180,15 +187,42 @@ def run(
         BadInput: something cannot be, in one line: what, where, what is possible. Nothing was written.
         RunFailed: the run stopped, and can be resumed.
     """
-    own, tables = _model(model, tokenizer), given(data) if data is not None else None
+    joining = _joining(data)
+    own, tables = _model(model, tokenizer), None if data is None or joining else given(data)
     flags = {"task": task, "rank": rank, "clients": clients, "alpha": alpha, "rounds": rounds, "epochs": epochs, "seed": seed}
+    if joining:
+        settings = {**(settings or {}), "train.trainer": f"given:{type(joining[0].hf.trainer).__name__}"}
     layers = [*_layers(flags, model, own, tables, settings), *([] if method is None else [{"method": as_table(method)}])]
     folder, place = _folder(out)
     config = configure(recipe, layers, folder if resume else None)
     notes: list[str] = []
     with _shown(progress) as shown:
-        play(config, folder, resume, _Told(shown, notes, on_round), tables if isinstance(tables, Data) else None, own)
-    return Run(folder, tuple(notes), own, place)
+        play(
+            config,
+            folder,
+            resume,
+            _Told(shown, notes, on_round),
+            tables if isinstance(tables, Data) else None,
+            own,
+            clients=joining,
+        )
+    return Run(folder, tuple(notes), own, place, joining)
+
+
+def client(trainer: Any, name: str | None = None) -> "TrainerClient":
+    """A client that trains by a `transformers.Trainer` of its own, or a subclass of it such as trl's SFTTrainer:
+    `fedlora.run(data=[fedlora.client(one), fedlora.client(other)], method="fedit", rounds=10)`.
+
+    Args:
+        trainer: its model is a PEFT model with one LoRA adapter. A round is one `train()` of it; its data stay with it.
+        name: in tables; by default client-0, client-1 and so on, in order of the list.
+
+    Raises:
+        BadInput: it cannot be a client, in one line.
+    """
+    from fedlora.runs.trainers import as_client
+
+    return as_client(trainer, name or "")
 
 
 def load(folder: str | Path, model: Any = None, tokenizer: Any = None) -> Run:
@@ -316,12 +350,14 @@ def play(
     data: Data | None = None,
     own: "Given | None" = None,
     profile: bool = False,
+    clients: "Sequence[TrainerClient]" = (),
 ) -> dict[str, Any]:
     """Run, or go on with, the run in `out`; returns its summary. See `fedlora.runs.play.execute`.
 
     Args:
         data: what the run keeps, where the configuration cannot name it.
         own: the model, where it is at hand.
+        clients: those with trainers of their own.
     """
     from fedlora.runs.play import execute
 
@@ -329,7 +365,7 @@ def play(
         if data is not None:
             write(data, folder / data.name, _label(config.data.label))
 
-    return execute(config, out, resume, listener, profile, keep=keep, given=own)
+    return execute(config, out, resume, listener, profile, keep=keep, given=own, clients=clients)
 
 
 def as_table(method: Any) -> dict[str, Any]:
@@ -389,6 +425,18 @@ def _at_hand(
             own.processor.save_pretrained(place)
         found.append(nested("model.source", str(place)))
     return found
+
+
+def _joining(data: Any) -> "tuple[TrainerClient, ...]":
+    """The clients with trainers of their own, where `data` is a list of such."""
+    if not isinstance(data, list | tuple) or not any(hasattr(each, "hf") for each in data):
+        return ()
+    from fedlora.runs.trainers import TrainerClient
+
+    other = next((each for each in data if not isinstance(each, TrainerClient)), None)
+    if other is not None:
+        raise BadInput(f"data: {type(other).__name__} beside clients; either each is fedlora.client(trainer), or none")
+    return tuple(replace(each, name=each.name or f"client-{i}") for i, each in enumerate(data))
 
 
 def _label(columns: str | list[str]) -> str:

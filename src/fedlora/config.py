@@ -280,6 +280,8 @@ class TrainConfig(Table):
             trains by itself.
         checkpointing: keep of a forward pass only what enters each block, and compute the rest again in the backward pass: less
             memory, more time, the same gradients.
+        trainer: makes the trainers of clients that bring their own: package.module:function, from a client's name to its
+            transformers.Trainer, which then decides on data, model and local training.
     """
 
     rounds: PositiveInt = 10
@@ -298,6 +300,7 @@ class TrainConfig(Table):
     micro_tokens: PositiveInt | None = None
     rows: PositiveInt | None = None
     checkpointing: bool = False
+    trainer: str | None = None
 
 
 class TransformConfig(BaseModel):

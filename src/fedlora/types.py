@@ -409,6 +409,7 @@ class Facts:
         silent: there may be rounds in which clients train but send Nothing.
         asks: what its requests use, of "mask", "probe", "base", "full", "gate", "C", "D", "penalty", "grad", "domains" (a request
             for one of several data sets), "slots" (more than one), "drop_base" and "classes" (statistics of each).
+        spares: method -> what of that it does not use with its settings.
         linear: (method, setup, round) -> whether aggregate makes of the Ups what it makes of as many copies of their lifted mean
             (see `fedlora.gather.lifted`).
         weight: (method, client) -> what an Up counts in that mean.
@@ -429,6 +430,7 @@ class Facts:
     sends: Callable[[Any, Any, Client, int], frozenset[str]] | None = None
     silent: bool = False
     asks: frozenset[str] = frozenset()
+    spares: Callable[[Any], frozenset[str]] = lambda method: frozenset()
     linear: Callable[[Any, Setup, int], bool] = lambda method, setup, round: False
     weight: Callable[[Any, Client], float] = lambda method, client: client.num_examples
     holders: bool = False
@@ -477,6 +479,12 @@ class PersonalMethod(Method, Protocol):
 
     def own(self, down: Any, held: Any, client: Client) -> Model:
         """The client's model, of what it was sent (with since = 0) and what it holds."""
+
+
+def asks_of(method: Any) -> frozenset[str]:
+    """What the requests of a method use with its settings, in the words of `Facts.asks`."""
+    facts: Facts = method.FACTS
+    return facts.asks - facts.spares(method)
 
 
 def own_model(method: Any, state: Any, held: Any, client: Client, round: int) -> Model:

@@ -30,7 +30,7 @@ from fedlora.errors import BadInput
 from fedlora.gather.lifted import lifted_mean
 from fedlora.server.loop import Server
 from fedlora.transforms import pipeline
-from fedlora.types import BASE, ClassMixtures, Client, Nothing, Observe, Reply, Setup, Train, own_model
+from fedlora.types import BASE, ClassMixtures, Client, Nothing, Observe, Reply, Setup, Train, asks_of, own_model
 
 LONG = 60
 
@@ -231,8 +231,13 @@ def test_law_9_requests_use_what_the_facts_say(name):
     _, setup = world(rows[0])
     trainer, method = Trainer(setup, lr=rows[0].lr), methods.make(name, {})
     federate(method, setup, 3, half(setup), trainer)
-    asked = [ask for _, ask, _ in trainer.log] + trainer.looked + [ask for row in rows for ask in standard_with_requests(row)[1]]
+    asked = [ask for _, ask, _ in trainer.log] + trainer.looked
     found = {word for ask in asked for word in used(ask)}
+    assert found <= asks_of(method)
+    for row in rows:
+        of_row = {word for ask in standard_with_requests(row)[1] for word in used(ask)}
+        assert of_row <= asks_of(world(row)[0])
+        found |= of_row
     assert found == method.FACTS.asks
 
 

@@ -20,10 +20,9 @@ from fedlora.clients.watch import MOST_CLIENTS, LocalUpdate
 from fedlora.config import HeadMode
 from fedlora.data.encoded import Encoded
 from fedlora.messages import Answer, Ask, Behind, Body, Forgot, ScoreAsk, Scored, TrainAsk
-from fedlora.training.batched import Trainer
 from fedlora.training.learner import Job
-from fedlora.training.length import lr_factor
 from fedlora.training.score import ScoreJob
+from fedlora.training.trainer import Trainer
 from fedlora.transforms.pipeline import UNCHANGED, Pipeline
 from fedlora.types import (
     BASE,
@@ -80,7 +79,8 @@ class _Running:
 
 class Worker:
     """Plays clients over one trainer. `examples` are those of each client by id; `states` holds what clients keep; `on_examples`
-    hears how many examples each step saw, and `watch` what training did to each of the first clients of an exchange."""
+    hears how many examples each step saw, and `watch` what training did to each of the first clients of an exchange; `lr_factor` is
+    what the learning rate of a round is multiplied with."""
 
     def __init__(
         self,
@@ -93,10 +93,11 @@ class Worker:
         transforms: Pipeline = UNCHANGED,
         on_examples: Callable[[int], None] = lambda n: None,
         watch: Callable[[LocalUpdate], None] = lambda update: None,
+        lr_factor: Callable[[int], float] = lambda round: 1.0,
     ) -> None:
         self.method, self.setup, self.trainer, self.examples, self.head = method, setup, trainer, examples, head
         self.states = StateStore(None, message_classes(method)) if states is None else states
-        self.transforms, self.on_examples, self.watch = transforms, on_examples, watch
+        self.transforms, self.on_examples, self.watch, self.lr_factor = transforms, on_examples, watch, lr_factor
         self._incarnation = 0
 
     def catch_up(self, incarnation: int, base: BaseUpdate) -> None:
@@ -165,7 +166,7 @@ class Worker:
         def queue(run: _Running) -> None:
             """A client's request, at the head of the queue when the client is in the middle of its round."""
             assert isinstance(run.request, Train)
-            factor = lr_factor(self.trainer.settings, run.ask.round)
+            factor = self.lr_factor(run.ask.round)
             job = Job(run.request, self.examples[run.id].train, self._seed(run), run.head, factor)
             asked[job] = run
             if run.num_steps:

@@ -63,6 +63,7 @@ class FedSALoRA:
         download="r d_in; with VeRA r",
         server="O(K r d)",
         asks=frozenset({"C", "D"}),
+        spares=lambda method: frozenset("CD") if method.variant is Variant.LORA else frozenset(),
         linear=lambda method, setup, round: True,
         sends=lambda method, state, client, round: frozenset(SHARES[method.variant]),
         dims=lambda method, setup, client: {v.value: client.rank if v is method.variant else range(0) for v in Variant},

@@ -12,6 +12,38 @@ from fedlora.models.slots import Adapted, transposed
 from fedlora.types import BaseUpdate
 
 
+class Merges:
+    """What has been merged into a base. The sum is kept apart in fp32, so the base at a version has the same bits however it got
+    there.
+
+    Attributes:
+        version: how many merges there are.
+        total: module -> the sum of all merges, (d_out, d_in) in fp32.
+    """
+
+    def __init__(self) -> None:
+        self.version, self.total = 0, dict[str, Tensor]()
+
+    def take(self, update: BaseUpdate) -> frozenset[str] | None:
+        """Go to `update.version`; the modules of which something is merged, or was before. None, and nothing is done, where the
+        update starts after the version that this is at."""
+        if update.version == self.version:
+            return frozenset()
+        before = set(self.total)
+        if update.dense:
+            self.total = dict(update.dense)
+        else:
+            if not update.since <= self.version < update.version:
+                if update.since:
+                    return None
+                self.version, self.total = 0, {}  # the update holds the whole history, so start over
+            for pair in update.pairs[self.version - update.since :]:
+                for m, B in pair.B.items():
+                    self.total[m] = self.total.get(m, torch.zeros(())) + pair.scale * (B @ pair.A[m])
+        self.version = update.version
+        return frozenset({*before, *self.total})
+
+
 class ResidentBase:
     """A pre-trained model on `device`, computing in `dtype`.
 
@@ -20,8 +52,7 @@ class ResidentBase:
         parameters: parameter name -> the model's own, as it computes.
         shapes: target module -> (d_out, d_in).
         params: parameter name -> shape, of what full fine-tuning trains: everything but the head.
-        version: how many merges it holds.
-        merged: target module -> the sum of all merges, (d_out, d_in) in fp32.
+        merges: what has been merged into it.
         dropped: whether the target modules are without their own weights: see `drop`.
     """
 
@@ -35,7 +66,17 @@ class ResidentBase:
         self.shapes = self.adapted.shapes
         self.parameters = dict(self.model.named_parameters())
         self.params = {name: tuple(p.shape) for name, p in self.pretrained.items() if name not in self.head_names}
-        self.version, self.merged, self.dropped = 0, dict[str, Tensor](), False
+        self.merges, self.dropped = Merges(), False
+
+    @property
+    def version(self) -> int:
+        """How many merges it holds."""
+        return self.merges.version
+
+    @property
+    def merged(self) -> dict[str, Tensor]:
+        """Target module -> the sum of all merges, (d_out, d_in) in fp32."""
+        return self.merges.total
 
     def base_weight(self, module: str) -> Tensor:
         """The pre-trained weight of a target module, (d_out, d_in) in fp32."""
@@ -53,23 +94,11 @@ class ResidentBase:
         return {name: at_least_fp32(self.pretrained[name]) for name in self.head_names}
 
     def fold(self, update: BaseUpdate) -> bool:
-        """Bring the base to `update.version`; False, and nothing is done, where the update starts after the version that it is at.
-        The sum of all merges is kept apart in fp32 and added to the pre-trained weight, so the base at a version has the same bits
-        however it got there."""
-        if update.version == self.version:
-            return True
-        if update.dense:
-            self.merged = dict(update.dense)
-        else:
-            if not update.since <= self.version < update.version:
-                if update.since:
-                    return False
-                self._unmerge()  # the update holds the whole history, so start over
-            for pair in update.pairs[self.version - update.since :]:
-                for m, B in pair.B.items():
-                    self.merged[m] = self.merged.get(m, torch.zeros(())) + pair.scale * (B @ pair.A[m])
-        self.version = update.version
-        self._show(self.merged)
+        """Bring the base to `update.version`; False, and nothing is done, where the update starts after the version it is at."""
+        changed = self.merges.take(update)
+        if changed is None:
+            return False
+        self._show(changed)
         return True
 
     def drop(self, dropped: bool) -> None:
@@ -77,10 +106,6 @@ class ResidentBase:
         if dropped != self.dropped:
             self.dropped = dropped
             self._show(self.shapes)
-
-    def _unmerge(self) -> None:
-        gone, self.version, self.merged = self.merged, 0, {}
-        self._show(gone)
 
     def _show(self, modules: Iterable[str]) -> None:
         """Give these modules the weights that the state of the base says."""

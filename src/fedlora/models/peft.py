@@ -56,6 +56,24 @@ def stack(model: Model) -> Factors:
     return Factors(A, B, 1.0)
 
 
+def one_slot(model: Model) -> Factors:
+    """The whole change as one slot: the model's own where that is all, with its scale, else the stack, what is a dense sum too."""
+    (slot, *more), base = list(model.slots.values()) or [Factors()], model.base
+    if slot.A and not (more or model.gate or base.pairs or base.dense or slot.C or slot.D):
+        return slot
+    dense = {m: _factored(x) for m, x in base.dense.items()}
+    pair = Factors({m: a for m, (_, a) in dense.items()}, {m: b for m, (b, _) in dense.items()})
+    return stack(replace(model, base=replace(base, pairs=(*base.pairs, pair), dense={})))
+
+
+def _factored(x: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix as B (d_out, r) and A (r, d_in), r its rank in fp32, at least 1."""
+    U, S, Vt = torch.linalg.svd(x.double(), full_matrices=False)
+    least = S[0] * max(x.shape) * torch.finfo(torch.float32).eps
+    r = max(1, int((least < S).sum()))
+    return (U[:, :r] * S[:r]).float(), Vt[:r].float()
+
+
 def _scaled(f: Factors, m: str) -> Tensor:
     """scale * D B C of one module, (d_out, r)."""
     b = f.B[m].float() * f.scale

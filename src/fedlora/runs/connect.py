@@ -1,10 +1,11 @@
 """How a run reaches its clients: the worker that plays them here, and what is scored where."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -18,12 +19,13 @@ from fedlora.data.partition import Parts
 from fedlora.gather.mean import Mean
 from fedlora.listener import Listener, Quiet
 from fedlora.messages import SERVER, TEST, VALIDATION, Transport
-from fedlora.runs.context import RunContext
+from fedlora.runs.context import Played, RunContext
 from fedlora.runs.prepare import has_own_models
 from fedlora.runs.saved import STATES
 from fedlora.server.evaluate import SERVER_CLIENT, Panel, all_scores, common_asks, score
 from fedlora.server.loop import Federation, Server, envelopes
 from fedlora.server.sampling import sampler
+from fedlora.training.length import lr_factor
 from fedlora.transports.inprocess import InProcess
 from fedlora.types import Client, Tensors
 from fedlora.wire import message_classes
@@ -42,16 +44,39 @@ class Connection:
     """What a run's server reaches.
 
     Attributes:
-        worker: the one in this process, which plays the server's own data, and all clients where there is no other.
+        workers: those in this process: one, which plays the server's own data, and all clients where there is no other; or one
+            for each client, where clients have trainers of their own. They share what clients keep.
         incarnation: how often the server has been started.
         watched: what training did to the first clients that were played here, since this was cleared.
     """
 
-    worker: Worker
+    workers: tuple[Worker, ...]
     federation: Federation
     panel: Panel
     incarnation: int
     watched: dict[int, LocalUpdate]
+
+
+C = TypeVar("C", bound=Played)
+
+
+@dataclass(frozen=True)
+class Kind(Generic[C]):
+    """What differs between runs: fedlora deals data and trains itself, or clients bring trainers of their own.
+
+    Attributes:
+        prepare: run's folder, or the place where it is built -> what the run works with. It checks all that can be wrong.
+        picture: draws who holds what into the run's folder.
+        connected: context, folder, the incarnation, a listener -> the run while its clients can be reached.
+        write: writes the result of a server, of whose rounds these are the rows, into the folder; what the summary says of it.
+        held_out: what the summary says of clients that never trained.
+    """
+
+    prepare: Callable[[Path], C]
+    picture: Callable[[C, Path], None]
+    connected: Callable[[C, Path, int, Listener], AbstractContextManager[Connection]]
+    write: Callable[[C, Server, Sequence[Mapping[str, Any]], Path], dict[str, Any]]
+    held_out: Callable[[C, Connection, Server], Mapping[str, Any]]
 
 
 @contextmanager
@@ -70,7 +95,7 @@ def connected(
         gather = Mean(context.method, context.setup, context.transforms)
         participants = sampler(context.setup.clients, context.setup.seed, context.config.clients.sample)
         federation = Federation(context.method, context.setup, transport, gather, participants, envelopes(incarnation))
-        yield Connection(worker, federation, make_panel(context, InProcess(worker), transport), incarnation, watched)
+        yield Connection((worker,), federation, make_panel(context, InProcess(worker), transport), incarnation, watched)
     finally:
         transport.close()
 
@@ -91,7 +116,10 @@ def make_worker(
     store = StateStore(states, message_classes(context.method), number)
     head = context.config.model.head
     owned = examples(context)
-    return Worker(context.method, context.setup, context.trainer, owned, head, store, context.transforms, on_examples, watch)
+    factor = partial(lr_factor, context.config.train)
+    return Worker(
+        context.method, context.setup, context.trainer, owned, head, store, context.transforms, on_examples, watch, factor
+    )
 
 
 def make_panel(context: RunContext, local: Transport, transport: Transport) -> Panel:
@@ -121,7 +149,7 @@ def score_held_out(context: RunContext, connection: Connection, server: Server) 
     } | ({"clients_not_scored": [names[id] for id in found.lost]} if found.lost else {})
 
 
-def initial_head(context: RunContext) -> Tensors:
+def initial_head(context: Played) -> Tensors:
     """The head that travels: where it is shared, the seed's."""
     return context.trainer.head if context.config.model.head is HeadMode.SHARED else {}
 

@@ -11,34 +11,46 @@ from fedlora.models.load import Given
 from fedlora.models.trial import Findings
 from fedlora.runs.roster import Roster
 from fedlora.tasks.base import Task
-from fedlora.training.batched import Trainer
+from fedlora.training import batched
+from fedlora.training.trainer import Trainer
 from fedlora.transforms.pipeline import Pipeline
 from fedlora.types import Client, Method, Setup
 
 
-@dataclass(frozen=True)
-class RunContext:
-    """Everything that a run works with.
+@dataclass(frozen=True, kw_only=True)
+class Played:
+    """What it takes to play any run.
 
     Attributes:
-        train: the training examples of each client, and `all_train` those of the whole data set.
-        given: the model as it was given in Python; None where the configuration names it.
+        trainer: the server's own, from which it knows the model.
         held_out: clients that never train; their ids follow those of the setup's.
     """
 
     config: Config
-    task: Task
     method: Method
     transforms: Pipeline
     setup: Setup
     trainer: Trainer
-    findings: Findings
     roster: Roster
+    held_out: tuple[Client, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext(Played):
+    """Everything that a run works with whose data are dealt here.
+
+    Attributes:
+        train: the training examples of each client, and `all_train` those of the whole data set.
+        given: the model as it was given in Python; None where the configuration names it.
+    """
+
+    trainer: batched.Trainer
+    task: Task
+    findings: Findings
     all_train: Encoded
     train: Mapping[int, Encoded]
     test: Encoded
     validation: Encoded | None
     dataset: Dataset
     parts: Parts
-    held_out: tuple[Client, ...] = ()
     given: Given | None = None

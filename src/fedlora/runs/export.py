@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,9 @@ from fedlora.runs.saved import load_saved, state_of
 from fedlora.summary import read_metrics, read_rows, to_written
 from fedlora.tasks.base import Result
 from fedlora.types import Model, Tensors, own_model
+
+if TYPE_CHECKING:
+    from fedlora.runs.trainers import TrainerClient
 
 
 def write_result(
@@ -40,8 +43,19 @@ def write_result(
     return name
 
 
-def export(run: Path, to: Path, client: int | str | None, merged: bool, given: Given | None = None) -> str:
+def export(
+    run: Path,
+    to: Path,
+    client: int | str | None,
+    merged: bool,
+    given: Given | None = None,
+    clients: "Sequence[TrainerClient]" = (),
+) -> str:
     """Export what a run has learned so far; with a client, that client's own model. Returns "adapter" or "model".
+
+    Args:
+        given: the model, where it is at hand.
+        clients: those with trainers of their own, where they are at hand.
 
     Raises:
         BadInput: `run` is no run folder or has no checkpoint yet, `to` exists, there is no such client, the method has no
@@ -49,6 +63,11 @@ def export(run: Path, to: Path, client: int | str | None, merged: bool, given: G
     """
     if to.exists():
         raise BadInput(f"{to} exists already; give another --to")
+    if read_run(run).train.trainer is not None:
+        from fedlora.runs import trainers
+
+        trainers.export(run, to, clients, client, merged)
+        return "adapter"
     id = None if client is None else which_client(run, client)
     config, roster, result, head = read_result(run, id)
     if not peft.has_fixed_weights(result):

@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ from fedlora.config import Config, decisive, read_recipe, resolve, to_toml
 from fedlora.data.given import KEPT
 from fedlora.disk import write_whole
 from fedlora.errors import BadInput, RunFailed
-from fedlora.runs.context import RunContext
-from fedlora.runs.export import write_result
+from fedlora.runs.context import Played
 from fedlora.runs.prepare import versions
 from fedlora.runs.record import Record, clean
 from fedlora.runs.roster import Roster, read_roster
@@ -25,10 +24,15 @@ from fedlora.summary import speechless, summarise
 
 
 def finish(
-    context: RunContext, last: Server, record: Record, out: Path, held_out: Callable[[Server], Mapping[str, Any]]
+    context: Played,
+    last: Server,
+    record: Record,
+    out: Path,
+    write: Callable[[Server, Sequence[Mapping[str, Any]]], Mapping[str, Any]],
+    held_out: Callable[[Server], Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Write the result and, last, the summary: its presence says that the run is complete. `held_out` scores the model that is
-    written on the clients that never trained."""
+    written on the clients that never trained; the others are as in `connect.Kind`."""
     rows = record.rows()
     metrics = context.trainer.objective.metrics
     summary = summarise(rows, metrics)
@@ -40,15 +44,13 @@ def finish(
         saved = checkpoint.load(out / CHECKPOINT, context.method, written)
         assert saved is not None
         server = saved.server
-    deployed = context.method.deploy(server.state)
-    where = write_result(context.config, context.roster, deployed, server.head, rows[:written], out, context.given)
+    written_as = write(server, rows[:written])
     summary |= {
-        "result": where,
         "stopped_early": last.round < context.setup.rounds,
         "seed": context.config.seed,
         "device": str(context.trainer.device),
         "precision": str(context.trainer.dtype).removeprefix("torch."),
-        "model": context.findings.summary(),
+        **written_as,
         "versions": versions(),
     }
     spread = list(rows[written - 1].get(f"client_{metrics[0].name}", {}).values())
@@ -61,13 +63,11 @@ def finish(
     return summary
 
 
-def found(context: RunContext, place: Path, out: Path) -> None:
+def found(context: Played, place: Path, out: Path, picture: Callable[[Path], None]) -> None:
     """Make the run folder, whole: it is built in `place` and renamed."""
-    from fedlora.report.split import plot_split
-
     (place / "federation.json").write_text(context.roster.to_json())
     (place / "config.toml").write_text(to_toml(context.config))
-    plot_split(context.parts, context.dataset, place / "split.png")
+    picture(place)
     os.rename(place, out)
 
 

@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any
 
 from fedlora.listener import Listener, Passing, Row
-from fedlora.runs.context import RunContext
+from fedlora.runs.context import Played
 from fedlora.track import thread
 from fedlora.track.base import Run
 from fedlora.track.thread import Feed
@@ -47,7 +47,7 @@ class Followed(Passing):
 
 
 @contextmanager
-def tracked(context: RunContext, out: Path, rows: Sequence[Row], listener: Listener) -> Iterator[Followed]:
+def tracked(context: Played, out: Path, rows: Sequence[Row], listener: Listener) -> Iterator[Followed]:
     """What the configured trackers and the listener follow the run in `out` by, which has these rows already."""
     run = Run(out.absolute(), context.config, context.roster.names, context.roster.modules, context.roster.metrics)
     followed = Followed(listener, [Feed(name, run) for name in dict.fromkeys(context.config.track.to)])

@@ -3,8 +3,9 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from fedlora.errors import BadInput
 from fedlora.gather.gather import RoundCounts
 from fedlora.listener import Listener
 from fedlora.models.load import Given
-from fedlora.runs.connect import Connect, Connection, connected, in_process, initial_head, score_held_out
-from fedlora.runs.context import RunContext
+from fedlora.runs.connect import C, Connect, Connection, Kind, connected, in_process, initial_head, score_held_out
+from fedlora.runs.context import Played, RunContext
+from fedlora.runs.export import write_result
 from fedlora.runs.folder import check_roster, finish, found, keep_again, require_same_run
 from fedlora.runs.follow import tracked
 from fedlora.runs.prepare import prepare
 from fedlora.runs.record import Record, Row
 from fedlora.runs.saved import CHECKPOINT, adopt, load_saved
+from fedlora.runs.trainers import TrainerClient, joined
 from fedlora.server import checkpoint
 from fedlora.server.checkpoint import Saved
 from fedlora.server.energy import energy
@@ -43,6 +46,7 @@ def execute(
     connect: Connect = in_process,
     keep: Callable[[Path], None] = lambda data: None,
     given: Given | None = None,
+    clients: Sequence[TrainerClient] = (),
 ) -> dict[str, Any]:
     """Run, or go on with, the run in `out`; returns its summary. Everything in `out` is whole at any moment. With `profile`, the
     first round that is played leaves trace.json.gz, which chrome://tracing and ui.perfetto.dev open.
@@ -51,11 +55,22 @@ def execute(
         connect: says where clients are played.
         keep: writes the run's data, where no file has it, into a folder that it makes; of a run that goes on, to be compared.
         given: the model, where it is at hand.
+        clients: those with trainers of their own, where they are at hand.
 
     Raises:
         BadInput: the configuration asks for what cannot be, or `out` exists (without `resume`) or belongs to another
             configuration (with it).
     """
+    if config.train.trainer is None:
+        return _execute(config, dealt(config, listener, given, connect), out, resume, listener, profile, keep)
+    config, kind = joined(config, listener, clients)
+    return _execute(config, kind, out, resume, listener, profile, keep)
+
+
+def _execute(
+    config: Config, kind: Kind[C], out: Path, resume: bool, listener: Listener, profile: bool, keep: Callable[[Path], None]
+) -> dict[str, Any]:
+    """See `execute`."""
     with ExitStack() as held:
         if os.path.lexists(out):
             if not resume:
@@ -71,11 +86,11 @@ def execute(
         else:
             place = held.enter_context(founding(out))
             keep(place / KEPT)
-        context = prepare(config, listener, place or out, given)
+        context = kind.prepare(place or out)
         if place is None:
             context.trainer.rows = check_roster(context.roster, out)
         else:
-            found(context, place, out)
+            found(context, place, out, partial(kind.picture, context))
         record = Record(out)
         saved = load_saved(out, config, context.setup.clients, context.method)
         if saved is None:
@@ -85,18 +100,44 @@ def execute(
         record.cut(saved.server.round)
         write_whole(out / "config.toml", to_toml(config).encode())  # there may be more rounds now
         with (
-            connected(context, out, checkpoint.started(out / CHECKPOINT), listener, connect) as connection,
+            kind.connected(context, out, checkpoint.started(out / CHECKPOINT), listener) as connection,
             tracked(context, out, record.rows(), listener) as followed,
         ):
             last = play(context, connection, saved, record, out, followed, profile)
             listener.stage("writing the result")
-            summary = finish(context, last, record, out, lambda server: score_held_out(context, connection, server))
+            write = partial(kind.write, context)
+            summary = finish(
+                context,
+                last,
+                record,
+                out,
+                lambda server, rows: write(server, rows, out),
+                lambda server: kind.held_out(context, connection, server),
+            )
             followed.finish(summary)
         return summary
 
 
+def dealt(config: Config, listener: Listener, given: Given | None, connect: Connect) -> Kind[RunContext]:
+    """A run whose data are dealt here, with fedlora's own trainer."""
+    from fedlora.report.split import plot_split
+
+    def write(context: RunContext, server: Server, rows: Sequence[Mapping[str, Any]], out: Path) -> dict[str, Any]:
+        deployed = context.method.deploy(server.state)
+        where = write_result(context.config, context.roster, deployed, server.head, rows, out, context.given)
+        return {"result": where, "model": context.findings.summary()}
+
+    return Kind(
+        prepare=lambda place: prepare(config, listener, place, given),
+        picture=lambda context, place: plot_split(context.parts, context.dataset, place / "split.png"),
+        connected=lambda context, out, incarnation, followed: connected(context, out, incarnation, followed, connect),
+        write=write,
+        held_out=score_held_out,
+    )
+
+
 def play(
-    context: RunContext, connection: Connection, saved: Saved, record: Record, out: Path, listener: Listener, profile: bool = False
+    context: Played, connection: Connection, saved: Saved, record: Record, out: Path, listener: Listener, profile: bool = False
 ) -> Server:
     """Play the rounds that are left, each recorded and kept when it is complete; returns the server after the last. They end early
     when the score on the validation part has not been better for `train.patience` scored rounds."""
@@ -104,10 +145,10 @@ def play(
     rows, metric = record.rows(), connection.panel.scoring.metrics[0]
     best = _best(context, out, rows, metric)
     for written in (saved, *([best] if best else [])):
-        adopt(out, written, context.method, connection.worker.states)
+        adopt(out, written, context.method, connection.workers[0].states)
     accepted = best.server.accepted if best else {}
-    # The worker here starts with the server, at its base; others are sent what they lack.
-    connection.worker.catch_up(connection.incarnation, context.method.deploy(server.state).base)
+    for worker in connection.workers:  # they start with the server, at its base; others are sent what they lack
+        worker.catch_up(connection.incarnation, context.method.deploy(server.state).base)
     listener.begin(server.round, setup.rounds, len(federation.participants(1)), metric)
     skipped = [c.id for c in setup.clients if c.num_examples == 0]
     start, stopped = time.perf_counter(), None
@@ -147,7 +188,7 @@ def play(
     return server
 
 
-def _best(context: RunContext, out: Path, rows: Sequence[Row], metric: Metric) -> Saved | None:
+def _best(context: Played, out: Path, rows: Sequence[Row], metric: Metric) -> Saved | None:
     """The checkpoint of the best round by validation, where there is one."""
     best = best_round(rows, metric)
     return None if best is None else load_saved(out, context.config, context.setup.clients, context.method, best)

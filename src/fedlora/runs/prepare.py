@@ -31,6 +31,7 @@ from fedlora.runs.roster import HeldOut, Roster, make_clients, make_held_out
 from fedlora.tasks.base import Objective, Task
 from fedlora.training.batched import Trainer
 from fedlora.training.precision import pick_device, pick_dtype
+from fedlora.training.trainer import Trainer as AnyTrainer
 from fedlora.transforms import pipeline
 from fedlora.types import Client, Factors, Method, Setup
 
@@ -54,7 +55,7 @@ def require_validation(config: Config, dataset: Dataset) -> None:
         )
 
 
-def make_setup(config: Config, trainer: Trainer, clients: Sequence[Client]) -> Setup:
+def make_setup(config: Config, trainer: AnyTrainer, clients: Sequence[Client]) -> Setup:
     """What the seed and the run give everybody."""
 
     @cache
@@ -105,8 +106,18 @@ def refuse_unserved(config: Config, task: Task) -> None:
         raise BadInput(f"{facts.title} needs {some(lacking, 3)}, and {task.TITLE} has none; take another method or another task")
 
 
+def refuse_trainers(config: Config) -> None:
+    """BadInput where the clients of a run have trainers of their own, which are needed and are not here."""
+    if config.train.trainer is not None:
+        raise BadInput(
+            f"train.trainer = '{config.train.trainer}': data and model of this run are its clients' own trainers', so this is not "
+            "possible; run, resume, report and export are"
+        )
+
+
 def load_pretrained(config: Config, schema: Schema, given: Given | None = None, dtype: torch.dtype = torch.float32) -> Pretrained:
     """The configured model for what the data say; `given` where it is at hand; `dtype` in which it will compute."""
+    refuse_trainers(config)
     return make_task(config).load(config.model, schema, config.seed, given, dtype)
 
 
@@ -171,6 +182,7 @@ def prepare(config: Config, listener: Listener, run: Path | None = None, given: 
         run: the run's folder, where its data is kept in it.
         given: the model, where it is at hand.
     """
+    refuse_trainers(config)
     require(config)
     task, method = make_task(config), make_method(config)
     transforms = pipeline.make(config.transform, method, config.seed, config.model.head)
@@ -232,22 +244,22 @@ def prepare(config: Config, listener: Listener, run: Path | None = None, given: 
     own = {c.id: train.take(parts.train[c.id]) for c in clients}
     never = tuple(Client(len(clients) + i, 0, each.num_examples) for i, each in enumerate(aside))
     return RunContext(
-        config,
-        task,
-        method,
-        transforms,
-        setup,
-        trainer,
-        findings,
-        roster,
-        train,
-        own,
-        test,
-        validation,
-        dataset,
-        parts,
-        never,
-        given,
+        config=config,
+        task=task,
+        method=method,
+        transforms=transforms,
+        setup=setup,
+        trainer=trainer,
+        findings=findings,
+        roster=roster,
+        all_train=train,
+        train=own,
+        test=test,
+        validation=validation,
+        dataset=dataset,
+        parts=parts,
+        held_out=never,
+        given=given,
     )
 
 

@@ -24,7 +24,8 @@ class Panel:
     """What models are scored on.
 
     Attributes:
-        clients: part -> who is scored on it: SERVER_CLIENT alone, or, with `own`, clients by their own models.
+        clients: part -> who is scored on it: SERVER_CLIENT alone, or clients, where they have their own parts.
+        own: whether each of these by its own model.
         transport: to where those clients are.
         scoring: how.
     """
@@ -68,7 +69,7 @@ def evaluate(federation: Federation, server: Server, panel: Panel) -> tuple[dict
     row: dict[str, Any] = {
         **all_scores(scoring, sums),
         "examples_scored": scoring.count(sums),
-        "clients_scored": len(test.sums) if panel.own else 0,
+        "clients_scored": sum(id != SERVER for id in test.sums),
         "evaluate_bytes": sum(each.bytes for each in found.values()),
     }
     if scoring.undecided(sums):

@@ -105,6 +105,53 @@ class Scoring(Protocol):
         """What sums say in detail, kept beside the row of a run's last round."""
 
 
+EVAL_LOSS = Metric("eval_loss", "evaluation loss", unit="", better="lower")
+
+
+class MeanLoss:
+    """The mean loss by example, where no more is known. Sums, (1,) each: "count" of examples, "undecided" those without a finite
+    loss, "losses"."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        return (EVAL_LOSS,)
+
+    def of(self, loss: float, count: int) -> dict[str, Array]:
+        """The sums of so many examples with this mean."""
+        decided = bool(np.isfinite(loss))
+        return {
+            "count": np.array([count]),
+            "undecided": np.array([0 if decided else count]),
+            "losses": np.array([loss * count if decided else 0.0]),
+        }
+
+    def zeros(self) -> dict[str, Array]:
+        return self.of(0.0, 0)
+
+    def scores(self, sums: Sums) -> dict[str, float]:
+        decided = self.count(sums) - self.undecided(sums)
+        return {EVAL_LOSS.name: float(sums["losses"][0]) / decided if decided else float("nan")}
+
+    def baseline(self, sums: Sums) -> float:
+        return float("nan")
+
+    def of_constant(self, constant: Array, data: Any) -> dict[str, Array]:
+        """There is no answer to be constant."""
+        return {}
+
+    def count(self, sums: Sums) -> int:
+        return int(sums["count"][0])
+
+    def undecided(self, sums: Sums) -> int:
+        return int(sums["undecided"][0])
+
+    def by_domain(self, sums: Sums) -> dict[str, float]:
+        return {}
+
+    def arrays(self, sums: Sums) -> dict[str, Array]:
+        return {}
+
+
 def total(scoring: Scoring, sums: Iterable[Sums]) -> dict[str, Array]:
     """All of them, added in this order."""
     added = scoring.zeros()

@@ -96,6 +96,10 @@ class Trainer:
         """The head's parameters as the seed drew them, fp32."""
         return self.base.head
 
+    def refuses(self, asks: frozenset[str]) -> list[str]:
+        """It does all of them."""
+        return []
+
     def base_weight(self, module: str) -> Tensor:
         """The pre-trained weight of a target module, (d_out, d_in) in fp32."""
         return self.base.base_weight(module)
