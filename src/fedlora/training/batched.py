@@ -20,6 +20,7 @@ from torch.profiler import record_function
 from fedlora.config import TrainConfig
 from fedlora.data.encoded import Encoded
 from fedlora.models.base import ResidentBase
+from fedlora.models.checkpointing import checkpointing, switch_on
 from fedlora.models.heads import padding
 from fedlora.models.load import Pretrained
 from fedlora.models.packing import Form
@@ -61,6 +62,7 @@ class Trainer:
             form = Form() if device.type == "meta" else try_model(pretrained.model, targets, 128).form
         self.base = ResidentBase(pretrained, targets, device, dtype)
         self.forward = Forward(self.base, form, self.pad, objective, settings.rows or ROWS[device.type])
+        self._blocks = switch_on(self.base.adapted) if settings.checkpointing else []
         self.scorer = Scorer(self.forward, pretrained.first, ROWS[device.type])
         self.shapes, self.params, self.pretrained = self.base.shapes, self.base.params, self.base.pretrained
 
@@ -164,7 +166,9 @@ class Trainer:
             parts.append(Part(batch, slots, gate, {}, head))
         total = torch.zeros((), device=self.device)
         losses: list[Tensor] = []
-        for learner, logits, batch in zip(learners, self.forward.logits(parts, body), data, strict=True):
+        with checkpointing(self._blocks):
+            outputs = self.forward.logits(parts, body)
+        for learner, logits, batch in zip(learners, outputs, data, strict=True):
             loss = self.forward.objective.losses(logits, batch).mean()
             losses.append(loss)
             total = total + loss + self._penalty(learner)
