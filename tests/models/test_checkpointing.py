@@ -18,7 +18,7 @@ from fedlora.models.load import Pretrained, from_config
 from fedlora.models.slots import find_targets
 from fedlora.training.batched import Trainer
 from fedlora.training.learner import Job
-from fedlora.types import BASE, FULL, Factors, Mix, Router, Train
+from fedlora.types import FULL, Factors, Router, Train
 
 LORA = frozenset({("shared", "A"), ("shared", "B")})
 SETTINGS = TrainConfig(batch_size=4, lr=1e-2, max_steps=3, rows=1000)
@@ -137,7 +137,7 @@ def test_a_model_whose_blocks_transformers_cannot_checkpoint_is_refused() -> Non
             self.head = nn.Linear(4, 3)
 
     model = Plain(tiny.config("bert"))
-    with pytest.raises(BadInput, match="train.checkpointing = true: transformers cannot checkpoint Plain; leave it out"):
+    with pytest.raises(BadInput, match=r"train\.checkpointing = true: transformers cannot checkpoint Plain; leave it out"):
         Trainer(
             Pretrained(model, None, ""),
             ["body.0"],

@@ -1,10 +1,10 @@
 """Gradient checkpointing: of a forward pass only what enters each block is kept, and the backward pass computes the rest again.
 
-It is transformers' own: its blocks hand their work to a function when they are switched on and in training mode. Models here stay in
-evaluation mode, for dropout is off, so the blocks alone, and not what they are made of, are in training mode while they are called;
-while they work, they are not either, for some do their dropout themselves. What a forward pass finds beside its arguments (slots,
-routers, the layout of packed texts, parameters in the place of the model's own) is gone when the backward pass comes, so it is kept
-for the second time.
+It is transformers' own: its blocks hand their work to a function when they are switched on and in training mode. Models here stay
+in evaluation mode, for dropout is off, so the blocks alone, and not what they are made of, are in training mode while they are
+called; while they work, they are not either, for some do their dropout themselves. What a forward pass finds beside its arguments
+(slots, routers, the layout of packed texts, parameters in the place of the model's own) is gone when the backward pass comes, so it
+is kept for the second time.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
