@@ -94,6 +94,11 @@ def laid_out(layout: Layout) -> Iterator[None]:
         _layout.reset(token)
 
 
+def current() -> Layout | None:
+    """Where the sequences of the pass that is under way lie; None outside one of packed sequences."""
+    return _layout.get(None)
+
+
 def register() -> None:
     """Make packed attention known to transformers as NAME. There is no mask function of that name, so models make no mask."""
     from transformers import AttentionInterface
@@ -202,9 +207,10 @@ class _Bucketed(torch.autograd.Function):
         layout: Layout = ctx.layout
         flat = grad.reshape(-1, size)
         grads: list[list[Tensor]] = [[], [], []]
+        saved = ctx.saved_tensors  # read once: a pass that is checkpointed is computed again for it
         for i, bucket in enumerate(layout.buckets):
             each = 4 if ctx.cap is None else 5
-            Q, K, V, P, *capped = ctx.saved_tensors[each * i : each * i + each]
+            Q, K, V, P, *capped = saved[each * i : each * i + each]
             G = flat.index_select(0, _index(bucket.rows, heads)).view(Q.shape)
             grads[2].append(torch.bmm(P.mT, G))
             S = torch._softmax_backward_data(torch.bmm(G, V.mT), P, -1, P.dtype).mul_(ctx.scale)

@@ -20,6 +20,7 @@ from fedlora import wire
 from fedlora.config import Config, HeadMode
 from fedlora.listener import Listener
 from fedlora.messages import TrainAsk
+from fedlora.runs import fit
 from fedlora.runs.connect import initial_head, make_worker
 from fedlora.runs.context import RunContext
 from fedlora.runs.costs import Round, made_up_rounds
@@ -129,6 +130,7 @@ def _lines(context: RunContext, pace: Pace, played: Sequence[Round], serving: fl
     scorings = -(-setup.rounds // train.evaluate_every)
     seconds = examples / pace.training + scorings * len(context.test) / pace.scoring + setup.rounds * serving
     dtype = str(context.trainer.dtype).removeprefix("torch.")
+    needs = fit.table(context.config, context.method, setup, context.trainer, context.all_train)
     return [
         f"model     {context.config.model.source}: {parameters:,} parameters, {dtype} on {context.trainer.device.type}",
         f"trained   {context.method.FACTS.title}: {pace.trained:,} parameters a client, on {len(setup.shapes)} layers, "
@@ -140,7 +142,8 @@ def _lines(context: RunContext, pace: Pace, played: Sequence[Round], serving: fl
         f"a round   up {sum(up) / len(up) / 1e6:.2f} MB  down {sum(down) / len(down) / 1e6:.2f} MB, over the first {len(played)}",
         f"in all    up {over_all(up, setup.rounds) / 1e6:.2f} MB  down {over_all(down, setup.rounds) / 1e6:.2f} MB, "
         f"{setup.rounds} rounds",
-        f"memory    {_memory(context.trainer.device) / 1e9:.1f} GB at the most so far",
+        f"memory    {needs[-1][1]} by estimate: {', '.join(f'{name} {size}' for name, size in needs[:-1])}; "
+        f"{_memory(context.trainer.device) / 1e9:.1f} GB at the most so far",
         f"time      {_duration(seconds)}: {pace.training:.0f} {things} a second in training, {pace.scoring:.0f} in scoring",
     ]
 

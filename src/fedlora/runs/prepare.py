@@ -21,10 +21,12 @@ from fedlora.data.strata import BINS, by_cluster
 from fedlora.errors import BadInput, some
 from fedlora.listener import Listener
 from fedlora.models.load import Given, Pretrained, doing
+from fedlora.models.memory import room
 from fedlora.models.peft import held_by_peft, rehearse
 from fedlora.models.quiet import uncollected
 from fedlora.models.slots import find_targets
 from fedlora.models.trial import Findings, in_full
+from fedlora.runs import fit
 from fedlora.runs.context import RunContext
 from fedlora.runs.packages import require
 from fedlora.runs.roster import HeldOut, Roster, make_clients, make_held_out
@@ -194,6 +196,9 @@ def prepare(config: Config, listener: Listener, run: Path | None = None, given: 
     require_validation(config, dataset)
     dealt = None if config.data.strata is Strata.CLUSTER else _deal(config, dataset)  # what cannot be, before the model is loaded
     listener.stage(doing(config.model.source))
+    there = room(pick_device(config.device))
+    if given is None:
+        fit.refuse_base(config, task, dataset.schema, there)
     pretrained = load_pretrained(config, dataset.schema, given, dtype_of(config))
     listener.stage("trying the model")
     with in_full(pretrained.model):
@@ -235,6 +240,7 @@ def prepare(config: Config, listener: Listener, run: Path | None = None, given: 
         held_out=aside,
     )
     setup = make_setup(config, trainer, clients)
+    fit.check(config, method, setup, trainer, train, there)
     method.init(setup)  # refuses here, before anything is written, what it cannot do
     empty = [names[c.id] for c in clients if c.num_examples == 0]
     if len(empty) == len(clients):

@@ -21,6 +21,7 @@ from torch.profiler import record_function
 from fedlora.config import TrainConfig
 from fedlora.data.encoded import Encoded
 from fedlora.models.base import ResidentBase
+from fedlora.models.checkpointing import checkpointing, switch_on
 from fedlora.models.generate import stops
 from fedlora.models.heads import padding
 from fedlora.models.load import Pretrained
@@ -65,6 +66,7 @@ class Trainer:
         self.forward = Forward(self.base, form, self.pad, objective, settings.rows or ROWS[device.type])
         stop = stops(pretrained.model, pretrained.processor) if form.tokens else ()
         self.scorer = Scorer(self.forward, pretrained.first, ROWS[device.type], stop)
+        self._blocks = switch_on(self.base.adapted) if settings.checkpointing else []
         self.shapes, self.params, self.pretrained = self.base.shapes, self.base.params, self.base.pretrained
 
     @property
@@ -173,7 +175,8 @@ class Trainer:
         for group in fill(pieces, lambda piece: int(data[piece[0]].sizes[piece[1]].sum()), micro):
             shares = [(i, data[i] if len(where) == len(data[i]) else data[i].take(where)) for i, where in group]
             total = torch.zeros((), device=self.device)
-            given = self.forward.outputs(*self._passing([(learners[i], batch) for i, batch in shares]))
+            with checkpointing(self._blocks):
+                given = self.forward.outputs(*self._passing([(learners[i], batch) for i, batch in shares]))
             for (i, batch), outputs in zip(shares, given, strict=True):
                 each = self.objective.losses(outputs, batch)
                 loss = (each * torch.from_numpy(self.objective.weights(batch)).to(each)).sum() / weights[i]
