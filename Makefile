@@ -1,10 +1,13 @@
-.PHONY: setup demo test check slow bench
+.PHONY: setup demo demo-lm test check slow bench
 
 setup:            ## build .venv, with the demo's model and data, when it is missing or out of date
 	@scripts/setup
 
 demo: setup       ## fine-tune a real model over ten clients, in a few minutes
 	@.venv/bin/fedlora run demo
+
+demo-lm: setup    ## fine-tune a small language model over four owners, in some minutes
+	@scripts/demo-lm
 
 test: setup       ## the fast suite
 	@scripts/test

@@ -10,6 +10,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import architectures
 import pytest
 import tiny
 
@@ -29,8 +30,17 @@ def commands(document: Path) -> list[str]:
     return [line[2:].split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
 
+def save_letters(folder: Path) -> None:
+    """The hospitals' letters, and a tiny language model."""
+    rows = [f"{'ABC'[i % 3]},May I drive on day {i}?,Yes. Day {i} is fine." for i in range(60)]
+    (folder / "letters.csv").write_text("\n".join(["hospital,question,answer", *rows]) + "\n")
+    model, tokenizer = architectures.causal("llama/tied")
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+
+
 def make_targets() -> set[str]:
-    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 @pytest.mark.parametrize(
@@ -41,6 +51,8 @@ def test_commands_run(document: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     tiny.save_data(tmp_path)
     (tmp_path / "tickets.csv").write_text((tmp_path / "train.csv").read_text().replace("text,label", "message,team", 1))
+    if document.stem == "language":
+        save_letters(tmp_path)
     for name, text in re.findall(r"```toml\n# (\S+\.toml)\n(.*?)```", document.read_text(), re.DOTALL):
         (tmp_path / name).write_text(text)
     for command in commands(document):
