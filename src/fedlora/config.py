@@ -124,6 +124,8 @@ class ModelConfig(Table):
             pattern for whole paths.
         lora_alpha: LoRA's alpha; the update is B A times alpha / rank.
         rslora: scale by alpha / sqrt(rank) instead.
+        quantise: of language models: in how many bits the linear layers of the frozen base are kept, by bitsandbytes (extra quant);
+            as the checkpoint has them where it is not set.
     """
 
     source: str = "minilm"
@@ -131,6 +133,7 @@ class ModelConfig(Table):
     target_modules: str | list[str] = "all-linear"
     lora_alpha: PositiveFloat = 16.0
     rslora: bool = False
+    quantise: Literal["4bit", "8bit"] | None = None
 
 
 @dataclass(frozen=True)

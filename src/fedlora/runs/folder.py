@@ -13,6 +13,7 @@ from fedlora.config import Config, decisive, read_recipe, resolve, to_toml
 from fedlora.data.given import KEPT
 from fedlora.disk import write_whole
 from fedlora.errors import BadInput, RunFailed
+from fedlora.models.quantised import bits
 from fedlora.runs.context import RunContext
 from fedlora.runs.export import write_result
 from fedlora.runs.prepare import versions
@@ -49,7 +50,7 @@ def finish(
         "device": str(context.trainer.device),
         "precision": str(context.trainer.dtype).removeprefix("torch."),
         "model": context.findings.summary(),
-        "versions": versions(),
+        "versions": versions(quantised=bits(context.trainer.base.model) is not None),
     }
     spread = list(rows[written - 1].get(f"client_{metrics[0].name}", {}).values())
     if spread:
