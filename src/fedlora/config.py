@@ -124,8 +124,7 @@ class ModelConfig(Table):
             pattern for whole paths.
         lora_alpha: LoRA's alpha; the update is B A times alpha / rank.
         rslora: scale by alpha / sqrt(rank) instead.
-        quantise: of language models: in how many bits the linear layers of the frozen base are kept, by bitsandbytes (extra quant);
-            as the checkpoint has them where it is not set.
+        quantise: of language models: bits of the frozen base's linear layers (bitsandbytes); as they are where it is not set.
     """
 
     source: str = "minilm"

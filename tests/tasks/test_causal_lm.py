@@ -222,10 +222,18 @@ def test_a_quantised_base(bits: str, tmp_path: Path) -> None:
     assert np.abs(found["full"] / found["quantised"] - 1).max() > 1e-3
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
     assert f"| base in training | in {bits}, by bitsandbytes |" in (folder / "adapter" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_on_a_quantised_base_goes_on(tmp_path: Path) -> None:
+    quantise = {"model": {"quantise": "4bit"}}
+    summary = run(tmp_path, quantise, out="whole", name="llama/wide")
     with pytest.raises(KeyboardInterrupt):
-        execute(tables(tmp_path, quantise), tmp_path / "again", False, tiny.Silent(stop_after=1))
-    again = execute(tables(tmp_path, quantise), tmp_path / "again", True, tiny.Silent())
+        execute(tables(tmp_path, quantise), tmp_path / "run", False, tiny.Silent(stop_after=1))
+    again = execute(tables(tmp_path, quantise), tmp_path / "run", True, tiny.Silent())
     assert again["final"]["answer_loss"] == summary["final"]["answer_loss"]
+    (said,) = predict(tmp_path / "run", ["3 and 4?"])
+    assert said["tokens"] > 0
 
 
 @pytest.mark.parametrize("method", ["fedavg", "slora", "fedhm", *MERGE])
@@ -237,19 +245,32 @@ def test_a_method_that_changes_a_base_that_cannot_be(method: str, tmp_path: Path
     assert (
         said.startswith(f"{title} changes the base model's own weights, and those in 8bit cannot be changed") and "\n" not in said
     )
-    assert all(name in said for name in ("fedit", "flexlora", "lora-a2", "fedsa-lora")) and method not in said.split(": ")[1]
+    assert all(name in said for name in ("fedit", "flexlora", "lora-a2", "fedsa-lora")) and method not in said.split(": ")[1].split(
+        ", "
+    )
     assert "ce-lora" not in said and not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_that_is_quantised_and_a_method_that_changes_it(tmp_path: Path) -> None:
+def save_packed(folder: Path) -> None:
+    """A base in 8 bits."""
     base, tokenizer = architectures.causal("llama/wide")
-    base.save_pretrained(tmp_path / "full")
+    base.save_pretrained(folder / "full")
     how = BitsAndBytesConfig(load_in_8bit=True)
-    AutoModelForCausalLM.from_pretrained(tmp_path / "full", quantization_config=how).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
+    AutoModelForCausalLM.from_pretrained(folder / "full", quantization_config=how).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+
+
+def test_a_checkpoint_that_is_quantised_and_a_method_that_changes_it(tmp_path: Path) -> None:
+    save_packed(tmp_path)
     with pytest.raises(BadInput, match="FLoRA changes the base model's own weights, and those in 8bit cannot be changed"):
         run(tmp_path, {"method": {"name": "flora"}})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_on_a_checkpoint_that_is_quantised(tmp_path: Path) -> None:
+    """Merged, it is in full precision, and its rounded weights are what they were."""
+    save_packed(tmp_path)
     run(tmp_path, {"train": {"rounds": 1}})
     export(tmp_path / "run", tmp_path / "merged", None, merged=True)
     found = read({"adapter": tmp_path / "run" / "adapter", "merged": tmp_path / "merged"}, tmp_path)

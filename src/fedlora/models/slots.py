@@ -104,8 +104,9 @@ class Adapted:
         """Give the model its own layers back."""
         for name, module in self.modules.items():
             del module.forward
-            if self._before[name] is not None:
-                module.forward = self._before[name]
+            before = self._before[name]
+            if before is not None:
+                module.forward = before
 
     def _forward(self, name: str, module: nn.Module, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         bound = self.bound.get(name, ())
