@@ -244,13 +244,27 @@ def test_a_model_at_hand_is_quantised_and_not_changed(bits: str, folder: Path) -
 
 @pytest.mark.parametrize("bits", BITS)
 def test_peft_holds_an_adapter_on_such_layers(bits: str, folder: Path) -> None:
-    own = loaded(folder, bits)
+    """And the layers are what they were after that, with the way in which they multiply."""
+    own, ids = loaded(folder, bits), torch.arange(5, 25)[None]
+    with torch.no_grad():
+        logits = own.model(input_ids=ids).logits
     targets = find_targets(own.model, "all-linear")
     form = try_model(own.model, targets, 64, len(own.processor), (), 1, tokens=True).form
     before = {name: x.clone() for name, x in own.model.state_dict().items()}
     rehearse(own, targets, form)
     after = own.model.state_dict()
     assert set(before) == set(after) and all(torch.equal(x, after[name]) for name, x in before.items())
+    own.model.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        assert torch.equal(own.model(input_ids=ids).logits, logits)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_no_row_depends_on_another(bits: str, folder: Path) -> None:
+    """bitsandbytes' own layers in 8 bits let tokens see those after them, some of whose numbers here are large."""
+    own, ids = loaded(folder, bits), torch.randint(4, 270, (1, 24), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert_near(own.model(input_ids=ids[:, :12]).logits, own.model(input_ids=ids).logits[:, :12], NEAR)
 
 
 def test_narrow_layers(tmp_path: Path) -> None:

@@ -203,7 +203,8 @@ def test_what_cannot_be_is_said_in_one_line(change: dict[str, Any], said: str, t
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("bits", ["4bit", pytest.param("8bit", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_a_quantised_base(bits: str, tmp_path: Path) -> None:
     """Its adapter has the run's scores on the quantised base, and is a change of the full one, into which it is merged."""
     quantise = {"model": {"quantise": bits}}
@@ -224,7 +225,6 @@ def test_a_quantised_base(bits: str, tmp_path: Path) -> None:
     assert f"| base in training | in {bits}, by bitsandbytes |" in (folder / "adapter" / "README.md").read_text()
 
 
-@pytest.mark.slow
 def test_a_run_on_a_quantised_base_goes_on(tmp_path: Path) -> None:
     quantise = {"model": {"quantise": "4bit"}}
     summary = run(tmp_path, quantise, out="whole", name="llama/wide")
