@@ -341,6 +341,9 @@ _CAUSAL: dict[str, dict[str, Any]] = {
     "smollm3": {"no_rope_layers": [1, 0]},
 }
 CAUSAL = tuple(_CAUSAL)
+# As wide as layers must be to be quantised.
+_WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+_CAUSAL |= {"llama/wide": _WIDE, "gpt2/wide": {"n_embd": 64, "n_inner": 128}}
 
 
 def causal(name: str, seed: int = 0) -> tuple[Any, Any]:

@@ -126,6 +126,7 @@ class ModelConfig(Table):
             pattern for whole paths.
         lora_alpha: LoRA's alpha; the update is B A times alpha / rank.
         rslora: scale by alpha / sqrt(rank) instead.
+        quantise: of language models: bits of the frozen base's linear layers (bitsandbytes); as they are where it is not set.
     """
 
     source: str = "minilm"
@@ -133,6 +134,7 @@ class ModelConfig(Table):
     target_modules: str | list[str] = "all-linear"
     lora_alpha: PositiveFloat = 16.0
     rslora: bool = False
+    quantise: Literal["4bit", "8bit"] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import pytest
 
 from fedlora.config import resolve
 from fedlora.errors import BadInput
+from fedlora.models import quantised
 from fedlora.runs import packages
 
 
@@ -40,6 +41,14 @@ def test_all_that_is_missing(model: str, data: str, says: str, monkeypatch: pyte
     monkeypatch.setattr(packages, "_installed", lambda name: True)
     monkeypatch.setattr(packages, "find_spec", lambda name: "found")
     packages.require(config)
+
+
+def test_a_base_is_to_be_quantised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = resolve({"model": {"source": str(tmp_path), "quantise": "4bit"}, "data": {"source": str(tmp_path)}})
+    packages.require(config)
+    monkeypatch.setattr(quantised, "find_spec", lambda name: None)
+    with pytest.raises(BadInput, match=r"not installed: bitsandbytes, which model.quantise = '4bit' asks for; pip install"):
+        packages.require(config)
 
 
 def test_what_lies_in_a_folder_needs_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import architectures
 import numpy as np
 import pytest
 import tiny
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from fedlora import methods
 from fedlora.config import resolve
@@ -24,6 +26,7 @@ from fedlora.tasks.language import extracted, matches
 from fedlora.training.score import ScoreJob
 
 SCRIPT = Path(__file__).with_name("load_causal.py")
+MERGE = ["fedex-lora", "flora", "fedloru", "pfedloru", "mfedloru", "frlora"]  # into the base
 PATTERN = r"#### (-?[0-9.,]+)"
 
 
@@ -73,19 +76,24 @@ def run(folder: Path, *layers: dict[str, Any], out: str = "run", name: str = "ll
     return execute(tables(folder, *layers), folder / out, False, tiny.Silent())
 
 
-def read(folders: dict[str, Path], place: Path) -> dict[str, tuple[np.ndarray, str]]:
-    """What a process without fedlora makes of exported folders: losses of the test pairs, and an answer to the first prompt."""
+def read(folders: dict[str, Path], place: Path, quantise: dict[str, str] | None = None) -> dict[str, tuple[np.ndarray, str]]:
+    """What a process without fedlora makes of exported folders: losses of the test pairs, and an answer to the first prompt. The
+    bases of those in `quantise` are in so many bits there."""
     asked = [(f"{q}\n", a) for q, a in pairs(12, 2)]  # a line break ends a question, as GSM8K's own code has it
-    (place / "job.json").write_text(json.dumps({"folders": {name: str(x) for name, x in folders.items()}, "pairs": asked}))
+    job = {"folders": {name: str(x) for name, x in folders.items()}, "pairs": asked, "quantise": quantise or {}}
+    (place / "job.json").write_text(json.dumps(job))
     command = [sys.executable, SCRIPT, place / "job.json", place / "answer.json"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return {name: (np.array(x), text) for name, (x, text) in json.loads((place / "answer.json").read_text()).items()}
 
 
-def own_losses(folder: Path, client: int | None = None) -> np.ndarray:
-    """The same losses through the slots."""
-    model = load(choose(folder, client))
+def own_losses(folder: Path, client: int | None = None, **changes: Any) -> np.ndarray:
+    """The same losses through the slots; `changes` are of the model's configuration."""
+    choice = choose(folder, client)
+    config = choice.config
+    config = config.model_copy(update={"model": config.model.model_copy(update=changes)})
+    model = load(replace(choice, config=config))
     data = model.task.encode(model.pretrained, scored_part(folder), model.limit)
     (found,) = model.trainer.outputs([ScoreJob(model.choice.model, model.choice.head, data)])
     return found[:, 0]
@@ -193,6 +201,81 @@ def test_what_cannot_be_is_said_in_one_line(change: dict[str, Any], said: str, t
         run(tmp_path, change)
     assert said in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_a_quantised_base(bits: str, tmp_path: Path) -> None:
+    """Its adapter has the run's scores on the quantised base, and is a change of the full one, into which it is merged."""
+    quantise = {"model": {"quantise": bits}}
+    summary = run(tmp_path, quantise, name="llama/wide")
+    folder = tmp_path / "run"
+    assert summary["result"] == "adapter" and summary["versions"]["bitsandbytes"]
+    assert summary["final"]["answer_loss"] < read_rows(folder)[0]["answer_loss"]
+    export(folder, tmp_path / "merged", None, merged=True)
+    folders = {"quantised": folder / "adapter", "full": folder / "adapter", "merged": tmp_path / "merged"}
+    found = {name: x for name, (x, _) in read(folders, tmp_path, {"quantised": bits}).items()}
+    tokens = sum(len(architectures.chat_tokenizer()(a)["input_ids"]) + 1 for _, a in pairs(12, 2))
+    np.testing.assert_allclose(found["quantised"], own_losses(folder), rtol=1e-4)
+    assert summary["final"]["answer_loss"] == pytest.approx(found["quantised"].sum() / tokens, rel=1e-4)
+    np.testing.assert_allclose(found["full"], own_losses(folder, quantise=None), rtol=1e-4)
+    np.testing.assert_allclose(found["merged"], found["full"], rtol=1e-4)
+    assert np.abs(found["full"] / found["quantised"] - 1).max() > 1e-3
+    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert f"| base in training | in {bits}, by bitsandbytes |" in (folder / "adapter" / "README.md").read_text()
+
+
+def test_a_run_on_a_quantised_base_goes_on(tmp_path: Path) -> None:
+    quantise = {"model": {"quantise": "4bit"}}
+    summary = run(tmp_path, quantise, out="whole", name="llama/wide")
+    with pytest.raises(KeyboardInterrupt):
+        execute(tables(tmp_path, quantise), tmp_path / "run", False, tiny.Silent(stop_after=1))
+    again = execute(tables(tmp_path, quantise), tmp_path / "run", True, tiny.Silent())
+    assert again["final"]["answer_loss"] == summary["final"]["answer_loss"]
+    (said,) = predict(tmp_path / "run", ["3 and 4?"])
+    assert said["tokens"] > 0
+
+
+@pytest.mark.parametrize("method", ["fedavg", "slora", "fedhm", *MERGE])
+def test_a_method_that_changes_a_base_that_cannot_be(method: str, tmp_path: Path) -> None:
+    title = methods.find(method).FACTS.title
+    with pytest.raises(BadInput) as error:
+        run(tmp_path, {"method": {"name": method}, "model": {"quantise": "8bit"}}, name="llama")
+    said = str(error.value)
+    assert (
+        said.startswith(f"{title} changes the base model's own weights, and those in 8bit cannot be changed") and "\n" not in said
+    )
+    assert all(name in said for name in ("fedit", "flexlora", "lora-a2", "fedsa-lora")) and method not in said.split(": ")[1].split(
+        ", "
+    )
+    assert "ce-lora" not in said and not (tmp_path / "run").exists()
+
+
+def save_packed(folder: Path) -> None:
+    """A base in 8 bits."""
+    base, tokenizer = architectures.causal("llama/wide")
+    base.save_pretrained(folder / "full")
+    how = BitsAndBytesConfig(load_in_8bit=True)
+    AutoModelForCausalLM.from_pretrained(folder / "full", quantization_config=how).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+
+
+def test_a_checkpoint_that_is_quantised_and_a_method_that_changes_it(tmp_path: Path) -> None:
+    save_packed(tmp_path)
+    with pytest.raises(BadInput, match="FLoRA changes the base model's own weights, and those in 8bit cannot be changed"):
+        run(tmp_path, {"method": {"name": "flora"}})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_on_a_checkpoint_that_is_quantised(tmp_path: Path) -> None:
+    """Merged, it is in full precision, and its rounded weights are what they were."""
+    save_packed(tmp_path)
+    run(tmp_path, {"train": {"rounds": 1}})
+    export(tmp_path / "run", tmp_path / "merged", None, merged=True)
+    found = read({"adapter": tmp_path / "run" / "adapter", "merged": tmp_path / "merged"}, tmp_path)
+    for losses, _ in found.values():
+        np.testing.assert_allclose(losses, own_losses(tmp_path / "run"), rtol=1e-4)
 
 
 def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from fedlora.models.casting import at_least_fp32, cast
 from fedlora.models.load import Pretrained
+from fedlora.models.quantised import is_packed, is_quantised
+from fedlora.models.quantised import weight as dequantised_weight
 from fedlora.models.slots import Adapted, transposed
 from fedlora.types import BaseUpdate
 
@@ -49,9 +51,10 @@ class ResidentBase:
 
     Attributes:
         pretrained: parameter name -> its pre-trained value, as precise as it was loaded: at most fp32 is needed of it.
+            Quantised weights are as they are packed: nothing is merged into them.
         parameters: parameter name -> the model's own, as it computes.
         shapes: target module -> (d_out, d_in).
-        params: parameter name -> shape, of what full fine-tuning trains: everything but the head.
+        params: parameter name -> shape, of what full fine-tuning trains: everything but the head and quantised weights.
         merges: what has been merged into it.
         dropped: whether the target modules are without their own weights: see `drop`.
     """
@@ -65,7 +68,9 @@ class ResidentBase:
         self.adapted = Adapted(self.model, targets)
         self.shapes = self.adapted.shapes
         self.parameters = dict(self.model.named_parameters())
-        self.params = {name: tuple(p.shape) for name, p in self.pretrained.items() if name not in self.head_names}
+        self.params = {
+            name: tuple(p.shape) for name, p in self.parameters.items() if name not in self.head_names and not is_packed(p)
+        }
         self.merges, self.dropped = Merges(), False
 
     @property
@@ -80,8 +85,11 @@ class ResidentBase:
 
     def base_weight(self, module: str) -> Tensor:
         """The pre-trained weight of a target module, (d_out, d_in) in fp32."""
+        layer = self.adapted.modules[module]
+        if is_quantised(layer):
+            return dequantised_weight(layer).cpu()
         weight: Tensor = at_least_fp32(self.pretrained[f"{module}.weight"])
-        return weight.mT if transposed(self.adapted.modules[module]) else weight
+        return weight.mT if transposed(layer) else weight
 
     @property
     def transposed(self) -> frozenset[str]:

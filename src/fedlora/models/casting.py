@@ -5,10 +5,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedlora.models import quantised
+
 
 def cast(model: Any, dtype: torch.dtype, device: torch.device | None = None) -> Any:
     """The model computing in `dtype`, on `device` where one is given. The frequencies of rotary positions stay as precise as
-    transformers makes them: a position times a rounded frequency is off by whole turns."""
+    transformers makes them: a position times a rounded frequency is off by whole turns. So do quantised weights; their layers
+    compute in `dtype`, too."""
+    if quantised.bits(model) is not None:
+        model = model if device is None else quantised.move(model, device)
+        for parameter in model.parameters():
+            if not quantised.is_packed(parameter):
+                parameter.data = parameter.data.to(dtype)
+        quantised.compute_in(model, dtype)
+        return model
     exact = {name: buffer.clone() for name, buffer in model.named_buffers() if name.endswith("inv_freq")}
     model = model.to(device=device, dtype=dtype)
     for name, buffer in exact.items():

@@ -11,6 +11,7 @@ import torch
 
 from fedlora.config import HeadMode, ModelConfig
 from fedlora.errors import BadInput
+from fedlora.models import quantised
 from fedlora.models.load import (
     Given,
     Pretrained,
@@ -50,9 +51,11 @@ def load(config: ModelConfig, seed: int, given: Given | None = None, dtype: torc
     key = f"model.source = '{config.source}'"
     if config.head is not HeadMode.FROZEN:
         raise BadInput(f"model.head = '{config.head.value}': a language model keeps its own head; only frozen is possible")
-    read = partial(_read, key, config.source) if given is None else partial(_taken, key, given)
     kept = torch.bfloat16 if dtype is torch.bfloat16 else torch.float32
+    read = partial(_read, key, config, kept) if given is None else partial(_taken, key, config, kept, given)
     tokenizer, model, info = read_model(key, read, {"dtype": kept})
+    if quantised.bits(model) is not None:
+        quantised.compute_in(quantised.move(model, torch.device("cpu")), kept)
     refuse_other_sizes(key, info["mismatched_keys"])
     _refuse_encoder(key, model)
     _refuse_missing(key, model, set(info["missing_keys"]))
@@ -79,19 +82,26 @@ def _pretrained(model: Any, tokenizer: Any, source: str, notes: tuple[str, ...] 
     return Pretrained(model, tokenizer, source, notes=notes, peft_task="CAUSAL_LM", keeps_head=True)
 
 
-def _read(key: str, name: str, how: Mapping[str, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
+def _read(key: str, config: ModelConfig, dtype: torch.dtype, how: Mapping[str, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
     """Tokenizer, model and what loading said of it, from a folder or the Hub."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    source = locate(name)
-    _refuse_unfit(key, AutoConfig.from_pretrained(source))
+    source = locate(config.source)
+    hf_config = AutoConfig.from_pretrained(source)
+    _refuse_unfit(key, hf_config)
+    how = {**how, **quantised.arguments(key, config.quantise, hf_config, dtype)}
     return (AutoTokenizer.from_pretrained(source), *AutoModelForCausalLM.from_pretrained(source, **how))
 
 
-def _taken(key: str, given: Given, how: Mapping[str, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
+def _taken(
+    key: str, config: ModelConfig, dtype: torch.dtype, given: Given, how: Mapping[str, Any]
+) -> tuple[Any, Any, Mapping[str, Any]]:
     """The same of a model that is at hand."""
     _refuse_unfit(key, given.model.config)
-    return taken(key, given, _kinds(), how)
+    own = quantised.of_checkpoint(given.model.config)
+    if own is not None:
+        raise BadInput(f"{key}: this model is quantised ({own}); give it unquantised, with model.quantise, or name its folder")
+    return taken(key, given, _kinds(), {**how, **quantised.arguments(key, config.quantise, given.model.config, dtype)})
 
 
 def _kinds() -> Mapping[Any, Any]:

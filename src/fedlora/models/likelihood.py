@@ -67,4 +67,8 @@ class _Frozen(torch.autograd.Function):
 def words(model: Any) -> int:
     """How many tokens a language model knows: the outputs of its head."""
     head = model.get_output_embeddings()
-    return int(head.weight.shape[0]) if head is not None else int(model.config.get_text_config().vocab_size)
+    return (
+        int(getattr(head, "out_features", head.weight.shape[0]))
+        if head is not None
+        else int(model.config.get_text_config().vocab_size)
+    )

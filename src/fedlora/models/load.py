@@ -16,7 +16,7 @@ from torch import nn
 from fedlora import seeds
 from fedlora.config import ModelConfig
 from fedlora.errors import BadInput, first_line, some, unknown
-from fedlora.models import gguf
+from fedlora.models import gguf, quantised
 from fedlora.models.heads import outside_body, text_config
 from fedlora.models.quiet import quiet
 from fedlora.models.trial import rows_of_embedding, token_types_count
@@ -196,7 +196,7 @@ def load(config: ModelConfig, seed: int, given: Given | None = None, **arguments
             weights or has them in other sizes; it has no tokenizer, or one of another vocabulary.
     """
     key = f"model.source = '{config.source}'"
-    read = partial(_read, key, config.source) if given is None else partial(_taken, key, given)
+    read = partial(_read, key, config) if given is None else partial(_taken, key, config, given)
     tokenizer, model, lacks = classifier(key, read, arguments)
     refuse_other_vocabulary(key, model, tokenizer)
     drawn = draw_anew(key, model, lacks, seed)
@@ -250,20 +250,23 @@ def draw_anew(key: str, model: Any, lacks: set[str], seed: int) -> tuple[str, ..
     return drawn
 
 
-def _read(key: str, name: str, how: Mapping[str, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
+def _read(key: str, config: ModelConfig, how: Mapping[str, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
     """Tokenizer, model and what loading said of it, from a folder or the Hub."""
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-    source = locate(name)
-    refuse_encoder_decoder(key, AutoConfig.from_pretrained(source))
+    source = locate(config.source)
+    hf_config = AutoConfig.from_pretrained(source)
+    refuse_encoder_decoder(key, hf_config)
+    quantised.refuse_quantised(key, config.quantise, hf_config)
     return (AutoTokenizer.from_pretrained(source), *AutoModelForSequenceClassification.from_pretrained(source, **how))
 
 
-def _taken(key: str, given: Given, how: Mapping[str, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
+def _taken(key: str, config: ModelConfig, given: Given, how: Mapping[str, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
     """The same of a model that is at hand."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
     refuse_encoder_decoder(key, given.model.config)
+    quantised.refuse_quantised(key, config.quantise, given.model.config)
     return taken(key, given, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, how)
 
 

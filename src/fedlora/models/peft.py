@@ -21,6 +21,7 @@ from fedlora.errors import BadInput, first_line
 from fedlora.models.heads import logits, padding
 from fedlora.models.load import Pretrained
 from fedlora.models.packing import Form, Inputs, Shared, pack
+from fedlora.models.quantised import was_transposed
 from fedlora.models.quiet import quiet
 from fedlora.models.slots import Adapted, Live, layer_shape, transposed
 from fedlora.models.trial import rows_of_embedding, tolerance
@@ -101,7 +102,7 @@ def save_adapter(pretrained: Pretrained, result: Model, folder: Path) -> None:
         alpha_pattern={m: r for m, r in ranks.items() if r != rank},
         target_modules=list(ranks),
         modules_to_save=modules_to_save(pretrained),
-        fan_in_fan_out=any(transposed(pretrained.model.get_submodule(m)) for m in ranks),
+        fan_in_fan_out=any(transposed(layer) or was_transposed(layer) for layer in map(pretrained.model.get_submodule, ranks)),
         base_model_name_or_path=pretrained.source,
     )
     with _as_it_was(pretrained.model), quiet():

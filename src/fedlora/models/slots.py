@@ -96,13 +96,17 @@ class Adapted:
         self.shapes = {name: layer_shape(module) for name, module in self.modules.items()}
         self.bound: Mapping[str, Sequence[Bound]] = {}
         self.routers: Mapping[str, Sequence[LiveRouter | None]] = {}
+        self._before = {name: module.__dict__.get("forward") for name, module in self.modules.items()}  # quantised ones have theirs
         for name, module in self.modules.items():
             module.forward = partial(self._forward, name, module, module.forward)
 
     def release(self) -> None:
         """Give the model its own layers back."""
-        for module in self.modules.values():
+        for name, module in self.modules.items():
             del module.forward
+            before = self._before[name]
+            if before is not None:
+                module.forward = before
 
     def _forward(self, name: str, module: nn.Module, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         bound = self.bound.get(name, ())

@@ -273,7 +273,7 @@ def in_full(model: Any) -> Iterator[None]:
     """Within, a model of half precision that is small enough computes in fp32, so that rounding hides nothing that is tried."""
     dtype = next(model.parameters()).dtype
     small = 4 * sum(p.numel() for p in model.parameters()) <= FULL_BYTES
-    if dtype not in (torch.bfloat16, torch.float16) or not small or getattr(model, "is_quantized", False):
+    if dtype not in (torch.bfloat16, torch.float16) or not small:
         yield
         return
     cast(model, torch.float32)

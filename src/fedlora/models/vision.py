@@ -21,6 +21,7 @@ from fedlora.errors import BadInput, first_line, some
 from fedlora.models.heads import logits
 from fedlora.models.load import PACKAGED, Given, Pretrained, classifier, draw_anew, locate, public_name, taken
 from fedlora.models.packing import Form, Shared, pack
+from fedlora.models.quantised import refuse_quantised
 from fedlora.models.quiet import quiet
 from fedlora.models.trial import CLOSE, CLOSE_ROWS, Calls, Findings, close, use, used, watch
 
@@ -48,6 +49,7 @@ def load(
     key = f"model.source = '{config.source}'"
     if config.source in PACKAGED:
         raise BadInput(f"{key}: this is a model of texts; {', '.join(SCRATCH)}, a local folder or a Hub id of images is needed")
+    refuse_quantised(key, config.quantise)
     known = {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": {x: i for i, x in enumerate(labels)}}
     if config.source in SCRATCH:
         return _drawn(config.source, known, shape, seed)

@@ -76,6 +76,7 @@ def model_card(facts: Facts) -> str:
             f"| whose | {whose} |",
             f"| data | {config.data.title} |",
             f"| rounds | {rounds} |",
+            *([f"| base in training | in {config.model.quantise}, by bitsandbytes |"] if config.model.quantise else []),
             f"| {facts.metric.title} | {score} |",
             *(f"| {name} | {value} |" for name, value in task.facts),
             "",

@@ -20,6 +20,8 @@ from fedlora import wire
 from fedlora.config import Config, HeadMode
 from fedlora.listener import Listener
 from fedlora.messages import TrainAsk
+from fedlora.models.quantised import bits as quantised_bits
+from fedlora.models.quantised import count
 from fedlora.runs import fit
 from fedlora.runs.connect import initial_head, make_worker
 from fedlora.runs.context import RunContext
@@ -125,14 +127,16 @@ def _lines(context: RunContext, pace: Pace, played: Sequence[Round], serving: fl
     sizes = [client.num_examples for client in setup.clients]
     ranks = sorted(set(setup.ranks.values()))
     up, down = [each.upload_bytes for each in played], [each.download_bytes for each in played]
-    parameters = sum(x.numel() for x in context.trainer.pretrained.values())
+    parameters = sum(map(count, context.trainer.base.model.parameters()))
+    bits = quantised_bits(context.trainer.base.model)
     examples = over_all([each.examples for each in played], setup.rounds)
     scorings = -(-setup.rounds // train.evaluate_every)
     seconds = examples / pace.training + scorings * len(context.test) / pace.scoring + setup.rounds * serving
     dtype = str(context.trainer.dtype).removeprefix("torch.")
     needs = fit.table(context.config, context.method, setup, context.trainer, context.all_train)
     return [
-        f"model     {context.config.model.source}: {parameters:,} parameters, {dtype} on {context.trainer.device.type}",
+        f"model     {context.config.model.source}: {parameters:,} parameters, {f'{bits}, ' if bits else ''}"
+        f"{dtype} on {context.trainer.device.type}",
         f"trained   {context.method.FACTS.title}: {pace.trained:,} parameters a client, on {len(setup.shapes)} layers, "
         f"rank {ranks[0] if len(ranks) == 1 else f'{ranks[0]} to {ranks[-1]}'}, head {context.config.model.head.value}",
         f"data      {context.dataset.name}: {len(context.dataset.train):,} training and {len(context.test):,} test {things} of "

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from fedlora.config import Config, read_run
 from fedlora.errors import BadInput, some
 from fedlora.models import peft
 from fedlora.models.load import PACKAGED, Given, Pretrained, holds_model
+from fedlora.models.quantised import dequantised
 from fedlora.runs import card
 from fedlora.runs.prepare import has_own_models, load_pretrained, make_method, make_task
 from fedlora.runs.roster import Roster, read_roster
@@ -37,9 +39,9 @@ def write_result(
     input has no such format, and is in the checkpoint only: "checkpoint". An adapter needs a base that others can find."""
     if not peft.has_fixed_weights(result):
         return "checkpoint"
-    pretrained = load_pretrained(config, roster.schema, given)
-    name = "adapter" if _has_base(pretrained, given) and peft.is_adapter(result) else "model"
-    _write_folder(config, roster, pretrained, result, head, out / name, name == "model", rows, None)
+    pretrained, merged = _base(config, roster, result, False, given)
+    name = "model" if merged else "adapter"
+    _write_folder(config, roster, pretrained, result, head, out / name, merged, rows, None)
     return name
 
 
@@ -76,8 +78,7 @@ def export(
             "whole model can hold that; `fedlora predict` uses it"
         )
     config = located(config, run)
-    pretrained = load_pretrained(config, roster.schema, given)
-    merged = merged or not (_has_base(pretrained, given) and peft.is_adapter(result))
+    pretrained, merged = _base(config, roster, result, merged, given)
     _write_folder(config, roster, pretrained, result, head, to, merged, to_written(read_rows(run), read_metrics(run)[0]), id)
     return "model" if merged else "adapter"
 
@@ -90,6 +91,17 @@ def model_of(run: Path, client: int | str | None = None, given: Given | None = N
         pretrained = load_pretrained(config, read_roster(run / "federation.json").schema, given)
         found = peft.read(pretrained, Path(place) / "result", kind == "adapter")
     return found.eval()
+
+
+def _base(config: Config, roster: Roster, result: Model, merged: bool, given: Given | None) -> tuple[Pretrained, bool]:
+    """The model that a result goes on, and whether it is merged into it, as is wished or must be: then nothing is quantised."""
+    merged = merged or not peft.is_adapter(result)
+    if merged:
+        config = config.model_copy(update={"model": config.model.model_copy(update={"quantise": None})})
+    pretrained = load_pretrained(config, roster.schema, given)
+    if merged:  # a checkpoint may have quantised weights of its own
+        pretrained = replace(pretrained, model=dequantised(pretrained.model))
+    return pretrained, merged or not _has_base(pretrained, given)
 
 
 def _has_base(pretrained: Pretrained, given: Given | None) -> bool:

@@ -14,7 +14,6 @@ from fedlora.data.given import KEPT
 from fedlora.disk import write_whole
 from fedlora.errors import BadInput, RunFailed
 from fedlora.runs.context import Played
-from fedlora.runs.prepare import versions
 from fedlora.runs.record import Record, clean
 from fedlora.runs.roster import Roster, read_roster
 from fedlora.runs.saved import CHECKPOINT
@@ -51,7 +50,6 @@ def finish(
         "device": str(context.trainer.device),
         "precision": str(context.trainer.dtype).removeprefix("torch."),
         **written_as,
-        "versions": versions(),
     }
     spread = list(rows[written - 1].get(f"client_{metrics[0].name}", {}).values())
     if spread:

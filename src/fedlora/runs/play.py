@@ -17,12 +17,13 @@ from fedlora.errors import BadInput
 from fedlora.gather.gather import RoundCounts
 from fedlora.listener import Listener
 from fedlora.models.load import Given
+from fedlora.models.quantised import bits
 from fedlora.runs.connect import C, Connect, Connection, Kind, connected, in_process, initial_head, score_held_out
 from fedlora.runs.context import Played, RunContext
 from fedlora.runs.export import write_result
 from fedlora.runs.folder import check_roster, finish, found, keep_again, require_same_run
 from fedlora.runs.follow import tracked
-from fedlora.runs.prepare import prepare
+from fedlora.runs.prepare import prepare, versions
 from fedlora.runs.record import Record, Row
 from fedlora.runs.saved import CHECKPOINT, adopt, load_saved
 from fedlora.runs.trainers import TrainerClient, joined
@@ -125,7 +126,8 @@ def dealt(config: Config, listener: Listener, given: Given | None, connect: Conn
     def write(context: RunContext, server: Server, rows: Sequence[Mapping[str, Any]], out: Path) -> dict[str, Any]:
         deployed = context.method.deploy(server.state)
         where = write_result(context.config, context.roster, deployed, server.head, rows, out, context.given)
-        return {"result": where, "model": context.findings.summary()}
+        quantised = bits(context.trainer.base.model) is not None
+        return {"result": where, "model": context.findings.summary(), "versions": versions(quantised)}
 
     return Kind(
         prepare=lambda place: prepare(config, listener, place, given),

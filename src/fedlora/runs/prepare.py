@@ -23,6 +23,7 @@ from fedlora.listener import Listener
 from fedlora.models.load import Given, Pretrained, doing
 from fedlora.models.memory import room
 from fedlora.models.peft import held_by_peft, rehearse
+from fedlora.models.quantised import bits, move
 from fedlora.models.quiet import uncollected
 from fedlora.models.slots import find_targets
 from fedlora.models.trial import Findings, in_full
@@ -36,6 +37,8 @@ from fedlora.training.precision import pick_device, pick_dtype
 from fedlora.training.trainer import Trainer as AnyTrainer
 from fedlora.transforms import pipeline
 from fedlora.types import Client, Factors, Method, Setup
+
+CHANGES_BASE = frozenset({"base", "full", "drop_base"})  # of what methods' requests use
 
 
 def fresh_adapter(shapes: Mapping[str, tuple[int, int]], seed: int, scaling: Mapping[int, float], rank: int) -> Factors:
@@ -106,6 +109,19 @@ def refuse_unserved(config: Config, task: Task) -> None:
     lacking = sorted(facts.asks & task.LACKS)
     if lacking:
         raise BadInput(f"{facts.title} needs {some(lacking, 3)}, and {task.TITLE} has none; take another method or another task")
+    refuse_changed_base(config, task, config.model.quantise)
+
+
+def refuse_changed_base(config: Config, task: Task, bits: str | None) -> None:
+    """BadInput where the method trains the base's own weights, merges into them or leaves them out, and they are kept in few bits:
+    what a round changes is less than what such weights are rounded by."""
+    facts = methods.find(config.method.name).FACTS
+    if bits is not None and facts.asks & CHANGES_BASE:
+        fit = [name for name in methods.names() if not methods.find(name).FACTS.asks & (CHANGES_BASE | task.LACKS)]
+        raise BadInput(
+            f"{facts.title} changes the base model's own weights, and those in {bits} cannot be changed; leave model.quantise out "
+            f"and take an unquantised checkpoint, or take a method that leaves the base as it is: {', '.join(fit)}"
+        )
 
 
 def refuse_trainers(config: Config) -> None:
@@ -135,9 +151,9 @@ def at_hand(config: DataConfig, run: Path | None) -> DataConfig:
 def try_pretrained(config: Config, pretrained: Pretrained) -> Findings:
     """How the configured model is run, on the configured device; `Task.try_model` says what is tried."""
     targets = find_targets(pretrained.model, config.model.target_modules)
-    pretrained.model.to(pick_device(config.device))
+    move(pretrained.model, pick_device(config.device))
     findings = make_task(config).try_model(pretrained, targets, config.data.max_length)
-    pretrained.model.to("cpu")
+    move(pretrained.model, torch.device("cpu"))
     return replace(findings, notes=(*pretrained.notes, *findings.notes))
 
 
@@ -169,11 +185,12 @@ def dtype_of(config: Config) -> torch.dtype:
     return pick_dtype(config.precision, pick_device(config.device))
 
 
-def versions() -> dict[str, Any]:
+def versions(quantised: bool) -> dict[str, Any]:
     """The versions that numbers depend on."""
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("fedlora", "torch", "transformers", "peft", "numpy")}
+    names = ("fedlora", "torch", "transformers", "peft", "numpy", *(("bitsandbytes",) if quantised else ()))
+    return {name: version(name) for name in names}
 
 
 @uncollected()
@@ -200,6 +217,7 @@ def prepare(config: Config, listener: Listener, run: Path | None = None, given: 
     if given is None:
         fit.refuse_base(config, task, dataset.schema, there)
     pretrained = load_pretrained(config, dataset.schema, given, dtype_of(config))
+    refuse_changed_base(config, task, bits(pretrained.model))
     listener.stage("trying the model")
     with in_full(pretrained.model):
         findings = rehearsed(config, pretrained, try_pretrained(config, pretrained))

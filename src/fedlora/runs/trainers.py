@@ -31,7 +31,7 @@ from fedlora.runs.connect import Connection, Kind
 from fedlora.runs.context import Played
 from fedlora.runs.export import read_result, which_client
 from fedlora.runs.packages import require
-from fedlora.runs.prepare import has_own_models, make_method, make_setup
+from fedlora.runs.prepare import has_own_models, make_method, make_setup, versions
 from fedlora.runs.roster import Roster
 from fedlora.runs.saved import STATES
 from fedlora.server.evaluate import Panel
@@ -271,7 +271,8 @@ def _write(context: TrainersContext, server: Server, rows: Sequence[Mapping[str,
             slot, head = _own(context, server, client, out)
         context.own[client.id].hf.load(slot, head)
     hf = context.own[0].hf
-    return {"result": "adapter", "model": {"trainer": type(hf.trainer).__name__, "model": type(hf.adapter.model).__name__}}
+    model = {"trainer": type(hf.trainer).__name__, "model": type(hf.adapter.model).__name__}
+    return {"result": "adapter", "model": model, "versions": versions(not hf.adapter.can_merge)}
 
 
 def _own(context: TrainersContext, server: Server, client: Client, out: Path) -> tuple[Factors, Tensors]:
