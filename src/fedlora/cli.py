@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -279,29 +279,46 @@ def predict(
     ] = None,
     input: Annotated[
         Path | None,
-        typer.Option("--input", metavar="FILE", help="A .txt with a text a line, or a file like the run's data: its text column."),
+        typer.Option(
+            "--input", metavar="FILE", help="A .txt with a text a line, or a file like the run's data: its texts, or its prompts."
+        ),
     ] = None,
     client: Client = None,
     domain: Annotated[
         str | None, typer.Option("--domain", metavar="NAME", help="In a run of several data sets: the one that the texts are of.")
     ] = None,
     form: Annotated[
-        str,
-        typer.Option("--format", metavar="tsv|csv|json", help="csv and json (an object a line) have every class's probability."),
-    ] = "tsv",
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="tsv|csv|json",
+            help="tsv when left out; csv and json (an object a line) have every class's probability, and a prompt's known answer.",
+        ),
+    ] = None,
     batch: Annotated[
         int | None,
-        typer.Option("--batch", metavar="N", min=1, help="Label N texts at a time, as they come; all at once when left out."),
+        typer.Option("--batch", metavar="N", min=1, help="Answer N texts at a time, as they come; all at once when left out."),
     ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", metavar="N", min=1, help="Of a language model's answer; the run's own.")
+    ] = None,
+    compare_base: Annotated[
+        bool, typer.Option("--compare-base", help="What a language model says before and after it was tuned, side by side.")
+    ] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Talk with a language model, line by line.")] = False,
 ) -> None:
-    """Label new texts with the model that the run scored: the label, its probability and the text, tab-separated.
+    """Answer new texts with the model that the run scored: the label, its probability and the text, tab-separated.
 
-    Tabs, line ends and backslashes in a text are escaped with a backslash in tsv. A blank line is a text, too.
+    Tabs, line ends and backslashes in a text are escaped with a backslash in tsv. A blank line is a text, too. A language model
+    answers prompts: its answer, how many tokens it has, and the prompt. On a terminal a single answer is shown as it is written.
 
     Example: `fedlora predict runs/first "my card has not arrived"`
     """
     if texts and input is not None:
         raise BadInput("texts as arguments and --input: give one of them")
+    alone = {"texts as arguments": texts, "--input": input, "--format": form, "--batch": batch}
+    if chat and (too := next((name for name, value in alone.items() if value), None)):
+        raise BadInput(f"--chat reads lines as they are typed; leave {too} out")
     from rich.console import Console
 
     errors = Console(stderr=True, highlight=False)
@@ -310,14 +327,28 @@ def predict(
         errors.print(f"note: {text}", markup=False, soft_wrap=True)
 
     with errors.status("starting ..."):  # seen on a terminal only
-        from fedlora.runs.predict import Format, choose, load, written
+        from fedlora.runs.predict import Format, choose, load, writing, written
         from fedlora.runs.prepare import make_task
 
         forms = {each.value: each for each in Format}
-        if form not in forms:
+        if form is not None and form not in forms:
             raise unknown("--format", form, forms)
         choice = choose(run, client, domain)
         kind = make_task(choice.config)
+        asked = {"--chat": chat, "--compare-base": compare_base, "--max-new-tokens": max_new_tokens}
+        for option in (name for name, value in asked.items() if value):
+            writing(kind, option)
+
+    def loaded() -> Any:
+        with errors.status("loading ...") as waiting:
+            return load(choice, note, lambda text: waiting.update(f"{text} ..."), max_new_tokens=max_new_tokens)
+
+    def say(text: str) -> None:
+        print(text, end="", flush=True)
+
+    if chat:
+        _chat(loaded(), compare_base, say, note)
+        return
     if texts:
         wanted = kind.inputs(texts)
     elif input is not None:
@@ -328,10 +359,27 @@ def predict(
         wanted = kind.read_lines(sys.stdin.buffer, "standard input")
     batches = _batches(wanted, batch)
     first = next(batches)  # before the model is loaded, for it may be that there is none
-    with errors.status("loading ...") as waiting:
-        model = load(choice, note, lambda text: waiting.update(f"{text} ..."))
-    for piece in written(model, chain([first], batches), forms[form]):
-        print(piece, end="", flush=True)
+    model = loaded()
+    if kind.WRITES and len(texts or ()) == 1 and form is None and not compare_base and sys.stdout.isatty():
+        model.write(first[0], say)
+        say("\n")
+        return
+    for piece in written(model, chain([first], batches), forms[form or "tsv"], compare_base):
+        say(piece)
+
+
+def _chat(model: Any, compare_base: bool, say: Callable[[str], None], note: Callable[[str], None]) -> None:
+    """A conversation with a model, on a terminal or with lines that are piped."""
+    from contextlib import suppress
+
+    from fedlora.chat import converse
+
+    with suppress(ImportError):
+        import readline  # noqa: F401  # what it gives `input`: editing a line, and earlier ones
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")  # what is no UTF-8
+    prompt = "> " if sys.stdin.isatty() else ""
+    converse({"base": model.base, "tuned": model} if compare_base else {"": model}, lambda: input(prompt), say, note)
 
 
 def _batches(texts: Iterator[Any], size: int | None) -> Iterator[list[Any]]:

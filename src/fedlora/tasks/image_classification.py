@@ -39,6 +39,7 @@ class ImageClassification:
 
     TITLE: ClassVar[str] = "image classification"
     INPUT: ClassVar[str] = "image"
+    WRITES: ClassVar[bool] = False
     LACKS: ClassVar[frozenset[str]] = frozenset()
     DEFAULTS: ClassVar[Mapping[str, Any]] = {}
 
@@ -128,6 +129,9 @@ class ImageClassification:
 
     def shown(self, given: Any) -> str:
         return given if isinstance(given, str) else f"{len(given):,} bytes"
+
+    def known(self, given: Any) -> Answer:
+        return {}
 
     def answers(self, inputs: Sequence[Any], model: Answering) -> list[Answer]:
         return classification.answers(inputs, model)
