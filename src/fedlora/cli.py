@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from fedlora import __version__
-from fedlora.errors import BadInput, RunFailed, unknown
+from fedlora.errors import BadInput, NoModel, RunFailed, unknown
 from fedlora.signals import exit_status, terminable
 
 app = typer.Typer(
@@ -219,13 +219,17 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print a list o
 def data(
     source: Annotated[str, typer.Argument(metavar="NAME_OR_PATH", help="A catalogue name, a file, a folder, or a Hub id.")],
     task: Task = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="M", help="Of a language model: whose tokens are counted and shown.")
+    ] = None,
     clients: Clients = None,
     alpha: Alpha = None,
     seed: Seed = None,
     picture: Annotated[Path, typer.Option("--picture", metavar="FILE", help="Where to write the picture.")] = Path("split.png"),
     set_: Setting = None,
 ) -> None:
-    """Show how a data set is dealt to clients, before any training: a table, the statistics of the split, and a picture.
+    """Show how a data set is dealt to clients, before any training: a table, the statistics of the split, and a picture. For a
+    language model, also an example as the model sees it, what of it is learned, and how long examples are.
 
     Example: `fedlora data banking77 --clients 30 --alpha 0.01`
     """
@@ -233,21 +237,45 @@ def data(
     from fedlora.config import Strata, resolve, setting, settings
     from fedlora.tasks import defaults
 
-    flags = {"task.name": task, "data.source": source, "clients.count": clients, "data.alpha": alpha, "seed": seed}
+    flags = {
+        "task.name": task,
+        "model.source": model,
+        "data.source": source,
+        "clients.count": clients,
+        "data.alpha": alpha,
+        "seed": seed,
+    }
     layers = [setting(f"{key}={json.dumps(value)}") for key, value in flags.items() if value is not None]
     layers.append(settings(set_ or []))
     config = resolve(defaults(*layers), *layers)
     from fedlora.data.domains import deal
     from fedlora.data.load import load
     from fedlora.report.split import plot_split
-    from fedlora.report.table import print_split
+    from fedlora.report.table import print_split, print_tokens
     from fedlora.tasks import make
 
     if config.data.strata is Strata.CLUSTER:
         raise BadInput('data.strata = "cluster": clusters are of what the model makes of the data; only a run finds them')
-    dataset = load(make(config.task.name, config.task.settings), config.data, config.seed)
+    kind = make(config.task.name, config.task.settings)
+    dataset, survey, unseen = load(kind, config.data, config.seed), None, ""
+    from rich.console import Console
+
+    try:
+        with Console(stderr=True).status("counting tokens ..."):  # seen on a terminal only
+            survey = kind.survey(dataset, config.model, config.data.max_length)
+    except NoModel as error:
+        if model is not None:
+            raise
+        unseen = f"what of them is learned is seen with --model: {error}"
+    if model is not None and survey is None:
+        raise BadInput(f"--model: of {kind.TITLE} nothing is shown that depends on the model; leave it out")
+    dataset = dataset if survey is None else survey.dataset
     parts = deal(dataset, config.data, config.clients, config.seed)
-    print_split(parts, dataset)
+    print_split(parts, dataset, None if survey is None else survey.trained)
+    if survey is not None:
+        print_tokens(survey.shown, survey.tokens, survey.trained, survey.limit, survey.notes)
+    if unseen:
+        print(f"note: {unseen}")
     picture.parent.mkdir(parents=True, exist_ok=True)
     plot_split(parts, dataset, picture)
     print(f"picture: {picture}")

@@ -35,7 +35,7 @@ def bins(values: ArrayLike, known: ArrayLike, count: int = BINS) -> tuple[Intege
 def in_characters(values: ArrayLike, known: ArrayLike) -> tuple[Integers, tuple[str, ...]]:
     """The same of lengths of texts, whose bins say what they count."""
     found, names = bins(values, known)
-    return found, tuple(f"{name} characters" for name in names)
+    return found, tuple(f"{name} chars" for name in names)
 
 
 def by_column(dataset: Dataset, column: str) -> Dataset:

@@ -51,8 +51,8 @@ def of_constant(metric: Metric, baseline: float) -> str:
 
 def no_better(metric: Metric) -> str:
     """The same for a table of results, without numbers."""
-    told = "always answering the commonest training class" if metric.name == ACCURACY else metric.answering
-    return f"No method does better than {told}."
+    constant = "the commonest training class" if metric.name == ACCURACY else metric.constant
+    return f"No method does better than {constant if metric.model else f'always answering {constant}'}."
 
 
 def worst_first(metric: Metric) -> str:

@@ -244,6 +244,12 @@ def _escaped(text: str) -> str:
 
 
 def _csv(rows: Iterable[Sequence[str]]) -> str:
+    """Rows that end in a line feed; a writer that is told so would leave a carriage return inside a field without quotes."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    writer, found = csv.writer(text, lineterminator="\r\n"), []
+    for row in rows:
+        writer.writerow(row)
+        found.append(text.getvalue().removesuffix("\r\n") + "\n")
+        text.seek(0)
+        text.truncate()
+    return "".join(found)

@@ -22,6 +22,27 @@ from fedlora.tasks.metrics import Array, Scoring
 Answer = Mapping[str, Any]  # of one example: "answer" and what else there is to say, by name
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What becomes of a data set as a model takes it.
+
+    Attributes:
+        dataset: without what cannot be learned or scored, which its notes count.
+        shown: the first training example as text, with what is learned of it between « and ».
+        tokens: how many each training example has, (n,), before it is cut.
+        trained: how many of them are learned, (n,), after.
+        limit: where examples are cut.
+        notes: what is cut.
+    """
+
+    dataset: Dataset
+    shown: str
+    tokens: np.ndarray
+    trained: np.ndarray
+    limit: int
+    notes: tuple[str, ...]
+
+
 class Turn(NamedTuple):
     """Of a conversation."""
 
@@ -130,6 +151,10 @@ class Task(Protocol):
 
     def fitting(self, dataset: Dataset, pretrained: Pretrained, limit: int) -> Dataset:
         """The data set without examples that cannot be learned or scored, which its notes count. BadInput where none is left."""
+
+    def survey(self, dataset: Dataset, config: ModelConfig, limit: int) -> "Survey | None":
+        """What a model's inputs are made of the examples, before anything is loaded but what makes them; None of a task that has
+        nothing to say of that. NoModel: there is none; BadInput: no example is left."""
 
     def encode(self, pretrained: Pretrained, split: Split, limit: int) -> Encoded:
         """Examples as the model takes them; `limit` is that of the findings."""

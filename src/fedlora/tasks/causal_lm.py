@@ -23,9 +23,9 @@ from fedlora.models import language
 from fedlora.models.likelihood import words
 from fedlora.models.load import Given, Pretrained
 from fedlora.tasks import prompts
-from fedlora.tasks.base import Answer, Answering, Card, Result, Turn, Writing
+from fedlora.tasks.base import Answer, Answering, Card, Result, Survey, Turn, Writing
 from fedlora.tasks.language import METRICS, Answers, extracted
-from fedlora.tasks.rendering import Rendered, choices, render
+from fedlora.tasks.rendering import Rendered, choices, render, shown
 from fedlora.tasks.texts import TextTask
 
 NOTHING = np.zeros(0, dtype=np.int64)
@@ -121,6 +121,16 @@ class CausalLM(TextTask):
             return dataset
         train, test = parts["training"], parts["test"]
         return replace(dataset, train=train, test=test, validation=parts.get("validation"), notes=(*dataset.notes, *notes))
+
+    def survey(self, dataset: Dataset, config: ModelConfig, limit: int) -> Survey:
+        pretrained = language.without_model(config)
+        limit = min(limit, pretrained.processor.model_max_length)
+        found = self.fitting(dataset, pretrained, limit)
+        train, test = (self.encode(pretrained, part, limit) for part in (found.train, found.test))
+        whole = [render(pretrained.processor, Example.from_json(x)) for x in found.train.inputs]
+        tokens = np.array([len(each.ids) for each in whole], dtype=np.int64)
+        notes = tuple(self.notes(train, test, limit))
+        return Survey(found, shown(whole[0], pretrained.processor), tokens, train.targets, limit, notes)
 
     def _require_pattern(self, name: str, part: Split) -> None:
         """BadInput where no answer is one by the pattern, so that none could match."""

@@ -19,7 +19,7 @@ from fedlora.models import vision
 from fedlora.models.load import Given, Pretrained
 from fedlora.models.trial import Findings
 from fedlora.tasks import classification
-from fedlora.tasks.base import Answer, Answering, Card, Result, Task
+from fedlora.tasks.base import Answer, Answering, Card, Result, Survey, Task
 from fedlora.tasks.classification import Classes
 
 
@@ -101,6 +101,9 @@ class ImageClassification:
 
     def fitting(self, dataset: Dataset, pretrained: Pretrained, limit: int) -> Dataset:
         return dataset
+
+    def survey(self, dataset: Dataset, config: ModelConfig, limit: int) -> Survey | None:
+        return None
 
     def encode(self, pretrained: Pretrained, split: Split, limit: int) -> Encoded:
         """`limit` is how many rows an image is in the model's layers."""

@@ -18,7 +18,7 @@ from fedlora.errors import BadInput
 from fedlora.models.heads import padding
 from fedlora.models.load import Pretrained, outline
 from fedlora.models.trial import Findings, try_model
-from fedlora.tasks.base import Answer, Result
+from fedlora.tasks.base import Answer, Result, Survey
 
 
 class TextTask:
@@ -51,6 +51,9 @@ class TextTask:
 
     def fitting(self, dataset: Dataset, pretrained: Pretrained, limit: int) -> Dataset:
         return dataset
+
+    def survey(self, dataset: Dataset, config: ModelConfig, limit: int) -> Survey | None:
+        return None
 
     def encode(self, pretrained: Pretrained, split: Split, limit: int) -> Encoded:
         return replace(encode(pretrained.processor, split.inputs, split.targets, limit), domains=split.domains)
