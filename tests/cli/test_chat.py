@@ -242,18 +242,16 @@ def test_what_is_learned_of_an_example_is_shown(place: Path, fedlora: Callable[.
     assert status == 0, err
     assert "prompt-completion (prompt: question, completion: answer)" in out and "\n«" in out and "!<|im_end|>»" in out
     # "10 and 1?", a line break, "11!" and what ends it: a byte a token, but for "and"
-    assert (
-        f"the longest {9 + 1 + 3 + 1 - 2}; 0 of 10 are longer than 300, where they are cut" in out
-    )  # the tokenizer allows no more
+    longest = 9 + 1 + 3 + 1 - 2
+    assert f"the longest {longest}; 0 of 10 are longer than 300, where they are cut" in out  # the tokenizer allows no more
     status, out, err = fedlora(*source, "--model", place / "base", "--set", "data.max_length=11")
     assert status == 0 and "1 of 10 training examples are longer than 11 tokens" in out
     status, out, err = fedlora(*source, "--model", place / "base", "--set", "data.max_length=7")
     assert status == 2 and "can be used: 10 for the prompt fills the 7 tokens; the first: " in err
     status, _, err = fedlora(*source, "--model", "nowhere")
     assert status == 2 and "unknown model 'nowhere'" in err
-    status, _, err = fedlora(
-        "data", place / "pairs.jsonl", "--set", "data.text=question", "--set", "data.label=answer", "--model", "m"
-    )
+    (tmp_path / "labels.csv").write_text("text,label\n" + "a,x\nb,y\n" * 10)
+    status, _, err = fedlora("data", "labels.csv", "--clients", "2", "--model", "m")
     assert status == 2 and "--model: of text classification nothing is shown" in err
 
 
