@@ -65,8 +65,10 @@ ALLOWED: dict[str, set[str]] = {
         *VALUES,
     },
     "api": {"comparison", "runs", "report", "models", "tasks", "data", "listener", "config", "summary", *LEAVES},
+    "chat": {"runs", "tasks", *LEAVES},
     "cli": {
         "api",
+        "chat",
         "comparison",
         "runs",
         "report",

@@ -80,25 +80,42 @@ class Run:
         """The scores of the result and the totals; None while the run is not finished."""
         return read_summary(self.folder)
 
-    def predict(self, inputs: Sequence[Any], client: int | str | None = None, domain: str | None = None) -> "list[Answer]":
-        """The answer to each input, with what else there is to say: {"label": ..., "probability": ..., "probabilities": {...}}.
+    def predict(
+        self,
+        inputs: Sequence[Any],
+        client: int | str | None = None,
+        domain: str | None = None,
+        base: bool = False,
+        max_new_tokens: int | None = None,
+    ) -> "list[Answer]":
+        """The answer to each input, with what else there is to say: {"label": ..., "probability": ..., "probabilities": {...}}, or
+        of a language model {"answer": ..., "tokens": ...}.
 
         Args:
-            inputs: texts, or paths of images.
+            inputs: texts, or paths of images; of a language model also lists of messages.
             client: where clients have models of their own: whose, by number or name.
             domain: in a run of several data sets, the one that the inputs are of.
+            base: of a language model: what it says as it was pre-trained, without what was learned.
+            max_new_tokens: of a language model's answer; those of the run where it is left out.
 
         Raises:
             BadInput: there is no such model, or an input is none.
         """
-        model = self.predictor(client, domain)
+        model = self.predictor(client, domain, base, max_new_tokens)
         return model.answers(list(model.task.inputs(list(inputs))))
 
-    def predictor(self, client: int | str | None = None, domain: str | None = None) -> "Predictor":
+    def predictor(
+        self, client: int | str | None = None, domain: str | None = None, base: bool = False, max_new_tokens: int | None = None
+    ) -> "Predictor":
         """The model of `predict`, loaded once for many calls of its `answers`."""
-        from fedlora.runs.predict import choose, load
+        from fedlora.runs.predict import choose, load, writing
+        from fedlora.runs.prepare import make_task
 
-        return load(choose(self.folder, client, domain), given=self._given)
+        choice = choose(self.folder, client, domain)
+        if base:
+            writing(make_task(choice.config), "base")
+        model = load(choice, given=self._given, max_new_tokens=max_new_tokens)
+        return model.base if base else model
 
     def model(self, client: int | str | None = None) -> Any:
         """The model as PyTorch has it, for inference: a `peft.PeftModel`, or a whole one where no adapter can hold the result.
@@ -419,10 +436,13 @@ def _at_hand(
             write(data, place, _label(tables.get("data", {}).get("label", "label")))
         found.append(nested("data.source", str(place)))
     if own is not None:
+        from fedlora.models.quiet import quiet
+
         place = folder.absolute() / GIVEN / own.source.replace(":", "-")
         if not place.exists():
-            own.model.save_pretrained(place)
-            own.processor.save_pretrained(place)
+            with quiet():
+                own.model.save_pretrained(place)
+                own.processor.save_pretrained(place)
         found.append(nested("model.source", str(place)))
     return found
 

@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from fedlora import __version__
-from fedlora.errors import BadInput, RunFailed, unknown
+from fedlora.errors import BadInput, NoModel, RunFailed, unknown
 from fedlora.signals import exit_status, terminable
 
 app = typer.Typer(
@@ -221,13 +221,17 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print a list o
 def data(
     source: Annotated[str, typer.Argument(metavar="NAME_OR_PATH", help="A catalogue name, a file, a folder, or a Hub id.")],
     task: Task = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="M", help="Of a language model: whose tokens are counted and shown.")
+    ] = None,
     clients: Clients = None,
     alpha: Alpha = None,
     seed: Seed = None,
     picture: Annotated[Path, typer.Option("--picture", metavar="FILE", help="Where to write the picture.")] = Path("split.png"),
     set_: Setting = None,
 ) -> None:
-    """Show how a data set is dealt to clients, before any training: a table, the statistics of the split, and a picture.
+    """Show how a data set is dealt to clients, before any training: a table, the statistics of the split, and a picture. For a
+    language model, also an example as the model sees it, what of it is learned, and how long examples are.
 
     Example: `fedlora data banking77 --clients 30 --alpha 0.01`
     """
@@ -235,21 +239,45 @@ def data(
     from fedlora.config import Strata, resolve, setting, settings
     from fedlora.tasks import defaults
 
-    flags = {"task.name": task, "data.source": source, "clients.count": clients, "data.alpha": alpha, "seed": seed}
+    flags = {
+        "task.name": task,
+        "model.source": model,
+        "data.source": source,
+        "clients.count": clients,
+        "data.alpha": alpha,
+        "seed": seed,
+    }
     layers = [setting(f"{key}={json.dumps(value)}") for key, value in flags.items() if value is not None]
     layers.append(settings(set_ or []))
     config = resolve(defaults(*layers), *layers)
     from fedlora.data.domains import deal
     from fedlora.data.load import load
     from fedlora.report.split import plot_split
-    from fedlora.report.table import print_split
+    from fedlora.report.table import print_split, print_tokens
     from fedlora.tasks import make
 
     if config.data.strata is Strata.CLUSTER:
         raise BadInput('data.strata = "cluster": clusters are of what the model makes of the data; only a run finds them')
-    dataset = load(make(config.task.name, config.task.settings), config.data, config.seed)
+    kind = make(config.task.name, config.task.settings)
+    dataset, survey, unseen = load(kind, config.data, config.seed), None, ""
+    from rich.console import Console
+
+    try:
+        with Console(stderr=True).status("counting tokens ..."):  # seen on a terminal only
+            survey = kind.survey(dataset, config.model, config.data.max_length)
+    except NoModel as error:
+        if model is not None:
+            raise
+        unseen = f"what of them is learned is seen with --model: {error}"
+    if model is not None and survey is None:
+        raise BadInput(f"--model: of {kind.TITLE} nothing is shown that depends on the model; leave it out")
+    dataset = dataset if survey is None else survey.dataset
     parts = deal(dataset, config.data, config.clients, config.seed)
-    print_split(parts, dataset)
+    print_split(parts, dataset, None if survey is None else survey.trained)
+    if survey is not None:
+        print_tokens(survey.shown, survey.tokens, survey.trained, survey.limit, survey.notes)
+    if unseen:
+        print(f"note: {unseen}")
     picture.parent.mkdir(parents=True, exist_ok=True)
     plot_split(parts, dataset, picture)
     print(f"picture: {picture}")
@@ -281,29 +309,46 @@ def predict(
     ] = None,
     input: Annotated[
         Path | None,
-        typer.Option("--input", metavar="FILE", help="A .txt with a text a line, or a file like the run's data: its text column."),
+        typer.Option(
+            "--input", metavar="FILE", help="A .txt with a text a line, or a file like the run's data: its texts, or its prompts."
+        ),
     ] = None,
     client: Client = None,
     domain: Annotated[
         str | None, typer.Option("--domain", metavar="NAME", help="In a run of several data sets: the one that the texts are of.")
     ] = None,
     form: Annotated[
-        str,
-        typer.Option("--format", metavar="tsv|csv|json", help="csv and json (an object a line) have every class's probability."),
-    ] = "tsv",
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="tsv|csv|json",
+            help="tsv when left out; csv and json (an object a line) have every class's probability, and a prompt's known answer.",
+        ),
+    ] = None,
     batch: Annotated[
         int | None,
-        typer.Option("--batch", metavar="N", min=1, help="Label N texts at a time, as they come; all at once when left out."),
+        typer.Option("--batch", metavar="N", min=1, help="Answer N texts at a time, as they come; all at once when left out."),
     ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", metavar="N", min=1, help="Of a language model's answer; the run's own.")
+    ] = None,
+    compare_base: Annotated[
+        bool, typer.Option("--compare-base", help="What a language model says before and after it was tuned, side by side.")
+    ] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Talk with a language model, line by line.")] = False,
 ) -> None:
-    """Label new texts with the model that the run scored: the label, its probability and the text, tab-separated.
+    """Answer new texts with the model that the run scored: the label, its probability and the text, tab-separated.
 
-    Tabs, line ends and backslashes in a text are escaped with a backslash in tsv. A blank line is a text, too.
+    Tabs, line ends and backslashes in a text are escaped with a backslash in tsv. A blank line is a text, too. A language model
+    answers prompts: its answer, how many tokens it has, and the prompt. On a terminal a single answer is shown as it is written.
 
     Example: `fedlora predict runs/first "my card has not arrived"`
     """
     if texts and input is not None:
         raise BadInput("texts as arguments and --input: give one of them")
+    alone = {"texts as arguments": texts, "--input": input, "--format": form, "--batch": batch}
+    if chat and (too := next((name for name, value in alone.items() if value), None)):
+        raise BadInput(f"--chat reads lines as they are typed; leave {too} out")
     from rich.console import Console
 
     errors = Console(stderr=True, highlight=False)
@@ -312,14 +357,28 @@ def predict(
         errors.print(f"note: {text}", markup=False, soft_wrap=True)
 
     with errors.status("starting ..."):  # seen on a terminal only
-        from fedlora.runs.predict import Format, choose, load, written
+        from fedlora.runs.predict import Format, choose, load, writing, written
         from fedlora.runs.prepare import make_task
 
         forms = {each.value: each for each in Format}
-        if form not in forms:
+        if form is not None and form not in forms:
             raise unknown("--format", form, forms)
         choice = choose(run, client, domain)
         kind = make_task(choice.config)
+        asked = {"--chat": chat, "--compare-base": compare_base, "--max-new-tokens": max_new_tokens}
+        for option in (name for name, value in asked.items() if value):
+            writing(kind, option)
+
+    def loaded() -> Any:
+        with errors.status("loading ...") as waiting:
+            return load(choice, note, lambda text: waiting.update(f"{text} ..."), max_new_tokens=max_new_tokens)
+
+    def say(text: str) -> None:
+        print(text, end="", flush=True)
+
+    if chat:
+        _chat(loaded(), compare_base, say, note)
+        return
     if texts:
         wanted = kind.inputs(texts)
     elif input is not None:
@@ -330,10 +389,27 @@ def predict(
         wanted = kind.read_lines(sys.stdin.buffer, "standard input")
     batches = _batches(wanted, batch)
     first = next(batches)  # before the model is loaded, for it may be that there is none
-    with errors.status("loading ...") as waiting:
-        model = load(choice, note, lambda text: waiting.update(f"{text} ..."))
-    for piece in written(model, chain([first], batches), forms[form]):
-        print(piece, end="", flush=True)
+    model = loaded()
+    if kind.WRITES and len(texts or ()) == 1 and form is None and not compare_base and sys.stdout.isatty():
+        model.write(first[0], say)
+        say("\n")
+        return
+    for piece in written(model, chain([first], batches), forms[form or "tsv"], compare_base):
+        say(piece)
+
+
+def _chat(model: Any, compare_base: bool, say: Callable[[str], None], note: Callable[[str], None]) -> None:
+    """A conversation with a model, on a terminal or with lines that are piped."""
+    from contextlib import suppress
+
+    from fedlora.chat import converse
+
+    with suppress(ImportError):
+        import readline  # noqa: F401  # what it gives `input`: editing a line, and earlier ones
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")  # what is no UTF-8
+    prompt = "> " if sys.stdin.isatty() else ""
+    converse({"base": model.base, "tuned": model} if compare_base else {"": model}, lambda: input(prompt), say, note)
 
 
 def _batches(texts: Iterator[Any], size: int | None) -> Iterator[list[Any]]:

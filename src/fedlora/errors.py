@@ -8,6 +8,10 @@ class BadInput(ValueError):
     """What was wrong, where, and what is possible, in one line. The command line prints it and exits with status 2."""
 
 
+class NoModel(BadInput):
+    """There is no such model here."""
+
+
 class RunFailed(RuntimeError):
     """Why a run cannot go on, in one line. What is complete is kept; the command line prints the line and exits with status 1."""
 

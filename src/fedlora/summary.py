@@ -137,11 +137,14 @@ def in_words(summary: Mapping[str, Any], metrics: Sequence[Metric]) -> str:
     """The scores of a run, for its last line. `clients` is in the summary where each was scored with a model of its own."""
     final, whose, first = summary["final"], " of clients' own models" if "clients" in summary else "", metrics[0]
     said = [f"{first.title}{whose} {first.text(final['score'])}"]
+    constant, base = first.constant.removeprefix("the "), final.get(first.baseline)
+    if base is not None and first.model:
+        said[0] += f" ({constant} {first.number(base)})"
     if f"validation_{first.name}" in final:
         said.append(f"validation {first.text(final[f'validation_{first.name}'])}")
     said += [f"{metric.title} {metric.text(final[metric.name])}" for metric in metrics[1:] if metric.name in final]
-    if final.get(first.baseline) is not None:
-        said.append(f"{first.constant.removeprefix('the ')} {first.text(final[first.baseline])}")
+    if base is not None and not first.model:
+        said.append(f"{constant} {first.text(base)}")
     if "held_out" in summary:
         said.append(f"held-out clients {first.text(summary['held_out'][first.name])}")
     if final.get("clients_untrained"):
@@ -156,7 +159,7 @@ def advice(rows: Sequence[Row], summary: Mapping[str, Any], metric: Metric) -> I
     """What a user should make of the scores."""
     final = summary["final"]
     if final["score"] is not None and metric.no_better(final["score"], final.get(metric.baseline)):
-        yield f"no better than always answering {metric.constant}"
+        yield f"no better than {metric.answering}"
     if summary["written"]["round"] == len(rows) and still_falling([row["loss"] for row in rows]):
         yield "the training loss still falls, so more rounds may help"
 

@@ -318,3 +318,32 @@ def test_every_method_trains_a_language_model_and_others_find_the_same_in_what_i
     for name, (losses, _) in found.items():
         np.testing.assert_allclose(losses, mine[name], rtol=1e-4, err_msg=name)
     assert summary["final"]["answer_loss"] > 0
+
+
+def test_the_base_is_what_a_run_is_held_against_also_after_a_stop(tmp_path: Path) -> None:
+    """By plain transformers on the base; fedloru merges into the base that is trained on, which must not be taken for it."""
+    import torch
+
+    change = {"method": {"name": "fedloru"}}
+    whole = run(tmp_path, change, out="whole")["final"]
+    model, tokenizer = architectures.causal("llama/tied")
+    total = count = 0
+    for q, a in pairs(12, 2):
+        start, ids = len(tokenizer(f"{q}\n")["input_ids"]), torch.tensor([*tokenizer(f"{q}\n{a}")["input_ids"], 3])
+        with torch.no_grad():
+            logs = model(input_ids=ids[None]).logits[0].double().log_softmax(-1)
+        total -= sum(float(logs[i - 1, ids[i]]) for i in range(start, len(ids)))
+        count += len(ids) - start
+    assert whole["base_answer_loss"] == pytest.approx(total / count, rel=1e-5) and whole["answer_loss"] < whole["base_answer_loss"]
+    with pytest.raises(KeyboardInterrupt):
+        execute(tables(tmp_path, change), tmp_path / "run", False, tiny.Silent(stop_after=1))
+    again = execute(tables(tmp_path, change), tmp_path / "run", True, tiny.Silent())
+    assert again["final"] == whole
+    assert len({row["base_answer_loss"] for row in (*read_rows(tmp_path / "whole"), *read_rows(tmp_path / "run"))}) == 1
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "rouge_l", "token_accuracy"])
+def test_the_base_has_a_score_of_each_kind(metric: str, tmp_path: Path) -> None:
+    """Of a run that learns nothing, it is the run's own."""
+    final = run(tmp_path, {"task": {"metrics": [metric]}, "train": {"lr": 1e-12, "rounds": 1}})["final"]
+    assert final[f"base_{metric}"] == final[metric]

@@ -28,6 +28,7 @@ from fedlora.tasks.text_regression import TextRegression
 
 TASK = TextRegression()
 ONE = Schema(scales=((3.0, 2.0),))
+NOBODY: Any = None  # who need not be asked for a constant answer
 
 
 def encoded(targets: np.ndarray, domains: list[int] | None = None) -> Encoded:
@@ -43,7 +44,7 @@ def test_scores_are_those_of_numpy_and_scipy_whatever_the_clients() -> None:
     y = y + p
     bound = TASK.bind(ONE)
     cuts = np.split(np.arange(300), [7, 7, 150])
-    sums = total(bound, [bound.sums(o[w], encoded(y[w])) | bound.of_constant(np.array([2.5]), encoded(y[w])) for w in cuts])
+    sums = total(bound, [bound.sums(o[w], encoded(y[w])) | bound.of_constant(np.array([2.5]), encoded(y[w]), NOBODY) for w in cuts])
     scores = bound.scores(sums)
     assert scores["mse"] == pytest.approx(np.mean((p - y) ** 2), rel=1e-12)
     assert scores["mae"] == pytest.approx(np.mean(abs(p - y)), rel=1e-12)
@@ -83,7 +84,7 @@ def test_each_domain_has_its_own_scale_its_own_constant_and_its_own_error() -> N
     assert bound.by_domain(sums) == pytest.approx({"stars": (1.0 + 1.0) / 2, "prices": 350.0**2})
     assert bound.constant(data).tolist() == [3.5, 900.0]
     assert bound.constant(data.take(np.array([0])), np.array([9.0, 8.0])).tolist() == [2.0, 8.0]
-    assert bound.of_constant(np.array([3.0, 800.0]), data)["constant"].tolist() == [1.0 + 4.0, 100.0**2]
+    assert bound.of_constant(np.array([3.0, 800.0]), data, NOBODY)["constant"].tolist() == [1.0 + 4.0, 100.0**2]
     assert [x["number"] for x in TASK.answers(["a"], Said(np.array([[1.0]]), schema, 1))] == [1500.0]
 
 

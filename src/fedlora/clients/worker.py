@@ -99,6 +99,7 @@ class Worker:
         self.states = StateStore(None, message_classes(method)) if states is None else states
         self.transforms, self.on_examples, self.watch, self.lr_factor = transforms, on_examples, watch, lr_factor
         self._incarnation = 0
+        self._constants: dict[tuple[int, str], dict[str, np.ndarray]] = {}
 
     def catch_up(self, incarnation: int, base: BaseUpdate) -> None:
         """Be at the base of a server that has just started."""
@@ -269,7 +270,14 @@ class Worker:
 
         for sums in self.trainer.sums(jobs()):
             ask = scored.popleft()
-            own = self.examples[ask.client.id]
-            sums |= self.trainer.objective.of_constant(own.constant, own.parts[ask.part])
+            sums |= self._of_constant(ask.client.id, ask.part)
             yield ask.client.id, Scored({name: torch.from_numpy(x) for name, x in sums.items()})
         yield from ((id, Forgot()) for id in forgot)
+
+    def _of_constant(self, id: int, part: str) -> dict[str, np.ndarray]:
+        """The sums of the constant answer, which are the same in every round."""
+        if (id, part) not in self._constants:
+            own = self.examples[id]
+            found = self.trainer.objective.of_constant(own.constant, own.parts[part], self.trainer.untrained)
+            self._constants[id, part] = found
+        return self._constants[id, part]

@@ -180,7 +180,7 @@ def _scores(grid: Grid, settings: Sequence[Setting], score: str, name: str, metr
     bases = [[each.baseline for each in here if each.baseline is not None] for here in columns.values()]
     if first and any(bases):
         constant = [metric.number(mean(base)) if base else "" for base in bases]
-        body.append([f"always {metric.constant}", *[""] * (len(down) - 1), *constant, "", ""])
+        body.append([metric.rival, *[""] * (len(down) - 1), *constant, "", ""])
     return table([*map(_short, down), *names, *(("parameters up", "MB up") if first else ())], body, len(down))
 
 

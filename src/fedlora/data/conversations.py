@@ -55,6 +55,12 @@ class Example:
         last = self.completion[-1:]
         return last[0].content if last and last[0].role == "assistant" else ""
 
+    @property
+    def length(self) -> int:
+        """The characters of its prompt and its completion."""
+        sides = (self.prompt, self.completion)
+        return sum(len(side) if isinstance(side, str) else sum(len(turn.content) for turn in side) for side in sides)
+
     def to_json(self) -> str:
         """The canonical JSON: sorted keys, no spaces, nothing escaped that need not be, and no key that is empty."""
         found = {

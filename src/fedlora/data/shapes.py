@@ -78,8 +78,8 @@ def widened(config: SourceConfig) -> SourceConfig:
     return replace(config, nested=(*COLUMNS, *(name for name in own if name is not None)))
 
 
-def recognise(part: Part, config: SourceConfig, name: str | None = None) -> Shape:
-    """The shape of a table's examples; `name` is asked for where it is given.
+def recognise(part: Part, config: SourceConfig, name: str | None = None, prompts: bool = False) -> Shape:
+    """The shape of a table's examples; `name` is asked for where it is given. With `prompts`, the answers may be missing.
 
     Raises:
         BadInput: a column that the configuration names is missing, or no shape fits: which columns there are, what is possible.
@@ -88,7 +88,9 @@ def recognise(part: Part, config: SourceConfig, name: str | None = None) -> Shap
         raise unknown("shape", name, NAMES)
     held = part.table.column_names
     possible = [shape for shape in _possible(config) if name in (None, shape.name)]
-    for key in ("prompt", "completion", "messages", "choices"):
+    if prompts:
+        possible += [replace(shape, columns=shape.columns[:1]) for shape in possible if len(shape.columns) > 1]
+    for key in ("prompt", "messages") if prompts else ("prompt", "completion", "messages", "choices"):
         own = getattr(config, key)
         if own is not None:
             columns.find(part, own, f"data.{key}")
@@ -151,6 +153,8 @@ def examples(part: Part, shape: Shape) -> tuple[str, ...]:
     """
     named = {what: columns.entries(part, column, f"data.{what}") for what, column in shape.columns}
     if shape.name == "choices":
+        if len(named) == 1:  # prompts alone
+            return examples(part, replace(shape, name="prompt-completion"))
         named = {"prompt": named["prompt"], "right": tuple(_right(part, shape, named))}
     make: Callable[..., Example] = MAKERS[shape.name]
     made = (make(part, shape, row, *each) for row, each in enumerate(zip(*named.values(), strict=True)))
@@ -197,10 +201,10 @@ def _chat(part: Part, shape: Shape, row: int, value: Any) -> Example:
 def _alpaca(part: Part, shape: Shape, row: int, *values: Any) -> Example:
     found = {what: _words(part, shape, what, row, value) for (what, _), value in zip(shape.columns, values, strict=True)}
     prompt = ALPACA_INPUT if found.get("input") else ALPACA
-    return Example("completion", found.pop("output"), prompt.format(**found))
+    return Example("completion", found.pop("output", ""), prompt.format(**found))
 
 
-def _completion(part: Part, shape: Shape, row: int, prompt: Any, completion: Any) -> Example:
+def _completion(part: Part, shape: Shape, row: int, prompt: Any, completion: Any = None) -> Example:
     if not shape.messages:
         given = _question(shape, _words(part, shape, "prompt", row, prompt))
         return Example("completion", _words(part, shape, "completion", row, completion), given)

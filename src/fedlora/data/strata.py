@@ -15,6 +15,7 @@ from fedlora.data.dataset import Dataset, Integers, Split
 from fedlora.errors import BadInput
 
 BINS = 10  # strata of a quantity
+LENGTHS = "lengths"
 
 
 def bins(values: ArrayLike, known: ArrayLike, count: int = BINS) -> tuple[Integers, tuple[str, ...]]:
@@ -29,6 +30,12 @@ def bins(values: ArrayLike, known: ArrayLike, count: int = BINS) -> tuple[Intege
         lows, names = edges[:-1], tuple(f"{low:g} to {high:g}" for low, high in pairwise(edges))
     found = np.clip(np.searchsorted(lows, np.asarray(values, dtype=np.float64), side="right") - 1, 0, None)
     return found.astype(np.int64), names
+
+
+def in_characters(values: ArrayLike, known: ArrayLike) -> tuple[Integers, tuple[str, ...]]:
+    """The same of lengths of texts, whose bins say what they count."""
+    found, names = bins(values, known)
+    return found, tuple(f"{name} chars" for name in names)
 
 
 def by_column(dataset: Dataset, column: str) -> Dataset:
@@ -46,10 +53,12 @@ def by_column(dataset: Dataset, column: str) -> Dataset:
 
 
 def by_length(dataset: Dataset) -> Dataset:
-    """How long inputs are: tenths of the training part, by characters of a text."""
+    """How long inputs are: tenths of the training part, by characters of a text. What has them already stays as it is."""
+    if dataset.strata_kind == LENGTHS:
+        return dataset
     known = [len(x) for x in dataset.train.inputs]
-    names = bins((), known)[1]
-    return _with(dataset, lambda part: replace(part, strata=bins([len(x) for x in part.inputs], known)[0]), names, "lengths")
+    names = in_characters((), known)[1]
+    return _with(dataset, lambda part: replace(part, strata=bins([len(x) for x in part.inputs], known)[0]), names, LENGTHS)
 
 
 def by_domain(dataset: Dataset) -> Dataset:

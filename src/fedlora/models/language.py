@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fedlora.config import HeadMode, ModelConfig
-from fedlora.errors import BadInput
+from fedlora.errors import BadInput, NoModel
 from fedlora.models import quantised
 from fedlora.models.load import (
     Given,
@@ -64,6 +64,18 @@ def load(config: ModelConfig, seed: int, given: Given | None = None, dtype: torc
     model.eval().requires_grad_(False)
     said, source = ((), given.public_name) if given is not None else (said_of(config.source), public_name(config.source))
     return _pretrained(model, tokenizer, source, (*said, *remarks(model, tokenizer)))
+
+
+def without_model(config: ModelConfig) -> Pretrained:
+    """The tokenizer alone. NoModel: there is none."""
+    from transformers import AutoTokenizer
+
+    key = f"model.source = '{config.source}'"
+    try:
+        tokenizer, _, _ = read_model(key, lambda how: (AutoTokenizer.from_pretrained(locate(config.source)), None, {}), {})
+    except BadInput as error:
+        raise NoModel(str(error)) from error
+    return Pretrained(None, tokenizer, public_name(config.source), peft_task="CAUSAL_LM", keeps_head=True)
 
 
 def outline(config: ModelConfig) -> Pretrained:

@@ -108,6 +108,8 @@ def _of_one(here: Answer, at: str) -> str:
         said = f"{reaches} after {best.last_round} round{'s' * (best.last_round != 1)} and {upload} of uploads."
     if here.useless and here.baseline is not None:
         said += f" That is no better than {metric.constant}: {words.of_constant(metric, here.baseline)}."
+    elif metric.model and here.baseline is not None:
+        said += f" {words.capital(metric.constant)} has {text(here.baseline, metric.unit)}."
     return said
 
 
@@ -312,7 +314,7 @@ def _main_table(contenders: Sequence[Contender], kind: str) -> Table:
     if any(answer.baseline is not None for answer in found.values()):
         bases = [found[where].baseline if where in found else None for where in places]
         constant = ("–" if x is None else number(x, metric.unit) for x in bases)
-        rows.append((f"always {metric.constant}", *constant, *["–"] * (len(others) + (reach is not None) + 3)))
+        rows.append((metric.rival, *constant, *["–"] * (len(others) + (reach is not None) + 3)))
     sites = [here[0].site for here in by_place(contenders).values()]
     reached = (f"upload to {reach.goal}",) if reach is not None else ()
     header = (

@@ -42,15 +42,17 @@ def useless(metric: Metric, at: str, baseline: float, names: str, score: str) ->
 
 
 def of_constant(metric: Metric, baseline: float) -> str:
-    """How well one does who always answers the same."""
+    """How well one does who always answers the same, or the model that stands for that."""
     said = text(baseline, metric.unit)
+    if metric.model:
+        return f"{metric.constant} has {said}{by(metric)}"
     return f"always answering it is right in {said}" if metric.name == ACCURACY else f"always answering it has {said}{by(metric)}"
 
 
 def no_better(metric: Metric) -> str:
     """The same for a table of results, without numbers."""
     constant = "the commonest training class" if metric.name == ACCURACY else metric.constant
-    return f"No method does better than always answering {constant}."
+    return f"No method does better than {constant if metric.model else f'always answering {constant}'}."
 
 
 def worst_first(metric: Metric) -> str:

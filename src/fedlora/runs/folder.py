@@ -51,7 +51,8 @@ def finish(
         "precision": str(context.trainer.dtype).removeprefix("torch."),
         **written_as,
     }
-    spread = list(rows[written - 1].get(f"client_{metrics[0].name}", {}).values())
+    each = rows[written - 1].get(f"client_{metrics[0].name}", {}).values()
+    spread = [score for score in each if score is not None]  # of some there may be nothing to score
     if spread:
         worst = sorted(spread, reverse=metrics[0].better == "lower")[: max(1, len(spread) // 10)]
         summary["clients"] = {"mean": float(np.mean(spread)), "worst_tenth": float(np.mean(worst))}

@@ -5,10 +5,10 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from fedlora.config import Config, SourceConfig
 from fedlora.data.dataset import Schema, Split
 from fedlora.errors import BadInput, some, unknown
+from fedlora.models.generate import Hear
 from fedlora.models.load import Given, Pretrained, doing
 from fedlora.runs.export import located, read_result, which_client
 from fedlora.runs.prepare import dtype_of, has_own_models, load_pretrained, make_task, make_trainer, try_pretrained
 from fedlora.runs.roster import Roster
-from fedlora.tasks.base import Answer, Task
+from fedlora.tasks.base import Answer, Task, Turn, Writing
 from fedlora.training.batched import Trainer
 from fedlora.training.score import ScoreJob, prompted
 from fedlora.types import Model, Tensors
@@ -31,9 +32,9 @@ Say = Callable[[str], None]
 class Format(Enum):
     """How answers are written."""
 
-    TSV = "tsv"  # the answer, its probability, the input; tabs, line ends and backslashes inside are escaped with a backslash
+    TSV = "tsv"  # the answer, its probability or its tokens, the input; tabs, line ends and backslashes inside have a backslash
     CSV = "csv"  # a header; the input, the answer, its probability, and that of every class
-    JSON = "json"  # an object a line, with the same
+    JSON = "json"  # an object a line, with the same; the last two have what the input's file knows of it, too
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,15 @@ class Predictor:
         (found,) = self.trainer.outputs([ScoreJob(self.choice.model, self.choice.head, data)])
         return found
 
-    def generate(self, prompts: Sequence[np.ndarray], limit: int, streamer: Any = None) -> list[np.ndarray]:
-        """What the model writes after each prompt, token ids; `streamer` hears it token by token, of a single prompt."""
+    @property
+    def base(self) -> "Predictor":
+        """The same without what was learned: the model as it was pre-trained."""
+        return replace(self, choice=replace(self.choice, model=Model(), head={}))
+
+    def generate(self, prompts: Sequence[np.ndarray], limit: int, hear: Hear | None = None) -> list[np.ndarray]:
+        """What the model writes after each prompt, token ids; `hear` is told of a single one as it grows."""
         job = ScoreJob(self.choice.model, self.choice.head, prompted(prompts, self._domains(len(prompts))))
-        return self.trainer.generate(job, limit, streamer)
+        return self.trainer.generate(job, limit, hear)
 
     def _domains(self, count: int) -> NDArray[np.int64]:
         """That of so many inputs."""
@@ -100,6 +106,31 @@ class Predictor:
     def answers(self, inputs: Sequence[Any]) -> list[Answer]:
         """What the task makes of that. BadInput where the model's answers are no numbers."""
         return self.task.answers(inputs, self)
+
+    def beside_base(self, inputs: Sequence[Any]) -> list[Answer]:
+        """Answers of the model as it was pre-trained, and of this one: "base" and "tuned"."""
+        pairs = zip(self.base.answers(inputs), self.answers(inputs), strict=True)
+        return [{"base": _said(base), "tuned": _said(tuned)} for base, tuned in pairs]
+
+    def write(self, given: Any, hear: Say) -> str:
+        """The text that it writes for one input; `hear` is told each piece of it as it comes."""
+        return str(_said(writing(self.task, "a text as it is written").write(given, self, hear)))
+
+    def told(self, turns: Sequence[Turn], question: str) -> tuple[Any, int]:
+        """A question at the end of a conversation as an input, and how many of the oldest turns there is no room for."""
+        return writing(self.task, "a conversation").told(turns, question, self)
+
+
+def writing(task: Task, what: str) -> Writing:
+    """The task, where it is one whose answers are texts that the model writes. BadInput: `what` it cannot serve."""
+    if not task.WRITES:
+        raise BadInput(f"{what}: {task.TITLE} does not write text, and has no such thing; leave it out")
+    return cast(Writing, task)
+
+
+def _said(answer: Answer) -> Any:
+    """The answer itself, which is first."""
+    return next(iter(answer.values()))
 
 
 def choose(run: Path, client: int | str | None = None, domain: str | None = None) -> Choice:
@@ -124,16 +155,24 @@ def choose(run: Path, client: int | str | None = None, domain: str | None = None
     return Choice(located(config, run), roster, model, head, place, notes)
 
 
-def load(choice: Choice, note: Say = lambda text: None, stage: Say = lambda text: None, given: Given | None = None) -> Predictor:
-    """Load a model, `given` where it is at hand; `stage` hears what is being done."""
+def load(
+    choice: Choice,
+    note: Say = lambda text: None,
+    stage: Say = lambda text: None,
+    given: Given | None = None,
+    max_new_tokens: int | None = None,
+) -> Predictor:
+    """Load a model, `given` where it is at hand; `stage` hears what is being done. `max_new_tokens` replaces that of the run, for a
+    task that writes. BadInput: it is none."""
     for text in choice.notes:
         note(text)
-    config = choice.config
+    config, task = choice.config, make_task(choice.config)
+    if max_new_tokens is not None:
+        task = cast(Task, replace(writing(task, "max_new_tokens"), max_new_tokens=max_new_tokens))  # type: ignore[type-var]
     stage(doing(config.model.source))
     pretrained = load_pretrained(config, choice.roster.schema, given, dtype_of(config))
     stage("trying the model")
     findings = try_pretrained(config, pretrained)
-    task = make_task(config)
     trainer = make_trainer(config, pretrained, findings, task.bind(choice.roster.schema, pretrained))
     return Predictor(choice, task, pretrained, trainer, choice.roster.max_length or findings.limit, note)
 
@@ -158,22 +197,24 @@ def predict(
     return load(choose(run, client, domain), note).answers(inputs)
 
 
-def written(model: Predictor, batches: Iterable[Sequence[Any]], form: Format) -> Iterator[str]:
-    """What is written for batches of inputs, a piece each."""
+def written(model: Predictor, batches: Iterable[Sequence[Any]], form: Format, compare: bool = False) -> Iterator[str]:
+    """What is written for batches of inputs, a piece each; with `compare`, what the base says beside it."""
     headed = False
     for inputs in batches:
-        rows = list(zip(map(model.task.shown, inputs), model.answers(inputs), strict=True))
+        found = model.beside_base(inputs) if compare else model.answers(inputs)
+        rows = list(zip(map(model.task.shown, inputs), found, map(model.task.known, inputs), strict=True))
         match form:
             case Format.TSV:
-                yield "".join("\t".join([*_plain(answer, 3), _escaped(shown)]) + "\n" for shown, answer in rows)
+                yield "".join("\t".join([*_plain(answer, 3), _escaped(shown)]) + "\n" for shown, answer, _ in rows)
             case Format.CSV:
-                header = [] if headed else [[model.task.INPUT, *_header(rows[0][1])]]
-                yield _csv([*header, *([shown, *_plain(answer, 6), *_spread(answer)] for shown, answer in rows)])
+                _, answer, known = rows[0]
+                header = [] if headed else [[model.task.INPUT, *_header(answer), *known]]
+                each = ([shown, *_plain(answer, 6), *_spread(answer), *known.values()] for shown, answer, known in rows)
+                yield _csv([*header, *each])
                 headed = True
             case Format.JSON:
-                yield "".join(
-                    json.dumps({model.task.INPUT: shown, **_rounded(answer)}, ensure_ascii=False) + "\n" for shown, answer in rows
-                )
+                whole = ({model.task.INPUT: shown, **_rounded(answer), **known} for shown, answer, known in rows)
+                yield "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in whole)
 
 
 def _plain(answer: Answer, digits: int) -> list[str]:
@@ -203,6 +244,12 @@ def _escaped(text: str) -> str:
 
 
 def _csv(rows: Iterable[Sequence[str]]) -> str:
+    """Rows that end in a line feed; a writer that is told so would leave a carriage return inside a field without quotes."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    writer, found = csv.writer(text, lineterminator="\r\n"), []
+    for row in rows:
+        writer.writerow(row)
+        found.append(text.getvalue().removesuffix("\r\n") + "\n")
+        text.seek(0)
+        text.truncate()
+    return "".join(found)

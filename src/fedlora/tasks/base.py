@@ -1,9 +1,9 @@
 """What a task is: the kind of data that models are fine-tuned on, what they answer, and how answers are scored."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,11 +14,40 @@ from fedlora.data.dataset import Dataset, Schema, Split
 from fedlora.data.encoded import Encoded
 from fedlora.data.partition import Parts
 from fedlora.data.source import Source
+from fedlora.models.generate import Hear
 from fedlora.models.load import Given, Pretrained
 from fedlora.models.trial import Findings
 from fedlora.tasks.metrics import Array, Scoring
 
 Answer = Mapping[str, Any]  # of one example: "answer" and what else there is to say, by name
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What becomes of a data set as a model takes it.
+
+    Attributes:
+        dataset: without what cannot be learned or scored, which its notes count.
+        shown: the first training example as text, with what is learned of it between « and ».
+        tokens: how many each training example has, (n,), before it is cut.
+        trained: how many of them are learned, (n,), after.
+        limit: where examples are cut.
+        notes: what is cut.
+    """
+
+    dataset: Dataset
+    shown: str
+    tokens: np.ndarray
+    trained: np.ndarray
+    limit: int
+    notes: tuple[str, ...]
+
+
+class Turn(NamedTuple):
+    """Of a conversation."""
+
+    question: str
+    answer: str
 
 
 class Running(Protocol):
@@ -62,8 +91,8 @@ class Objective(Scoring, Protocol):
         """What one would always answer who knows these examples alone, (domains,), for each domain of a run of several; `otherwise`
         in a domain that has none of them."""
 
-    def of_constant(self, constant: Array, data: Encoded) -> dict[str, Array]:
-        """The sums of that answer."""
+    def of_constant(self, constant: Array, data: Encoded, base: Running) -> dict[str, Array]:
+        """The sums of that answer; where there is none that would do, of what the model answers as it was pre-trained, `base`."""
 
 
 class Task(Protocol):
@@ -72,12 +101,14 @@ class Task(Protocol):
     Attributes:
         TITLE: what it is called.
         INPUT: what an example is called, as in a column of answers.
+        WRITES: whether its answers are texts that the model writes; it is a `Writing` then.
         DEFAULTS: tables of a configuration that suit it better than the usual ones.
         LACKS: of what methods' requests use (`types.Facts.asks`), what it cannot serve.
     """
 
     TITLE: ClassVar[str]
     INPUT: ClassVar[str]
+    WRITES: ClassVar[bool]
     LACKS: ClassVar[frozenset[str]]
     DEFAULTS: ClassVar[Mapping[str, Any]]
 
@@ -121,6 +152,10 @@ class Task(Protocol):
     def fitting(self, dataset: Dataset, pretrained: Pretrained, limit: int) -> Dataset:
         """The data set without examples that cannot be learned or scored, which its notes count. BadInput where none is left."""
 
+    def survey(self, dataset: Dataset, config: ModelConfig, limit: int) -> "Survey | None":
+        """What a model's inputs are made of the examples, before anything is loaded but what makes them; None of a task that has
+        nothing to say of that. NoModel: there is none; BadInput: no example is left."""
+
     def encode(self, pretrained: Pretrained, split: Split, limit: int) -> Encoded:
         """Examples as the model takes them; `limit` is that of the findings."""
 
@@ -142,6 +177,9 @@ class Task(Protocol):
     def shown(self, given: Any) -> str:
         """An input in an answer for people."""
 
+    def known(self, given: Any) -> Answer:
+        """What an input's file says of it that stands beside its answer, by name; of a question it may be the right answer."""
+
     def answers(self, inputs: Sequence[Any], model: "Answering") -> list[Answer]:
         """What a model says to inputs: "label" or another name first, which is the answer. BadInput where it is no number."""
 
@@ -150,6 +188,21 @@ class Task(Protocol):
 
     def card(self, result: "Result") -> "Card":
         """What a model card says of the task."""
+
+
+class Writing(Task, Protocol):
+    """A task whose answers are texts that the model writes, token by token."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The most tokens of an answer: a field."""
+
+    def write(self, given: Any, model: "Answering", hear: Callable[[str], None]) -> Answer:
+        """What it says to one input; `hear` is told each piece of the text as it comes."""
+
+    def told(self, turns: Sequence[Turn], question: str, model: "Answering") -> tuple[Any, int]:
+        """The input that a question is at the end of a conversation, and how many of the oldest turns are left out of it, because
+        the model has no room for them."""
 
 
 class Answering(Protocol):
@@ -174,8 +227,8 @@ class Answering(Protocol):
     def outputs(self, inputs: Sequence[Any]) -> Array:
         """What it gives of each input, (n, outputs)."""
 
-    def generate(self, prompts: Sequence[np.ndarray], limit: int) -> list[np.ndarray]:
-        """What it writes after each prompt: token ids, at most `limit`."""
+    def generate(self, prompts: Sequence[np.ndarray], limit: int, hear: Hear | None = None) -> list[np.ndarray]:
+        """What it writes after each prompt: token ids, at most `limit`; `hear` is told of a single one as it grows."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,16 +16,16 @@ from fedlora.data import columns, shapes
 from fedlora.data.conversations import Example
 from fedlora.data.dataset import Dataset, Schema, Split
 from fedlora.data.encoded import Encoded
-from fedlora.data.shapes import Shape
 from fedlora.data.source import Part, Source
-from fedlora.data.strata import bins
+from fedlora.data.strata import LENGTHS, bins, in_characters
 from fedlora.errors import BadInput, unknown
 from fedlora.models import language
 from fedlora.models.likelihood import words
 from fedlora.models.load import Given, Pretrained
-from fedlora.tasks.base import Answer, Answering, Card, Result, Task
+from fedlora.tasks import prompts
+from fedlora.tasks.base import Answer, Answering, Card, Result, Survey, Turn, Writing
 from fedlora.tasks.language import METRICS, Answers, extracted
-from fedlora.tasks.rendering import Rendered, choices, prompt_ids, render
+from fedlora.tasks.rendering import Rendered, choices, render, shown
 from fedlora.tasks.texts import TextTask
 
 NOTHING = np.zeros(0, dtype=np.int64)
@@ -49,6 +50,7 @@ class CausalLM(TextTask):
 
     TITLE: ClassVar[str] = "causal language modelling"
     INPUT: ClassVar[str] = "prompt"
+    WRITES: ClassVar[bool] = True
     LACKS: ClassVar[frozenset[str]] = frozenset({"classes"})
     TOKENS: ClassVar[bool] = True
     DEFAULTS: ClassVar[Mapping[str, Any]] = {
@@ -78,11 +80,11 @@ class CausalLM(TextTask):
     def read(self, source: Source, config: SourceConfig, schema: Schema | None = None) -> Dataset:
         shape = shapes.recognise(source.train, config, self.shape)
         known = shapes.examples(source.train, shape)
-        lengths = [len(x) for x in known]
+        lengths = _lengths(known)
 
         def split(part: Part, inputs: tuple[str, ...]) -> Split:
             owners = columns.owners_of(part, config.column, needed=part is source.train)
-            return Split(inputs, np.zeros(len(inputs), dtype=np.int64), owners, strata=bins([len(x) for x in inputs], lengths)[0])
+            return Split(inputs, np.zeros(len(inputs), dtype=np.int64), owners, strata=bins(_lengths(inputs), lengths)[0])
 
         def scored(part: Part | None) -> Split | None:
             return None if part is None else split(part, shapes.examples(part, shape))
@@ -94,8 +96,8 @@ class CausalLM(TextTask):
             Schema(prompts=(("chat" if shape.messages else shape.name, shape.column("prompt")),)) if schema is None else schema,
             (*source.notes, f"{source.name}: {shape}"),
             validation=scored(source.validation),
-            strata_names=bins((), lengths)[1],
-            strata_kind="lengths",
+            strata_names=in_characters((), lengths)[1],
+            strata_kind=LENGTHS,
             things="examples",
         )
 
@@ -109,15 +111,26 @@ class CausalLM(TextTask):
             if unfit:
                 counts = Counter(rendered[i].fault for i in unfit).most_common()
                 told = ", ".join(f"{count:,} for {why}" for why, count in counts)
-                which = f"the first: {_excerpt(part.inputs[unfit[0]])}"
+                which = f"the first: {prompts.excerpt(part.inputs[unfit[0]])}"
                 if len(unfit) == len(part):
                     raise BadInput(f"no {name} example of {dataset.name} can be used: {told}; {which}")
                 notes.append(f"{len(unfit):,} of {len(part):,} {name} examples are left out: {told}; {which}")
             self._require_pattern(dataset.name, parts[name])
+            self._require_choices(dataset.name, name, parts[name])
         if not notes:
             return dataset
         train, test = parts["training"], parts["test"]
         return replace(dataset, train=train, test=test, validation=parts.get("validation"), notes=(*dataset.notes, *notes))
+
+    def survey(self, dataset: Dataset, config: ModelConfig, limit: int) -> Survey:
+        pretrained = language.without_model(config)
+        limit = min(limit, pretrained.processor.model_max_length)
+        found = self.fitting(dataset, pretrained, limit)
+        train, test = (self.encode(pretrained, part, limit) for part in (found.train, found.test))
+        whole = [render(pretrained.processor, Example.from_json(x)) for x in found.train.inputs]
+        tokens = np.array([len(each.ids) for each in whole], dtype=np.int64)
+        notes = tuple(self.notes(train, test, limit))
+        return Survey(found, shown(whole[0], pretrained.processor), tokens, train.targets, limit, notes)
 
     def _require_pattern(self, name: str, part: Split) -> None:
         """BadInput where no answer is one by the pattern, so that none could match."""
@@ -126,6 +139,11 @@ class CausalLM(TextTask):
         answers = [Example.from_json(x).reference for x in part.inputs]
         if all(extracted(answer, self.pattern) is None for answer in answers):
             raise BadInput(f"task.pattern = '{self.pattern}' is in no answer of {name}, as in: {answers[0][-80:]!r}")
+
+    def _require_choices(self, name: str, which: str, part: Split) -> None:
+        """BadInput where there is nothing to choose among, so that there would be no such score."""
+        if "choice" in self.metrics and which != "training" and not any(Example.from_json(x).choices for x in part.inputs):
+            raise BadInput(f"task.metrics: choice needs examples with choices, and no {which} example of {name} has any")
 
     def encode(self, pretrained: Pretrained, split: Split, limit: int) -> Encoded:
         tokenizer = pretrained.processor
@@ -164,12 +182,31 @@ class CausalLM(TextTask):
 
     # ---- answers -------------------------------------------------------------------------------------------------------
 
+    def inputs(self, given: Sequence[Any]) -> Iterator[prompts.Given]:
+        return prompts.given(given)
+
+    def read_inputs(self, path: Path, config: SourceConfig) -> Iterator[prompts.Given]:
+        return prompts.read(path, config, self.shape)
+
+    def shown(self, given: prompts.Given) -> str:
+        return prompts.shown(given)
+
+    def known(self, given: prompts.Given) -> Answer:
+        return {} if isinstance(given, str) or given.kind == "text" else {"reference": given.reference}
+
     def answers(self, inputs: Sequence[Any], model: Answering) -> list[Answer]:
-        name, column = model.schema.prompts[model.domain or 0]
-        shape, tokenizer = Shape(name, (("prompt", column),), name == "chat"), model.pretrained.processor
-        prompts = [prompt_ids(tokenizer, shapes.asked(shape, question)) for question in inputs]
-        written = model.generate([ids[-model.limit :] for ids in prompts], self.max_new_tokens)
-        return [{"answer": tokenizer.decode(ids, skip_special_tokens=True).strip(), "tokens": len(ids)} for ids in written]
+        written = model.generate([prompts.ids_of(each, model) for each in inputs], self.max_new_tokens)
+        return [_answer(model.pretrained.processor, ids) for ids in written]
+
+    def write(self, given: Any, model: Answering, hear: Callable[[str], None]) -> Answer:
+        tokenizer = model.pretrained.processor
+        heard = prompts.pieces(partial(_text, tokenizer), hear)
+        (ids,) = model.generate([prompts.ids_of(given, model)], self.max_new_tokens, heard)
+        heard(ids, whole=True)
+        return _answer(tokenizer, ids)
+
+    def told(self, turns: Sequence[Turn], question: str, model: Answering) -> tuple[Any, int]:
+        return prompts.told(turns, question, model, self.max_new_tokens)
 
     # ---- results -------------------------------------------------------------------------------------------------------
 
@@ -208,6 +245,10 @@ class CausalLM(TextTask):
         )
 
 
+def _lengths(inputs: Sequence[str]) -> list[int]:
+    return [Example.from_json(x).length for x in inputs]
+
+
 def _encoded(rendered: Sequence[Rendered]) -> Encoded:
     counts = np.array([int(each.trained.sum()) for each in rendered], dtype=np.int64)
     sizes = np.array([len(each.ids) for each in rendered], dtype=np.int64)
@@ -219,8 +260,12 @@ def _right_first(each: Sequence[Rendered], answer: int | None) -> list[Rendered]
     return [] if answer is None else [each[answer], *(x for i, x in enumerate(each) if i != answer)]
 
 
-def _excerpt(text: str, length: int = 80) -> str:
-    return text if len(text) <= length else f"{text[:length]}…"
+def _text(tokenizer: Any, ids: np.ndarray) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
-TASK: type[Task] = CausalLM
+def _answer(tokenizer: Any, ids: np.ndarray) -> Answer:
+    return {"answer": _text(tokenizer, ids), "tokens": len(ids)}
+
+
+TASK: type[Writing] = CausalLM

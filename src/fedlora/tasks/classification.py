@@ -79,7 +79,7 @@ class Classes:
                 said[t] = np.bincount(mine).argmax()
         return said
 
-    def of_constant(self, constant: Array, data: Encoded) -> dict[str, Array]:
+    def of_constant(self, constant: Array, data: Encoded, base: Running) -> dict[str, Array]:
         return {"commonest": np.array([(data.targets == constant[data.domain_index]).sum()], dtype=np.int64)}
 
     def scores(self, sums: Sums) -> dict[str, float]:

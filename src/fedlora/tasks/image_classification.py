@@ -19,7 +19,7 @@ from fedlora.models import vision
 from fedlora.models.load import Given, Pretrained
 from fedlora.models.trial import Findings
 from fedlora.tasks import classification
-from fedlora.tasks.base import Answer, Answering, Card, Result, Task
+from fedlora.tasks.base import Answer, Answering, Card, Result, Survey, Task
 from fedlora.tasks.classification import Classes
 
 
@@ -39,6 +39,7 @@ class ImageClassification:
 
     TITLE: ClassVar[str] = "image classification"
     INPUT: ClassVar[str] = "image"
+    WRITES: ClassVar[bool] = False
     LACKS: ClassVar[frozenset[str]] = frozenset()
     DEFAULTS: ClassVar[Mapping[str, Any]] = {}
 
@@ -101,6 +102,9 @@ class ImageClassification:
     def fitting(self, dataset: Dataset, pretrained: Pretrained, limit: int) -> Dataset:
         return dataset
 
+    def survey(self, dataset: Dataset, config: ModelConfig, limit: int) -> Survey | None:
+        return None
+
     def encode(self, pretrained: Pretrained, split: Split, limit: int) -> Encoded:
         """`limit` is how many rows an image is in the model's layers."""
         pixels = _pixels(pretrained)
@@ -128,6 +132,9 @@ class ImageClassification:
 
     def shown(self, given: Any) -> str:
         return given if isinstance(given, str) else f"{len(given):,} bytes"
+
+    def known(self, given: Any) -> Answer:
+        return {}
 
     def answers(self, inputs: Sequence[Any], model: Answering) -> list[Answer]:
         return classification.answers(inputs, model)

@@ -9,6 +9,7 @@ nll                     minus the sum of the logarithms of the probabilities of 
 asked, chosen           integers: examples with choices, and those whose right one is the likeliest, by the sum over its tokens
 written, matched, overlap   of the answers that it writes, greedily: how many, those that match exactly, and the sum of their
                         ROUGE-L (F, with stems)
+base                    what the first metric adds up of these (PARTS), of the pre-trained model instead
 
 An answer matches exactly where it is the same as the given one, spaces at the ends aside; with a pattern, where the last match of
 the pattern is the same in both (its first group, where it has one), commas between digits and a full stop at the end aside.
@@ -17,7 +18,7 @@ the pattern is the same in both (its first group, where it has one), commas betw
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,15 @@ METRICS: Mapping[str, Metric] = {
 }
 WRITTEN = frozenset({"exact_match", "rouge_l"})  # of text that the model writes
 COUNTS = ("examples", "undecided", "tokens", "right", "asked", "chosen", "written", "matched")
-TOTALS = ("nll", "overlap")
+TOTALS = ("nll", "overlap", "base")
+PARTS = {  # metric -> the sum that it is a share of, and of which other
+    "answer_loss": ("nll", "tokens"),
+    "perplexity": ("nll", "tokens"),
+    "token_accuracy": ("right", "tokens"),
+    "exact_match": ("matched", "written"),
+    "rouge_l": ("overlap", "written"),
+    "choice": ("chosen", "asked"),
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,8 @@ class Answers:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        return tuple(METRICS[name] for name in self.chosen)
+        first, *others = (METRICS[name] for name in self.chosen)
+        return (replace(first, baseline=f"base_{first.name}", constant="the base model", model=True), *others)
 
     @property
     def outputs(self) -> int:
@@ -137,8 +147,14 @@ class Answers:
     def constant(self, data: Encoded, otherwise: Array | None = None) -> Array:
         return np.zeros(max(1, len(self.schema.domains)))
 
-    def of_constant(self, constant: Array, data: Encoded) -> dict[str, Array]:
-        return {}
+    def of_constant(self, constant: Array, data: Encoded, base: Running) -> dict[str, Array]:
+        """Of the base model, for what a language model can do before it is tuned is more than any constant answer."""
+        name, _ = PARTS[self.chosen[0]]
+        if name in ("nll", "right"):
+            sums = self.sums(base.outputs(data), data)
+        else:
+            sums = replace(self, chosen=self.chosen[:1]).further(data, base)
+        return {"base": sums[name].astype(np.float64)} if name in sums else {}
 
     def _by_domain(self, values: Array, data: Encoded) -> Array:
         """The sum of values (n,) in each domain."""
@@ -147,19 +163,10 @@ class Answers:
         return found
 
     def scores(self, sums: Sums) -> dict[str, float]:
-        loss = _share(sums["nll"], sums["tokens"])
-        every = {
-            "answer_loss": loss,
-            "perplexity": math.exp(min(loss, 700.0)),
-            "token_accuracy": _share(sums["right"], sums["tokens"]),
-            "exact_match": _share(sums["matched"], sums["written"]),
-            "rouge_l": _share(sums["overlap"], sums["written"]),
-            "choice": _share(sums["chosen"], sums["asked"]),
-        }
-        return {name: every[name] for name in self.chosen}
+        return {name: _score(name, *(sums[part] for part in PARTS[name])) for name in self.chosen}
 
     def baseline(self, sums: Sums) -> float:
-        return math.nan
+        return _score(self.chosen[0], sums["base"], sums[PARTS[self.chosen[0]][1]])
 
     def count(self, sums: Sums) -> int:
         return int(sums["examples"].sum())
@@ -178,8 +185,10 @@ class Answers:
         return {}
 
 
-def _share(part: Array, whole: Array) -> float:
-    return float(part.sum()) / int(whole.sum()) if whole.sum() else math.nan
+def _score(name: str, part: Array, whole: Array) -> float:
+    """A metric by its parts (PARTS); nan where there are no examples for it."""
+    share = float(part.sum()) / int(whole.sum()) if whole.sum() else math.nan
+    return math.exp(min(share, 700.0)) if name == "perplexity" else share
 
 
 def last_answer(trained: Array) -> int:

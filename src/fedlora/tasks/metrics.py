@@ -31,6 +31,7 @@ class Metric:
         better: which of two scores is the better one.
         baseline: the key in rows of what a constant answer scores on the same examples; empty where there is none.
         constant: that constant answer, as in "no better than …".
+        model: whether that is no constant answer but another model, which answers as it does.
     """
 
     name: str
@@ -39,6 +40,17 @@ class Metric:
     better: Literal["higher", "lower"] = "higher"
     baseline: str = ""
     constant: str = ""
+    model: bool = False
+
+    @property
+    def answering(self) -> str:
+        """What is no better than `constant` does no better than this."""
+        return self.constant if self.model else f"always answering {self.constant}"
+
+    @property
+    def rival(self) -> str:
+        """The same as the name of a row in a table."""
+        return self.constant if self.model else f"always {self.constant}"
 
     def points(self, value: float) -> float:
         """A value on the scale on which it is shown: percent of a share."""
@@ -64,9 +76,9 @@ class Metric:
         """Whether a value is no better, as shown, than that of the constant answer."""
         return baseline is not None and not self.ahead(self.shown(value), self.shown(baseline))
 
-    def as_json(self) -> dict[str, str]:
+    def as_json(self) -> dict[str, Any]:
         """For federation.json, so that a folder can be read without the task's code."""
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "model" or value}
 
 
 CLASSIFICATION = (  # of classifiers, and of folders that do not say: their versions knew nothing else
@@ -90,7 +102,7 @@ class Scoring(Protocol):
         """Each metric, by name; nan where there are no examples for it."""
 
     def baseline(self, sums: Sums) -> float:
-        """The first metric of the constant answer."""
+        """The first metric of the constant answer, or of the model that stands for it."""
 
     def count(self, sums: Sums) -> int:
         """How many examples were scored."""

@@ -107,7 +107,7 @@ class Numbers:
                 said[t] = mine.mean()
         return said
 
-    def of_constant(self, constant: Array, data: Encoded) -> dict[str, Array]:
+    def of_constant(self, constant: Array, data: Encoded, base: Running) -> dict[str, Array]:
         return {"constant": self._by_domain((constant[data.domain_index] - data.targets) ** 2, data)}
 
     def _by_domain(self, values: Array, data: Encoded) -> Array:

@@ -18,13 +18,14 @@ from fedlora.errors import BadInput
 from fedlora.models.heads import padding
 from fedlora.models.load import Pretrained, outline
 from fedlora.models.trial import Findings, try_model
-from fedlora.tasks.base import Result
+from fedlora.tasks.base import Answer, Result, Survey
 
 
 class TextTask:
     """Base of the tasks whose inputs are texts."""
 
     INPUT: ClassVar[str] = "text"
+    WRITES: ClassVar[bool] = False
     DEFAULTS: ClassVar[Mapping[str, Any]] = {}
     TOKENS: ClassVar[bool] = False  # whether the model says what follows each token
 
@@ -51,6 +52,9 @@ class TextTask:
     def fitting(self, dataset: Dataset, pretrained: Pretrained, limit: int) -> Dataset:
         return dataset
 
+    def survey(self, dataset: Dataset, config: ModelConfig, limit: int) -> Survey | None:
+        return None
+
     def encode(self, pretrained: Pretrained, split: Split, limit: int) -> Encoded:
         return replace(encode(pretrained.processor, split.inputs, split.targets, limit), domains=split.domains)
 
@@ -66,10 +70,10 @@ class TextTask:
             if part.cut:
                 yield f"{part.cut:,} of {len(part):,} {name} texts are longer than {limit} tokens, and cut"
 
-    def inputs(self, given: Sequence[str]) -> Iterator[str]:
+    def inputs(self, given: Sequence[Any]) -> Iterator[Any]:
         return texts.arguments(given)
 
-    def read_inputs(self, path: Path, config: SourceConfig) -> Iterator[str]:
+    def read_inputs(self, path: Path, config: SourceConfig) -> Iterator[Any]:
         return texts.read(path, config)
 
     def read_lines(self, raw: Iterable[bytes], where: str) -> Iterator[str]:
@@ -77,6 +81,9 @@ class TextTask:
 
     def shown(self, given: Any) -> str:
         return str(given)
+
+    def known(self, given: Any) -> Answer:
+        return {}
 
     def save_processor(self, pretrained: Pretrained, limit: int, padding: str, folder: Path) -> None:
         tokenizer = pretrained.processor

@@ -11,7 +11,6 @@ float32. Dropout is off. A masked entry has no gradient and is put back after ea
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,17 +21,17 @@ from fedlora.config import TrainConfig
 from fedlora.data.encoded import Encoded
 from fedlora.models.base import ResidentBase
 from fedlora.models.checkpointing import checkpointing, switch_on
-from fedlora.models.generate import stops
+from fedlora.models.generate import Hear, stops
 from fedlora.models.heads import padding
 from fedlora.models.load import Pretrained
 from fedlora.models.packing import Form
 from fedlora.models.trial import try_model
-from fedlora.tasks.base import Objective
+from fedlora.tasks.base import Objective, Running
 from fedlora.training.forward import Forward
 from fedlora.training.learner import Job, Learner, Outcome, on_device, penalty
 from fedlora.training.observe import observe
 from fedlora.training.passes import Part, by_tokens, fill
-from fedlora.training.score import ScoreJob, Scorer
+from fedlora.training.score import ScoreJob, Scorer, Untrained
 from fedlora.types import BASE, BaseUpdate, Observe, Observed, Pool
 
 # Tokens in one step: on a CPU what its caches hold, on a GPU what keeps it busy. On "meta" there are only shapes.
@@ -114,13 +113,18 @@ class Trainer:
         """See `Scorer.outputs`."""
         return self.scorer.outputs(jobs)
 
-    def generate(self, job: ScoreJob, limit: int, streamer: Any = None) -> list[np.ndarray]:
+    def generate(self, job: ScoreJob, limit: int, hear: Hear | None = None) -> list[np.ndarray]:
         """See `Scorer.generate`."""
-        return self.scorer.generate(job, limit, streamer)
+        return self.scorer.generate(job, limit, hear)
 
     def sums(self, jobs: Iterable[ScoreJob]) -> Iterator[dict[str, np.ndarray]]:
         """See `Scorer.sums`."""
         return self.scorer.sums(jobs)
+
+    @property
+    def untrained(self) -> Running:
+        """The model as it was before any training."""
+        return Untrained(self.scorer)
 
     def features(self, data: Encoded, pool: Pool = "mean") -> Tensor:
         """See `Scorer.features`."""

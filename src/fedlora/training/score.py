@@ -1,22 +1,22 @@
 """What models answer to examples, and features of texts; nothing trains."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedlora.data.encoded import Encoded
-from fedlora.models.generate import generate
+from fedlora.models.generate import Hear, generate
 from fedlora.models.slots import Weight
 from fedlora.training.forward import Forward
 from fedlora.training.learner import on_device
 from fedlora.training.observe import first_of_each, mean_of_each, similarity_weights
 from fedlora.training.passes import Part, fill, in_order, passes, take
-from fedlora.types import ByDomain, Model, Pool, Router, Similarity, Tensors
+from fedlora.types import BaseUpdate, ByDomain, Model, Pool, Router, Similarity, Tensors
 
 NOTHING = np.zeros(0, dtype=np.int64)
 
@@ -43,6 +43,29 @@ class _Asked:
 
     def generate(self, prompts: Sequence[np.ndarray], limit: int) -> list[np.ndarray]:
         return self.scorer.generate(replace(self.job, data=prompted(prompts, self.job.data.domains)), limit)
+
+
+@dataclass(frozen=True, eq=False)
+class Untrained:
+    """The model as it was before any training: nothing bound to it, nothing merged, wherever its base is by now."""
+
+    scorer: "Scorer"
+
+    def outputs(self, data: Encoded) -> np.ndarray:
+        with self._alone() as model:
+            return model.outputs(data)
+
+    def generate(self, prompts: Sequence[np.ndarray], limit: int) -> list[np.ndarray]:
+        with self._alone() as model:
+            return model.generate(prompts, limit)
+
+    @contextmanager
+    def _alone(self) -> Iterator[_Asked]:
+        base = self.scorer.base
+        base.drop(False)  # before the weights are shown, for they would be dropped from them
+        with base.as_pretrained():
+            here = Model(base=BaseUpdate(base.version, base.version))
+            yield _Asked(self.scorer, ScoreJob(here, {}, Encoded((), NOTHING, NOTHING)))
 
 
 def prompted(prompts: Sequence[np.ndarray], domains: np.ndarray) -> Encoded:
@@ -99,9 +122,9 @@ class Scorer:
                 yield own | objective.further(job.data, _Asked(self, job))
 
     @torch.no_grad()
-    def generate(self, job: ScoreJob, limit: int, streamer: Any = None) -> list[np.ndarray]:
+    def generate(self, job: ScoreJob, limit: int, hear: Hear | None = None) -> list[np.ndarray]:
         """What the model of a job writes after each of its examples: token ids, at most `limit`, without the one that ends it.
-        `streamer` hears each token of a single example."""
+        `hear` is told of a single example's as they come."""
         found: list[np.ndarray] = [NOTHING] * len(job.data)
         self.base.fold(job.model.base)
         self.base.drop(job.model.drop_base)
@@ -110,7 +133,7 @@ class Scorer:
             for model, where in _alike(job.model, job.data, self.forward.domains):
                 own = ScoreJob(model, job.head, job.data.take(where))
                 with self.forward.bound(self.part(own)):
-                    texts = generate(self.base.model, own.data.inputs, limit, self._stop, self.tokens, streamer)
+                    texts = generate(self.base.model, own.data.inputs, limit, self._stop, self.tokens, hear)
                 for i, text in zip(where, texts, strict=True):
                     found[i] = text
         self.base.drop(False)
