@@ -3,6 +3,7 @@
 Such a model keeps the head that it was trained with: it is a part of the base, nothing of it is drawn and none of it travels.
 """
 
+import copy
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -95,7 +96,9 @@ def _taken(key: str, given: Given, how: Mapping[str, Any]) -> tuple[Any, Any, Ma
     """The same of a model that is at hand."""
     _refuse_unfit(key, given.model.config)
     kept = given.model.dtype if how["dtype"] == "auto" and given.model.dtype is torch.bfloat16 else torch.float32
-    return taken(key, given, _kinds(), {**how, "dtype": kept})
+    processor, model, info = taken(key, given, _kinds(), {**how, "dtype": kept})
+    model.generation_config = copy.deepcopy(given.model.generation_config)
+    return processor, model, info
 
 
 def _kinds() -> Mapping[Any, Any]:
