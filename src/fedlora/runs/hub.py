@@ -1,5 +1,6 @@
 """An exported folder on the Hugging Face Hub, or on the server that HF_ENDPOINT names."""
 
+import sys
 from pathlib import Path
 
 from fedlora.errors import BadInput, RunFailed, first_line
@@ -38,7 +39,10 @@ def push(folder: Path, repository: str, public: bool) -> str:
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import disable_progress_bars
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     api = HfApi()
     kept = f"the exported folder is kept; push it by: hf upload {repository} {folder}"
     try:
