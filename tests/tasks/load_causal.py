@@ -4,7 +4,7 @@
 
 JOB is JSON with `folders` (name -> exported folder) and `pairs` (prompt and completion, texts); ANSWER is what it writes: name ->
 of each pair minus the log-likelihood of the completion and the end of text behind it, given the prompt; and a greedy answer to the
-first prompt, at most eight tokens.
+first prompt, at most eight tokens. It prints the version of PEFT.
 """
 
 import json
@@ -42,3 +42,6 @@ if __name__ == "__main__":
     with torch.no_grad():
         answers = {name: losses(Path(folder), asked["pairs"]) for name, folder in asked["folders"].items()}
     Path(sys.argv[2]).write_text(json.dumps(answers))
+    import peft
+
+    print(peft.__version__)
