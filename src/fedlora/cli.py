@@ -285,6 +285,9 @@ def export(
     kind = write(run, to, client, merged, rank=rank)
     print(f"{kind} in {to}")
     if push is not None:
+        base = hub.private_base(to)
+        if base is not None:
+            print(f"note: others need the adapter's base, which is {base} here; --merged pushes the whole model", file=sys.stderr)
         try:
             print(f"pushed to {hub.push(to, push, public)}")
         except RunFailed as error:

@@ -1,5 +1,6 @@
 """Folders that are pushed arrive byte by byte; what keeps them from it is said in one line, and the folder stays."""
 
+import json
 import os
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from hub import TOKEN, Hub, serving
 
 import fedlora
 from fedlora.config import resolve
+from fedlora.runs.hub import private_base
 from fedlora.runs.play import execute
 
 PUSH = """
@@ -103,6 +105,13 @@ def test_what_keeps_it_from_arriving(hub: Hub, tmp_path: Path) -> None:
     assert said.startswith("BadInput --push org/name: HF_HUB_OFFLINE=1 keeps the network off")
 
 
+def test_which_bases_others_do_not_have(tmp_path: Path) -> None:
+    assert private_base(tmp_path) is None  # a whole model
+    for base, private in (("org/name", None), ("gpt2", None), ("/home/me/bert", "/home/me/bert"), ("/m/x.gguf", "/m/x.gguf")):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+        assert private_base(tmp_path) == private
+
+
 @pytest.mark.slow
 def test_the_command_pushes_what_it_exports(hub: Hub, bert_folder: Path, csv_folder: Path, tmp_path: Path) -> None:
     tables = {
@@ -119,11 +128,13 @@ def test_the_command_pushes_what_it_exports(hub: Hub, bert_folder: Path, csv_fol
         return subprocess.run(command, cwd=tmp_path, env=environment(hub.endpoint, tmp_path), capture_output=True, text=True)
 
     done = export("to")
-    assert done.returncode == 0 and done.stderr == ""
+    assert done.returncode == 0
+    note = f"note: others need the adapter's base, which is {bert_folder} here; --merged pushes the whole model"
+    assert done.stderr.splitlines() == [note]
     assert done.stdout.splitlines() == ["adapter in to", f"pushed to {hub.endpoint}/org/name"]
     assert hub.repositories["org/name"] == {file.name: file.read_bytes() for file in (tmp_path / "to").iterdir()}
     hub.broken = {"org/name"}
     done = export("again")
     assert done.returncode == 1 and (tmp_path / "again").is_dir()
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: --push org/name: ") and line.endswith("push it by: hf upload org/name again")
+    first, line = done.stderr.splitlines()
+    assert first == note and line.startswith("error: --push org/name: ") and line.endswith("push it by: hf upload org/name again")

@@ -1,9 +1,11 @@
 """An exported folder on the Hugging Face Hub, or on the server that HF_ENDPOINT names."""
 
+import json
 import sys
 from pathlib import Path
 
 from fedlora.errors import BadInput, RunFailed, first_line
+from fedlora.names import is_local
 
 # What is in a repository from an export before this one, and would be taken for a part of it: an adapter beside a whole model is
 # loaded on top of that.
@@ -27,6 +29,13 @@ def check(repository: str) -> None:
         raise BadInput(f"--push {repository}: HF_HUB_OFFLINE=1 keeps the network off; unset it, or leave --push out")
     if get_token() is None:
         raise BadInput(f"--push {repository}: no token for the Hub; {TOKEN}")
+
+
+def private_base(folder: Path) -> str | None:
+    """The base that an exported adapter names, where that is a folder or a file, which others do not have; else None."""
+    file = folder / "adapter_config.json"
+    base = str(json.loads(file.read_text())["base_model_name_or_path"]) if file.exists() else ""
+    return base if base and is_local(base) else None
 
 
 def push(folder: Path, repository: str, public: bool) -> str:
