@@ -129,20 +129,22 @@ class Run:
             return show(self.folder, self._clients, client).hf.adapter.model.eval()
         return model_of(self.folder, client, self._given)
 
-    def save_adapter(self, to: str | Path, client: int | str | None = None, merged: bool = False) -> Path:
+    def save_adapter(self, to: str | Path, client: int | str | None = None, merged: bool = False, rank: int | None = None) -> Path:
         """Write the result as a PEFT adapter with its tokenizer and a model card; returns its folder.
 
         Args:
             to: the folder to make.
             client: where clients have models of their own: whose, by number or name.
             merged: the whole model instead of an adapter.
+            rank: to which the adapter is cut, by the SVD of each module; what that takes away is printed, and in fedlora.json.
 
         Raises:
-            BadInput: the folder is there, there is no such client, or the result depends on the input, which no file can hold.
+            BadInput: the folder is there, there is no such client, the result depends on the input, which no file can hold, or
+                there is no adapter to cut.
         """
         from fedlora.runs.export import export
 
-        export(self.folder, Path(to), client, merged, self._given, self._clients)
+        export(self.folder, Path(to), client, merged, self._given, self._clients, rank)
         return Path(to)
 
     def report(self, html: str | Path | None = None) -> Path:

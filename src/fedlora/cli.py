@@ -289,16 +289,39 @@ def export(
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder to make.")],
     client: Client = None,
     merged: Annotated[bool, typer.Option("--merged", help="The whole model instead of an adapter.")] = False,
+    rank: Annotated[
+        int | None, typer.Option("--rank", metavar="N", help="Cut the adapter to this rank, and say what that takes away.")
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="ORG/NAME", help="Upload the folder to this repository of the Hugging Face Hub.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="A repository that --push makes is for everybody to see.")] = False,
 ) -> None:
     """Write what a run has learned as a PEFT adapter, or as the whole model.
+
+    A repository is made where there is none, private unless --public is given; the token is that of HF_TOKEN or `hf auth login`.
 
     Example: `fedlora export runs/first --to adapter`
     """
     _check_place("--to", to)
+    if public and push is None:
+        raise BadInput("--public is for --push, which is missing")
+    from fedlora.runs import hub
+
+    if push is not None:
+        hub.check(push)
     from fedlora.runs.export import export as write
 
-    kind = write(run, to, client, merged)
+    kind = write(run, to, client, merged, rank=rank)
     print(f"{kind} in {to}")
+    if push is not None:
+        base = hub.private_base(to)
+        if base is not None:
+            print(f"note: others need the adapter's base, which is {base} here; --merged pushes the whole model", file=sys.stderr)
+        try:
+            print(f"pushed to {hub.push(to, push, public)}")
+        except RunFailed as error:
+            _fail(str(error), 1)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from fedlora import cli
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+ELSEWHERE = {ROOT / "docs" / "evaluate.md"}  # its commands are run by test_evaluate.py
 LONG = {ROOT / "docs" / "compare.md", ROOT / "docs" / "tracking.md"}  # whole grids, and a run of a real model
 SMALL = {
     "run": ["--rounds", "2", "--set", "data.limit=100", "--set", "data.test_limit=100", "--set", "data.max_length=16"],
@@ -45,7 +46,11 @@ def make_targets() -> set[str]:
 
 @pytest.mark.parametrize(
     "document",
-    [pytest.param(d, id=d.relative_to(ROOT).as_posix(), marks=pytest.mark.slow if d in LONG else ()) for d in DOCUMENTS],
+    [
+        pytest.param(d, id=d.relative_to(ROOT).as_posix(), marks=pytest.mark.slow if d in LONG else ())
+        for d in DOCUMENTS
+        if d not in ELSEWHERE
+    ],
 )
 def test_commands_run(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)

@@ -5,7 +5,7 @@
 JOB is JSON with `folders` (name -> exported folder), `pairs` (prompt and completion, texts) and `quantise` (name -> 4bit or 8bit,
 where an adapter's base is to be so); ANSWER is what it writes: name ->
 of each pair minus the log-likelihood of the completion and the end of text behind it, given the prompt; and a greedy answer to the
-first prompt, at most eight tokens.
+first prompt, at most eight tokens. It prints the version of PEFT.
 """
 
 import json
@@ -49,3 +49,6 @@ if __name__ == "__main__":
             name: losses(Path(folder), asked["pairs"], asked["quantise"].get(name)) for name, folder in asked["folders"].items()
         }
     Path(sys.argv[2]).write_text(json.dumps(answers))
+    import peft
+
+    print(peft.__version__)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -76,15 +77,26 @@ def run(folder: Path, *layers: dict[str, Any], out: str = "run", name: str = "ll
     return execute(tables(folder, *layers), folder / out, False, tiny.Silent())
 
 
-def read(folders: dict[str, Path], place: Path, quantise: dict[str, str] | None = None) -> dict[str, tuple[np.ndarray, str]]:
-    """What a process without fedlora makes of exported folders: losses of the test pairs, and an answer to the first prompt. The
-    bases of those in `quantise` are in so many bits there."""
+def read(
+    folders: dict[str, Path], place: Path, version: str | None = None, quantise: dict[str, str] | None = None
+) -> dict[str, tuple[np.ndarray, str]]:
+    """What a process without fedlora makes of exported folders: losses of the test pairs, and an answer to the first prompt.
+
+    Args:
+        quantise: name -> in how many bits its base is there.
+        version: of PEFT, in a folder beside the installed one that `scripts/setup` makes.
+    """
+    environment = dict(os.environ)
+    if version is not None:
+        assert (Path(sys.prefix) / f"peft-{version}").is_dir(), f"PEFT {version} is missing: run scripts/setup"
+        environment["PYTHONPATH"] = str(Path(sys.prefix) / f"peft-{version}")
     asked = [(f"{q}\n", a) for q, a in pairs(12, 2)]  # a line break ends a question, as GSM8K's own code has it
     job = {"folders": {name: str(x) for name, x in folders.items()}, "pairs": asked, "quantise": quantise or {}}
     (place / "job.json").write_text(json.dumps(job))
     command = [sys.executable, SCRIPT, place / "job.json", place / "answer.json"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert version in (None, done.stdout.strip())
     return {name: (np.array(x), text) for name, (x, text) in json.loads((place / "answer.json").read_text()).items()}
 
 
@@ -214,7 +226,7 @@ def test_a_quantised_base(bits: str, tmp_path: Path) -> None:
     assert summary["final"]["answer_loss"] < read_rows(folder)[0]["answer_loss"]
     export(folder, tmp_path / "merged", None, merged=True)
     folders = {"quantised": folder / "adapter", "full": folder / "adapter", "merged": tmp_path / "merged"}
-    found = {name: x for name, (x, _) in read(folders, tmp_path, {"quantised": bits}).items()}
+    found = {name: x for name, (x, _) in read(folders, tmp_path, quantise={"quantised": bits}).items()}
     tokens = sum(len(architectures.chat_tokenizer()(a)["input_ids"]) + 1 for _, a in pairs(12, 2))
     np.testing.assert_allclose(found["quantised"], own_losses(folder), rtol=1e-4)
     assert summary["final"]["answer_loss"] == pytest.approx(found["quantised"].sum() / tokens, rel=1e-4)
@@ -286,38 +298,43 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert again["final"]["answer_loss"] == whole["final"]["answer_loss"]
 
 
-FAST = {"flora", "feddpa", "fedavg"}
+VERSIONS = ("0.18.1", "0.20.0", "0.21.2")  # of PEFT
+FAST = ("flora", "feddpa", "fedavg")
 REFUSED = {"ce-lora": "CE-LoRA needs classes, and causal language modelling has none"}
 
 
-@pytest.mark.parametrize("method", [pytest.param(m, marks=() if m in FAST else pytest.mark.slow) for m in methods.names()])
-def test_every_method_trains_a_language_model_and_others_find_the_same_in_what_it_leaves(method: str, tmp_path: Path) -> None:
-    """Mixed ranks where they are allowed; each folder is read in a fresh process."""
+def left_by(method: str, place: Path) -> tuple[dict[str, Path], dict[str, np.ndarray]]:
+    """A run of a method, with mixed ranks where they are allowed: what is exported of it, and the losses that `predict` works
+    with, by name."""
     mixed = methods.find(method).FACTS.mixed_ranks
     config = {"method": {"name": method}, "clients": {"rank": [2, 3, 4] if mixed else 2}}
     if method in REFUSED:
         with pytest.raises(BadInput, match=REFUSED[method]):
-            run(tmp_path, config)
-        return
-    summary = run(tmp_path, config, name="llama")
-    rows = read_rows(tmp_path / "run")
+            run(place, config, out=method)
+        return {}, {}
+    summary = run(place, config, out=method, name="llama")
+    rows = read_rows(place / method)
     assert [row["failed"] for row in rows] == [0, 0] and rows[0]["loss"] != rows[1]["loss"]
+    assert summary["final"]["answer_loss"] > 0
     folders: dict[str, Path] = {}
     mine: dict[str, np.ndarray] = {}
     for client in (0, 1) if methods.find(method).FACTS.personal else (None,):
         for merged in (False, True):
-            to = tmp_path / f"{client} {merged}"
+            to = place / f"{method} {client} {merged}"
             try:
-                export(tmp_path / "run", to, client, merged)
+                export(place / method, to, client, merged)
             except BadInput as error:
                 assert "for each input" in str(error) and method in ("fedlease", "feddpa")
-                assert predict(tmp_path / "run", ["3 and 4?"], client=client)[0]["tokens"] > 0
+                assert predict(place / method, ["3 and 4?"], client=client)[0]["tokens"] > 0
             else:
-                folders[to.name], mine[to.name] = to, own_losses(tmp_path / "run", client)
-    found = read(folders, tmp_path) if folders else {}
+                folders[to.name], mine[to.name] = to, own_losses(place / method, client)
+    return folders, mine
+
+
+def compare(found: dict[str, tuple[np.ndarray, str]], mine: dict[str, np.ndarray]) -> None:
+    assert found.keys() == mine.keys()
     for name, (losses, _) in found.items():
         np.testing.assert_allclose(losses, mine[name], rtol=1e-4, err_msg=name)
-    assert summary["final"]["answer_loss"] > 0
 
 
 def test_the_base_is_what_a_run_is_held_against_also_after_a_stop(tmp_path: Path) -> None:
@@ -347,3 +364,38 @@ def test_the_base_has_a_score_of_each_kind(metric: str, tmp_path: Path) -> None:
     """Of a run that learns nothing, it is the run's own."""
     final = run(tmp_path, {"task": {"metrics": [metric]}, "train": {"lr": 1e-12, "rounds": 1}})["final"]
     assert final[f"base_{metric}"] == final[metric]
+
+
+def test_methods_train_a_language_model_and_others_find_the_same_in_what_they_leave(tmp_path: Path) -> None:
+    """A stack, what depends on the input, and full fine-tuning."""
+    folders: dict[str, Path] = {}
+    mine: dict[str, np.ndarray] = {}
+    for method in FAST:
+        more, losses = left_by(method, tmp_path)
+        folders, mine = folders | more, mine | losses
+    compare(read(folders, tmp_path), mine)
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], dict[str, np.ndarray]]:
+    """What every method leaves, on a Llama; and FedIT on one with a tied head, and on GPT-2, whose weights lie the other way."""
+    folders: dict[str, Path] = {}
+    mine: dict[str, np.ndarray] = {}
+    place = tmp_path_factory.mktemp("methods")
+    for method in methods.names():
+        more, losses = left_by(method, place)
+        folders, mine = folders | more, mine | losses
+    for name in ("llama/tied", "gpt2"):
+        for method in ("fedit", "fedavg"):
+            own = tmp_path_factory.mktemp("others")
+            kind = run(own, {"method": {"name": method}}, name=name)["result"]
+            folders[f"{method} of {name}"], mine[f"{method} of {name}"] = own / "run" / kind, own_losses(own / "run")
+    return folders, mine
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_every_method_leaves_is_the_same_under_each_peft(version: str, everything: Any, tmp_path: Path) -> None:
+    folders, mine = everything
+    assert {name.split(" ")[0] for name in folders} == set(methods.names()) - set(REFUSED) - {"fedlease", "feddpa"}
+    compare(read(folders, tmp_path, version), mine)

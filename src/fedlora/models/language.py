@@ -3,6 +3,7 @@
 Such a model keeps the head that it was trained with: it is a part of the base, nothing of it is drawn and none of it travels.
 """
 
+import copy
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -113,7 +114,10 @@ def _taken(
     own = quantised.of_checkpoint(given.model.config)
     if own is not None:
         raise BadInput(f"{key}: this model is quantised ({own}); give it unquantised, with model.quantise, or name its folder")
-    return taken(key, given, _kinds(), {**how, **quantised.arguments(key, config.quantise, given.model.config, dtype)})
+    told = quantised.arguments(key, config.quantise, given.model.config, dtype)
+    processor, model, info = taken(key, given, _kinds(), {**how, **told})
+    model.generation_config = copy.deepcopy(given.model.generation_config)
+    return processor, model, info
 
 
 def _kinds() -> Mapping[Any, Any]:

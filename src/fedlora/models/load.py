@@ -47,7 +47,7 @@ class Pretrained:
 
     Attributes:
         processor: what makes its inputs: a tokenizer, or an image processor.
-        source: where others find its base: a Hub id, or the absolute path of a folder.
+        source: where others find its base: a Hub id, or the absolute path of a folder or of a GGUF file.
         drawn: parameters below the head that the checkpoint lacks, drawn from the seed; they travel with the adapter.
         notes: what a user should know about it, a line each.
         first: the id of the token with which the tokenizer begins every text; None where it begins with none.
@@ -173,13 +173,24 @@ def has_to_be_converted(source: str) -> bool:
 
 
 def public_name(source: str) -> str:
-    """Where others find the model that `source` names: a Hub id where it has one, else the folder's absolute path."""
+    """Where others find the model that `source` names: a Hub id where it has one, else the absolute path of the folder or of the
+    GGUF file; never of what that was converted into, which is in a cache."""
     if source in PACKAGED:
         return PACKAGED[source].hub
     file = gguf.find(Path(source))
     if file is not None:
-        return str(gguf.kept(file).resolve())
+        return str(file.resolve())
     return str(Path(source).resolve()) if Path(source).exists() else source
+
+
+def revision_of(source: str) -> str | None:
+    """The commit of the Hub that a model was loaded from just now, by its place in the cache; None of what came from elsewhere."""
+    if source in PACKAGED or source.startswith(GIVEN) or Path(source).exists():
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source, "config.json")
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def load(config: ModelConfig, seed: int, given: Given | None = None, **arguments: Any) -> Pretrained:

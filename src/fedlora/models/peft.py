@@ -83,11 +83,14 @@ def _scaled(f: Factors, m: str) -> Tensor:
     return b * f.D[m].float()[:, None] if m in f.D else b
 
 
-def save_adapter(pretrained: Pretrained, result: Model, folder: Path) -> None:
+def save_adapter(pretrained: Pretrained, result: Model, folder: Path, revision: str | None = None) -> None:
     """Write adapter_config.json and adapter_model.safetensors; the head, and what else was drawn from the seed, travels along, so
     that the logits are the same.
 
     `pretrained.model` must hold the run's head; PEFT wraps it meanwhile. The base's own weights are not written.
+
+    Args:
+        revision: the commit of the base on the Hub, which PEFT then loads, too.
     """
     import peft
 
@@ -116,8 +119,15 @@ def save_adapter(pretrained: Pretrained, result: Model, folder: Path) -> None:
     # Of what is not set, older versions of PEFT need not hear; PEFT names the folder that the base was loaded from.
     written = {key: value for key, value in json.loads(file.read_text()).items() if value is not None}
     written["base_model_name_or_path"] = pretrained.source
+    written |= {"revision": revision} if revision else {}
     written["target_modules"] = sorted(written["target_modules"])  # PEFT's order follows the hashes of the process
     file.write_text(json.dumps(written, indent=2, sort_keys=True))
+
+
+def ranks_in(folder: Path) -> tuple[int, ...]:
+    """The rank of each module of an adapter that was written."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    return tuple(config.get("rank_pattern", {}).get(m, config["r"]) for m in config["target_modules"])
 
 
 @contextmanager
@@ -257,10 +267,19 @@ def read(pretrained: Pretrained, folder: Path, adapter: bool) -> Any:
         return type(pretrained.model).from_pretrained(folder)
 
 
-def save_model(pretrained: Pretrained, result: Model, folder: Path) -> None:
-    """Write the whole model with the result merged into its weights, in fp32."""
-    state = {name: tensor.detach() for name, tensor in pretrained.model.state_dict().items()} | merged(pretrained, result)
+def save_model(pretrained: Pretrained, result: Model, folder: Path, shard: str = "50GB") -> None:
+    """Write the whole model with the result merged into its weights, in fp32, and its generation config where it has one.
+
+    Args:
+        shard: the largest file of weights; a larger model has several, and an index of them.
+    """
+    values = merged(pretrained, result)
+    state = {name: tensor.detach() for name, tensor in pretrained.model.state_dict().items()}
+    # A tied weight has several names, and is to have one value by all of them: of two, transformers would untie them.
+    first = {id(p): name for name, p in pretrained.model.named_parameters()}
+    names = pretrained.model.named_parameters(remove_duplicate=False)
+    state |= {name: values[first[id(p)]] for name, p in names if first[id(p)] in values}
     for past in ("finetuning_task", "task_specific_params", "prefix"):  # of the base's own task, nothing is left
         pretrained.model.config.__dict__.pop(past, None)
     with quiet():
-        pretrained.model.save_pretrained(folder, state_dict=state)
+        pretrained.model.save_pretrained(folder, state_dict=state, max_shard_size=shard)

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,8 @@ import torch
 from fedlora.config import Config, read_run
 from fedlora.errors import BadInput, some
 from fedlora.models import peft
-from fedlora.models.load import PACKAGED, Given, Pretrained, holds_model
+from fedlora.models.cut import Cut, can_be_cut, cut
+from fedlora.models.load import PACKAGED, Given, Pretrained, holds_model, revision_of
 from fedlora.models.quantised import dequantised
 from fedlora.runs import card
 from fedlora.runs.prepare import has_own_models, load_pretrained, make_method, make_task
@@ -52,19 +53,27 @@ def export(
     merged: bool,
     given: Given | None = None,
     clients: "Sequence[TrainerClient]" = (),
+    rank: int | None = None,
+    tell: Callable[[str], None] = print,
 ) -> str:
     """Export what a run has learned so far; with a client, that client's own model. Returns "adapter" or "model".
 
     Args:
         given: the model, where it is at hand.
         clients: those with trainers of their own, where they are at hand.
+        rank: to which an adapter is cut; without it nothing is cut.
+        tell: hears what a cut takes away, in one line.
 
     Raises:
         BadInput: `run` is no run folder or has no checkpoint yet, `to` exists, there is no such client, the method has no
-            personal models, or the result depends on the input.
+            personal models, or the result depends on the input; a rank is given and there is no adapter to cut.
     """
     if to.exists():
         raise BadInput(f"{to} exists already; give another --to")
+    if rank is not None and rank < 1:
+        raise BadInput(f"--rank {rank}: an adapter has a rank of at least 1")
+    if rank is not None and merged:
+        raise BadInput(f"--rank {rank} with --merged: a whole model has no rank; give one of them")
     if read_run(run).train.trainer is not None:
         from fedlora.runs import trainers
 
@@ -77,9 +86,21 @@ def export(
             f"{run}: this model weighs its adapters anew for each input (or has one for each domain), and neither an adapter nor a "
             "whole model can hold that; `fedlora predict` uses it"
         )
+    if rank is not None and not can_be_cut(result):
+        raise BadInput(
+            f"--rank {rank}: {run} trained the weights themselves, and not an adapter that could be cut; leave --rank out"
+        )
     config = located(config, run)
+    lost = None
+    if rank is not None:
+        result, lost = cut(result, rank)
     pretrained, merged = _base(config, roster, result, merged, given)
-    _write_folder(config, roster, pretrained, result, head, to, merged, to_written(read_rows(run), read_metrics(run)[0]), id)
+    if lost is not None:
+        if merged:
+            raise BadInput(f"--rank {rank}: others do not have the base of {run}, so it leaves no adapter; leave --rank out")
+        tell(str(lost))
+    rows = to_written(read_rows(run), read_metrics(run)[0])
+    _write_folder(config, roster, pretrained, result, head, to, merged, rows, id, lost)
     return "model" if merged else "adapter"
 
 
@@ -168,21 +189,23 @@ def _write_folder(
     merged: bool,
     rows: Sequence[Mapping[str, Any]],
     client: int | None,
+    lost: Cut | None = None,
 ) -> None:
     """Built beside its place and renamed, so that it is never half there."""
     part = to.with_name(f".{to.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    pretrained = _with_head(pretrained, head)
+    pretrained, revision = _with_head(pretrained, head), revision_of(config.model.source)
     if merged:
         peft.save_model(pretrained, result, part)
     else:
-        peft.save_adapter(pretrained, result, part)
+        peft.save_adapter(pretrained, result, part, revision)
     limit = roster.max_length or min(config.data.max_length, pretrained.processor.model_max_length)
     task = make_task(config)
     task.save_processor(pretrained, limit, roster.padding, part)
     result_of = Result(pretrained, roster.schema, limit, roster.padding, merged)
-    facts = card.Facts(config, roster.metrics[0], task.card(result_of), result_of, rows[-1] if rows else None, client)
+    ranks = () if merged else peft.ranks_in(part)
+    facts = card.Facts(config, roster, task.card(result_of), result_of, rows, client, revision, ranks, lost)
     (part / "fedlora.json").write_text(card.as_json(facts))
     (part / "README.md").write_text(card.model_card(facts))
     for file in part.iterdir():

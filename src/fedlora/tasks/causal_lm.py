@@ -26,7 +26,7 @@ from fedlora.tasks import prompts
 from fedlora.tasks.base import Answer, Answering, Card, Result, Survey, Turn, Writing
 from fedlora.tasks.language import METRICS, Answers, extracted
 from fedlora.tasks.rendering import Rendered, choices, render, shown
-from fedlora.tasks.texts import TextTask
+from fedlora.tasks.texts import TextTask, loading
 
 NOTHING = np.zeros(0, dtype=np.int64)
 
@@ -215,32 +215,26 @@ class CausalLM(TextTask):
         pretrained.processor.save_pretrained(folder)
 
     def card(self, result: Result) -> Card:
-        merged = result.merged
-        imports, name = ("transformers", "AutoModelForCausalLM") if merged else ("peft", "AutoPeftModelForCausalLM")
         kinds = [name for name, _ in result.schema.prompts]
-        chat = kinds[0] == "chat"
         prompt = (
             'tokenizer.apply_chat_template([{"role": "user", "content": "a question"}], add_generation_prompt=True, '
             'return_tensors="pt", return_dict=True)'
-            if chat
+            if kinds[0] == "chat"
             else 'tokenizer("a prompt", return_tensors="pt")'
         )
+        answers = [] if kinds == ["text"] else ["It was trained on answers alone: the loss was on no token of a prompt."]
         return Card(
             pipeline="text-generation",
             what="A language model",
             of="on the test examples",
             facts=(("longest example", f"{result.limit} tokens"), ("prompts", ", ".join(kinds))),
             code=[
-                *(["from transformers import AutoModelForCausalLM, AutoTokenizer"] if merged else []),
-                *([] if merged else [f"from {imports} import {name}", "from transformers import AutoTokenizer"]),
-                'folder = "."  # this folder',
-                f"model = {name}.from_pretrained(folder, dtype='float32').eval()",
-                "tokenizer = AutoTokenizer.from_pretrained(folder)",
+                *loading(result, "CausalLM"),
                 f"inputs = {prompt}",
                 "written = model.generate(**inputs, max_new_tokens=64, do_sample=False)",
                 'print(tokenizer.decode(written[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
             ],
-            after="" if kinds == ["text"] else "It was trained on answers alone: the loss was on no token of a prompt.",
+            after=" ".join([*answers, *(f"Of its base: {note}." for note in result.pretrained.notes)]),
             fields={"max_length": result.limit, "prompts": [list(each) for each in result.schema.prompts]},
         )
 

@@ -147,7 +147,7 @@ class MeanLoss:
     def baseline(self, sums: Sums) -> float:
         return float("nan")
 
-    def of_constant(self, constant: Array, data: Any) -> dict[str, Array]:
+    def of_constant(self, constant: Array, data: Any, base: Any) -> dict[str, Array]:
         """There is no answer to be constant."""
         return {}
 

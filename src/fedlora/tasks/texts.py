@@ -15,6 +15,7 @@ from fedlora.data.encoded import Encoded
 from fedlora.data.partition import Parts
 from fedlora.data.source import Source
 from fedlora.errors import BadInput
+from fedlora.models import gguf
 from fedlora.models.heads import padding
 from fedlora.models.load import Pretrained, outline
 from fedlora.models.trial import Findings, try_model
@@ -103,20 +104,40 @@ def how_to_use(result: Result, problem: str, arguments: str, last: str) -> list[
         arguments: of loading an adapter, what its base is told besides.
         last: the line that prints what `logits` say.
     """
-    if result.merged:
-        imports, name, arguments = [f"from transformers import AutoModelFor{problem}, AutoTokenizer"], "AutoModel", ""
-    else:
-        imports = [f"from peft import AutoPeftModelFor{problem}", "from transformers import AutoTokenizer"]
-        name, arguments = "AutoPeftModel", f", {arguments}, dtype='float32'"
     given, padded = ('["a text", "another"]', ", padding=True") if result.padding != "none" else ('["a text"]', "")
     return [
-        *imports,
-        'folder = "."  # this folder',
-        f"model = {name}For{problem}.from_pretrained(folder{arguments}).eval()",
-        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        *loading(result, problem, arguments),
         *([] if result.merged else ["model.config.get_text_config().pad_token_id = tokenizer.pad_token_id"]),
         f'logits = model(**tokenizer({given}, truncation=True{padded}, return_tensors="pt")).logits',
         last,
+    ]
+
+
+def loading(result: Result, problem: str, arguments: str = "") -> list[str]:
+    """Lines of Python that load an exported folder: `model` and `tokenizer`. Its base's path is in adapter_config.json alone."""
+    told, here = ", ".join(x for x in (arguments, "dtype='float32'") if x), 'folder = "."  # this folder'
+    tokenizer = "tokenizer = AutoTokenizer.from_pretrained(folder)"
+    if result.merged:
+        imports = f"from transformers import AutoModelFor{problem}, AutoTokenizer"
+        return [imports, here, f"model = AutoModelFor{problem}.from_pretrained(folder, dtype='float32').eval()", tokenizer]
+    if not result.pretrained.source.lower().endswith(gguf.SUFFIX):
+        imports = f"from peft import AutoPeftModelFor{problem}"
+        model = f"model = AutoPeftModelFor{problem}.from_pretrained(folder, {told}).eval()"
+        return [imports, "from transformers import AutoTokenizer", here, model, tokenizer]
+    return [  # PEFT has no way to load a base from a GGUF file
+        "import json",
+        "from pathlib import Path",
+        "from peft import PeftModel",
+        f"from transformers import AutoModelFor{problem}, AutoTokenizer, GgufConfig",
+        here,
+        'named = json.loads(Path(folder, "adapter_config.json").read_text())["base_model_name_or_path"]',
+        f"file = Path(named)  # or where your {Path(result.pretrained.source).name} is",
+        "plain = GgufConfig(dequantize=True)",
+        f"base = AutoModelFor{problem}.from_pretrained(",
+        f"    file.parent, gguf_file=file.name, quantization_config=plain, {told}",
+        ")",
+        "model = PeftModel.from_pretrained(base, folder).eval()",
+        tokenizer,
     ]
 
 

@@ -70,6 +70,8 @@ class HFTrainer:
         found: torch.dtype = self.adapter.weight(next(iter(self.shapes))).dtype
         return found
 
+    untrained = None  # `MeanLoss` has no constant answer
+
     @property
     def num_examples(self) -> int:
         """It trains on."""

@@ -3,12 +3,13 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fedlora.data.encoded import Encoded
+from fedlora.tasks.base import Running
 from fedlora.tasks.metrics import Array, Scoring
 from fedlora.training.learner import Job, Outcome
 from fedlora.training.score import ScoreJob
@@ -18,8 +19,8 @@ from fedlora.types import BaseUpdate, Observe, Observed, Tensors
 class Judge(Scoring, Protocol):
     """How models are scored, and a constant answer beside them."""
 
-    def of_constant(self, constant: Array, data: Encoded) -> dict[str, Array]:
-        """The sums of that answer; none where there is no such answer."""
+    def of_constant(self, constant: Array, data: Encoded, base: Any) -> dict[str, Array]:
+        """The sums of that answer; where there is none that would do, of what the model answers as it was at the start, `base`."""
 
 
 class Trainer(Protocol):
@@ -42,6 +43,10 @@ class Trainer(Protocol):
     @property
     def objective(self) -> Judge:
         """How models are scored."""
+
+    @property
+    def untrained(self) -> Running | None:
+        """The model as it was at the start, to be asked by `objective.of_constant`; None where that asks nothing."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, int]]:
