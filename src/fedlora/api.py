@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedlora import tasks
-from fedlora.config import Config, merge, nested, read_recipe, resolve
+from fedlora.config import Config, read_recipe, resolve
 from fedlora.data.given import RUN, Data, given, write
 from fedlora.errors import BadInput
 from fedlora.listener import Listener, Passing, Quiet
 from fedlora.summary import in_words, read_metrics, read_rows
 from fedlora.summary import read as read_summary
+from fedlora.tables import merge, nested
 from fedlora.tasks.metrics import Metric
 
 if TYPE_CHECKING:

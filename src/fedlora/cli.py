@@ -97,7 +97,7 @@ def run(
     `fedlora run --data tickets.csv --method lora-a2 --rank 1 --alpha 0.01 --clients 30 --out runs/first`
     """
     from fedlora.api import configure
-    from fedlora.config import setting, settings
+    from fedlora.tables import setting, settings
 
     flags = {
         "task.name": task,
@@ -161,7 +161,7 @@ def compare(
     from fedlora.comparison.recipe import Scale
     from fedlora.comparison.run import compare as start
     from fedlora.comparison.run import listing
-    from fedlora.config import settings
+    from fedlora.tables import settings
 
     if list_:
         print(listing())
@@ -236,7 +236,8 @@ def data(
     Example: `fedlora data banking77 --clients 30 --alpha 0.01`
     """
     _check_place("--picture", picture, (".png",))
-    from fedlora.config import Strata, resolve, setting, settings
+    from fedlora.config import Strata, resolve
+    from fedlora.tables import setting, settings
     from fedlora.tasks import defaults
 
     flags = {

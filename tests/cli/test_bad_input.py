@@ -20,10 +20,11 @@ from annotated_types import Ge, Gt
 from pydantic import BaseModel
 
 from fedlora import methods, transforms
-from fedlora.config import Config, resolve, setting
+from fedlora.config import Config, resolve
 from fedlora.errors import BadInput
 from fedlora.reference import flat_limits
 from fedlora.runs import play
+from fedlora.tables import setting
 
 LONG = "x" * 300
 

@@ -7,8 +7,8 @@ import pytest
 from fedlora.comparison import recipe
 from fedlora.comparison.grid import expand
 from fedlora.comparison.recipe import Scale
-from fedlora.config import setting
 from fedlora.errors import BadInput
+from fedlora.tables import setting
 
 TEXT = """
 title = "Two sizes"

@@ -22,8 +22,9 @@ from fedlora.comparison.grid import Cell, Grid, expand
 from fedlora.comparison.play import play
 from fedlora.comparison.recipe import Recipe
 from fedlora.comparison.run import write_results
-from fedlora.config import as_tables, setting
+from fedlora.config import as_tables
 from fedlora.listener import Listener, Quiet, Row
+from fedlora.tables import setting
 
 Save = Callable[..., str]
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from tiny import load
 
-from fedlora.config import ClientsConfig, Config, DataConfig, resolve, setting, settings, to_toml
+from fedlora.config import ClientsConfig, Config, DataConfig, resolve, to_toml
 from fedlora.data.domains import deal, domain_counts, held_domains
 from fedlora.data.partition import split
 from fedlora.errors import BadInput
+from fedlora.tables import setting, settings
 
 SIZES = {"fruit": (30, 2), "mood": (60, 3), "place": (45, 4)}  # rows, classes
 

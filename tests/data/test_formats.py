@@ -13,10 +13,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import load
 
-from fedlora.config import DataConfig, SourceConfig, resolve, setting
+from fedlora.config import DataConfig, SourceConfig, resolve
 from fedlora.data import formats
 from fedlora.data.dataset import Dataset
 from fedlora.errors import BadInput
+from fedlora.tables import setting
 
 ROWS = [("eins; zwei, drei", "01"), ('ein "Zitat"', "TRUE"), ("zwei\r\nZeilen", "NA"), ("Grüße für 5 €", "01")]
 

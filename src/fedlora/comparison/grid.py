@@ -11,9 +11,10 @@ from typing import Any
 
 from fedlora import methods as known
 from fedlora.comparison.recipe import Recipe
-from fedlora.config import OLD, Config, as_tables, decisive, merge, renamed, resolve
+from fedlora.config import Config, as_tables, decisive, resolve
 from fedlora.errors import BadInput
 from fedlora.names import short
+from fedlora.tables import OLD, merge, renamed
 from fedlora.tasks import defaults
 
 SEED, METHOD = "seed", "method.name"

@@ -18,10 +18,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fedlora.config import TaskConfig, merge, read_recipe
+from fedlora.config import TaskConfig, read_recipe
 from fedlora.errors import BadInput
 from fedlora.report.runs import read_published
 from fedlora.settings import build
+from fedlora.tables import merge
 from fedlora.tasks.metrics import CLASSIFICATION
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora import summary
-from fedlora.config import OLD, Config, decisive, read_run
+from fedlora.config import Config, decisive, read_run
 from fedlora.errors import BadInput
+from fedlora.tables import OLD
 from fedlora.tasks.metrics import CLASSIFICATION, Metric
 
 Row = dict[str, Any]

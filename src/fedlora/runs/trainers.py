@@ -19,7 +19,7 @@ from fedlora import methods
 from fedlora.clients.state import StateStore
 from fedlora.clients.watch import LocalUpdate
 from fedlora.clients.worker import Examples, Worker
-from fedlora.config import Config, HeadMode, as_tables, merge, nested, resolve
+from fedlora.config import Config, HeadMode, as_tables, resolve
 from fedlora.data.dataset import Schema
 from fedlora.data.encoded import Encoded
 from fedlora.errors import BadInput, first_line, some
@@ -37,6 +37,7 @@ from fedlora.runs.saved import STATES
 from fedlora.server.evaluate import Panel
 from fedlora.server.loop import Federation, Server, envelopes
 from fedlora.server.sampling import sampler
+from fedlora.tables import merge, nested
 from fedlora.training.hf import HFTrainer
 from fedlora.transforms import pipeline
 from fedlora.transports.inprocess import EachItsOwn

@@ -9,10 +9,10 @@ from importlib import import_module
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from fedlora.config import merge
 from fedlora.errors import unknown
 from fedlora.listed import defined_in, elsewhere
 from fedlora.settings import build
+from fedlora.tables import merge
 
 if TYPE_CHECKING:
     from fedlora.tasks.base import Task
