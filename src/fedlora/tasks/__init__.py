@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from fedlora.errors import unknown
+from fedlora.errors import BadInput, unknown
 from fedlora.listed import defined_in, elsewhere
 from fedlora.settings import build
 from fedlora.tables import merge
@@ -36,9 +36,15 @@ def find(name: str) -> type[Any]:
 
 
 def defaults(*layers: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The tables that suit the task which these layers of tables name, to be laid below them."""
-    name = merge(*layers).get("task", {}).get("name")
-    return {} if name is None else find(name).DEFAULTS
+    """The tables that suit the task which these layers of tables name, to be laid below them; none where there is no such task,
+    which is said when it is made."""
+    table = merge(*layers).get("task")
+    name = table.get("name") if isinstance(table, Mapping) else None
+    try:
+        found: Mapping[str, Any] = find(name).DEFAULTS if isinstance(name, str) else {}
+    except BadInput:
+        return {}
+    return found
 
 
 def make(name: str, settings: Mapping[str, Any]) -> "Task":
