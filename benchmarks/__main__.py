@@ -8,7 +8,7 @@ import typer
 
 from fedlora.errors import unknown
 
-ALL = ("train-short", "train-long", "lora-a2-round", "server", "overhead", "memory", "lm", "gpu")
+ALL = ("train-short", "train-long", "lora-a2-round", "server", "overhead", "memory", "lm", "gpu", "gpu-lm")
 NAMED_ONLY = ("accuracy",)
 
 
