@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 import fedlora
 from fedlora import BadInput, Data, RunFailed, api
 from fedlora.comparison import run as run_comparison
-from fedlora.data.given import given
+from fedlora.data.given import given, write
 from fedlora.methods import make
 from fedlora.methods.fedit import FedIT
 from fedlora.methods.lora_a2 import LoRAA2
@@ -121,15 +121,15 @@ def test_the_command_line_gives_the_same_bits(
 def test_every_kind_of_table_is_the_same_table(data: Any, tmp_path: Path) -> None:
     found = given(data)
     assert isinstance(found, Data)
-    api.write(found, tmp_path / "data", "label")
+    write(found, tmp_path / "data", "text_classification", {})
     assert pa.parquet.read_table(tmp_path / "data" / "train.parquet").to_pylist() == ROWS
 
 
 def test_a_data_set_knows_the_names_of_its_classes(tmp_path: Path) -> None:
     numbers = pa.table({"text": ["a", "b"], "label": [1, 0]})
-    api.write(Data(FakeDataset(numbers, ["no", "yes"])), tmp_path / "own", "label")
+    write(Data(FakeDataset(numbers, ["no", "yes"])), tmp_path / "own", "text_classification", {})
     assert json.loads((tmp_path / "own" / "labels.json").read_text()) == ["no", "yes"]
-    api.write(Data(numbers, label_names=["x", "y"]), tmp_path / "said", "label")
+    write(Data(numbers, label_names=["x", "y"]), tmp_path / "said", "text_classification", {})
     assert json.loads((tmp_path / "said" / "labels.json").read_text()) == ["x", "y"]
 
 
@@ -182,7 +182,7 @@ def test_the_model_of_one_client(bert_folder: Path) -> None:
     run = small(bert_folder, method="fedsa-lora")
     one, other = (peft.get_peft_model_state_dict(run.model(client=k)) for k in (0, "client 1"))
     assert any(not torch.equal(one[name], other[name]) for name in one)
-    with pytest.raises(BadInput, match="give --client"):
+    with pytest.raises(BadInput, match="give client"):
         run.predict(TEXTS[:1])
     whole = small(bert_folder, method="fedavg", rounds=1).model()
     assert isinstance(whole, transformers.BertForSequenceClassification)
@@ -251,7 +251,7 @@ def test_what_is_refused(base: Any, bert_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     small(Path(), model=base, tokenizer=words, out=out)
     for match, arguments in {
-        "exists already; give --resume": {"model": base, "tokenizer": words, "out": out},
+        "exists already; give resume=True": {"model": base, "tokenizer": words, "out": out},
         r"train\.lr was 0\.005, now 0\.1": {
             "model": base,
             "tokenizer": words,
@@ -332,7 +332,7 @@ def test_progress_is_shown_or_not(bert_folder: Path, capsys: pytest.CaptureFixtu
 def test_a_comparison_is_the_recipe_that_its_arguments_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(
-        run_comparison, "play_recipe", lambda plan, out, jobs, quiet: asked.append((plan.tables, out, jobs, quiet)) or 3
+        run_comparison, "play_recipe", lambda plan, out, jobs, quiet, note: asked.append((plan.tables, out, jobs, quiet)) or (3, 4)
     )
     data = Data.by_client({"a": ROWS[:9], "b": ROWS[9:]}, name="shops")
     arguments = {"rank": [1, 2], "seed": [0, 1], "rounds": 3, "settings": {"train": {"lr": 0.1}, "data.text": "text"}}

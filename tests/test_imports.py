@@ -64,7 +64,7 @@ ALLOWED: dict[str, set[str]] = {
         "listener",
         *VALUES,
     },
-    "api": {"comparison", "runs", "report", "models", "tasks", "data", "listener", "config", "summary", *LEAVES},
+    "api": {"comparison", "runs", "report", "models", "tasks", "data", "listener", "config", "summary", "disk", *LEAVES},
     "cli": {
         "api",
         "comparison",
@@ -77,6 +77,7 @@ ALLOWED: dict[str, set[str]] = {
         "summary",
         "signals",
         "config",
+        "disk",
         *LEAVES,
     },
 }

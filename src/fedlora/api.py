@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedlora import tasks
 from fedlora.config import Config, merge, nested, read_recipe, resolve
 from fedlora.data.given import RUN, Data, given, write
-from fedlora.errors import BadInput
+from fedlora.disk import require_place
+from fedlora.errors import BadInput, in_python
 from fedlora.listener import Listener, Passing, Quiet
 from fedlora.summary import in_words, read_metrics, read_rows
 from fedlora.summary import read as read_summary
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 OnRound = Callable[[Row], object]
-GIVEN = ".given"  # in a comparison's folder, what its processes cannot be given otherwise
 FLAGS = {  # arguments -> the keys that they set
     "task": "task.name",
     "rank": "clients.rank",
@@ -40,6 +41,15 @@ FLAGS = {  # arguments -> the keys that they set
     "epochs": "train.epochs",
     "seed": "seed",
 }
+
+
+@contextmanager
+def _as_in_python() -> Iterator[None]:
+    """What goes wrong is said in the words of functions, not of the command line."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(in_python(str(error))).with_traceback(error.__traceback__) from error.__cause__
 
 
 @dataclass(frozen=True)
@@ -74,30 +84,37 @@ class Run:
         return read_metrics(self.folder)
 
     @property
-    def summary(self) -> dict[str, Any] | None:
-        """The scores of the result and the totals; None while the run is not finished."""
+    def summary(self) -> Any:
+        """The scores of the result and the totals, as a dictionary; None while the run is not finished."""
         return read_summary(self.folder)
 
-    def predict(self, inputs: Sequence[Any], client: int | str | None = None, domain: str | None = None) -> "list[Answer]":
+    @_as_in_python()
+    def predict(self, inputs: Any, client: int | str | None = None, domain: str | None = None) -> "list[Answer]":
         """The answer to each input, with what else there is to say: {"label": ..., "probability": ..., "probabilities": {...}}.
 
         Args:
-            inputs: texts, or paths of images.
+            inputs: a list of texts, or of images: paths, the bytes of files, PIL's, or arrays; or a table of any kind with the
+                column of them that the run's data had. One alone is a list of one.
             client: where clients have models of their own: whose, by number or name.
             domain: in a run of several data sets, the one that the inputs are of.
 
         Raises:
             BadInput: there is no such model, or an input is none.
         """
-        model = self.predictor(client, domain)
-        return model.answers(list(model.task.inputs(list(inputs))))
+        from fedlora.runs.inputs import listed
 
+        model = self.predictor(client, domain)
+        found = list(model.task.inputs(listed(inputs, model)))
+        return model.answers(found) if found else []
+
+    @_as_in_python()
     def predictor(self, client: int | str | None = None, domain: str | None = None) -> "Predictor":
         """The model of `predict`, loaded once for many calls of its `answers`."""
         from fedlora.runs.predict import choose, load
 
         return load(choose(self.folder, client, domain), given=self._given)
 
+    @_as_in_python()
     def model(self, client: int | str | None = None) -> Any:
         """The model as PyTorch has it, for inference: a `peft.PeftModel`, or a whole one where no adapter can hold the result.
         BadInput: see `save_adapter`."""
@@ -105,6 +122,7 @@ class Run:
 
         return model_of(self.folder, client, self._given)
 
+    @_as_in_python()
     def save_adapter(self, to: str | Path, client: int | str | None = None, merged: bool = False) -> Path:
         """Write the result as a PEFT adapter with its tokenizer and a model card; returns its folder.
 
@@ -118,14 +136,14 @@ class Run:
         """
         from fedlora.runs.export import export
 
-        export(self.folder, Path(to), client, merged, self._given)
-        return Path(to)
+        place = _path("to", to)
+        with _writing("to", place):
+            export(self.folder, place, client, merged, self._given)
+        return place
 
     def report(self, html: str | Path | None = None) -> Path:
-        """Write the page about the run, report.html in its folder or `html`; returns where it is."""
-        from fedlora.comparison.run import write_report
-
-        return write_report([self.folder], None if html is None else Path(html))
+        """Write the page about the run, report.html in its folder or `html`; returns where it is. BadInput: it cannot be there."""
+        return _report(self.folder, html)
 
     def __str__(self) -> str:
         done, rows = self.summary, self.rows
@@ -139,6 +157,7 @@ class Run:
         return summary([self.folder]) if self.rows else f"<p>{self}</p>"
 
 
+@_as_in_python()
 def run(
     recipe: str | Path | Mapping[str, Any] | None = None,
     *,
@@ -173,17 +192,23 @@ def run(
         settings: any other keys: {"train.lr": 1e-3}, or tables.
         out: the run's folder; without it the run lives as long as the object that is returned.
         resume: go on with the run in `out`.
-        on_round: hears each row; the run ends after a round for which it returns True, with that round's model as the result.
+        on_round: hears each row; the run ends after a round for which it returns True, with that round's model as the result, and
+            can be resumed.
         progress: whether to show what goes on.
 
     Raises:
         BadInput: something cannot be, in one line: what, where, what is possible. Nothing was written.
         RunFailed: the run stopped, and can be resumed.
     """
+    if on_round is not None and not callable(on_round):
+        raise BadInput(f"on_round: {type(on_round).__name__} is no function of a row")
+    if resume and out is None:
+        raise BadInput("resume: it needs out, the folder of the run to go on with")
     own, tables = _model(model, tokenizer), given(data) if data is not None else None
-    flags = {"task": task, "rank": rank, "clients": clients, "alpha": alpha, "rounds": rounds, "epochs": epochs, "seed": seed}
-    layers = [*_layers(flags, model, own, tables, settings), *([] if method is None else [{"method": as_table(method)}])]
     folder, place = _folder(out)
+    named = own and _name_of(own, folder if resume else None)
+    flags = {"task": task, "rank": rank, "clients": clients, "alpha": alpha, "rounds": rounds, "epochs": epochs, "seed": seed}
+    layers = [*_layers(flags, named or model, tables, settings), *([] if method is None else [{"method": as_table(method)}])]
     config = configure(recipe, layers, folder if resume else None)
     notes: list[str] = []
     with _shown(progress) as shown:
@@ -191,6 +216,7 @@ def run(
     return Run(folder, tuple(notes), own, place)
 
 
+@_as_in_python()
 def load(folder: str | Path, model: Any = None, tokenizer: Any = None) -> Run:
     """A run in its folder. BadInput when it is none.
 
@@ -198,10 +224,12 @@ def load(folder: str | Path, model: Any = None, tokenizer: Any = None) -> Run:
         model, tokenizer: those that the run was given itself, if it was.
     """
     own = _model(model, tokenizer)
-    found = Run(Path(folder), (), own)
+    found = Run(_path("folder", folder), (), own)
     source = found.config.model.source
-    if own is not None and own.source != source:
-        raise BadInput(f"model: the run in {folder} was made with {source}, and this is {own.source}")
+    named = str(model) if own is None else _name_of(own, found.folder)
+    if model is not None and named != source:
+        hint = "; a model that was given itself is given so here, too" if own is None else ""
+        raise BadInput(f"model: the run in {folder} was made with {source}, and this is {named}{hint}")
     return found
 
 
@@ -212,10 +240,12 @@ class Comparison:
     Attributes:
         folder: of the comparison.
         failed: how many of its runs failed.
+        notes: what was said while it was prepared and played.
     """
 
     folder: Path
     failed: int
+    notes: tuple[str, ...] = ()
     _place: Any = field(default=None, repr=False, compare=False)
 
     @property
@@ -227,10 +257,8 @@ class Comparison:
         return rows
 
     def report(self, html: str | Path | None = None) -> Path:
-        """Write the page about the comparison; returns where it is."""
-        from fedlora.comparison.run import write_report
-
-        return write_report([self.folder], None if html is None else Path(html))
+        """Write the page about the comparison; returns where it is. BadInput: it cannot be there."""
+        return _report(self.folder, html)
 
     def __str__(self) -> str:
         return (self.folder / "results.md").read_text()
@@ -241,18 +269,19 @@ class Comparison:
         return summary([self.folder / "cells" / row["hash"] for row in self.rows if row["status"] == "done"])
 
 
+@_as_in_python()
 def compare_methods(
     methods: Sequence[Any],
     *,
     data: Any = None,
     model: Any = None,
     tokenizer: Any = None,
-    task: str | None = None,
-    rank: int | Sequence[int] | str | None = None,
-    clients: int | None = None,
+    task: str | Sequence[str] | None = None,
+    rank: int | str | Sequence[int | str | Sequence[int]] | None = None,
+    clients: int | Sequence[int] | None = None,
     alpha: float | Sequence[float] | None = None,
-    rounds: int | None = None,
-    epochs: int | None = None,
+    rounds: int | Sequence[int] | None = None,
+    epochs: int | Sequence[int] | None = None,
     seed: int | Sequence[int] | None = None,
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
@@ -264,25 +293,36 @@ def compare_methods(
 
     Args:
         methods: names, methods themselves, or tables of a name and fields.
-        rank, alpha, seed and other keys of `settings`: a list runs each of its values (a list of ranks by client is a list in it).
+        task, rank, clients, alpha, rounds, epochs, seed and the keys of `settings`: a list runs each of its values (a list of ranks
+            by client is a list in it).
         out: the folder; continued where it is there.
         jobs: how many run at a time.
         title: of the report.
 
     The others are those of `run`. Raises BadInput.
     """
+    from fedlora.comparison.at_hand import keep
+    from fedlora.comparison.folder import claim
     from fedlora.comparison.recipe import Header, Recipe
     from fedlora.comparison.run import play_recipe
 
+    if isinstance(methods, str) or not isinstance(methods, Sequence):
+        raise BadInput("methods: a list is needed, as in ['fedit', 'ffa-lora']")
     if not methods:
         raise BadInput("methods: at least one is needed")
+    if jobs is not None and (not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1):
+        raise BadInput(f"jobs = {jobs!r}: a number of runs at a time, at least 1")
     own, tables = _model(model, tokenizer), given(data) if data is not None else None
     flags = {"task": task, "rank": rank, "clients": clients, "alpha": alpha, "rounds": rounds, "epochs": epochs, "seed": seed}
     folder, place = _folder(out)
-    layers = [*_layers(flags, model, own, tables, settings), {"method": [as_table(each) for each in methods]}]
-    whole = merge(*layers, *_at_hand(folder, own, tables, merge(*layers)))
-    recipe = Recipe(Header(title=title or "A comparison of methods", name="methods"), whole)
-    return Comparison(folder, play_recipe(recipe, folder, jobs, not progress), place)
+    header = Header(title=title or "A comparison of methods", name="methods")
+    layers = [*_layers(flags, own.source if own else model, tables, settings), {"method": [as_table(each) for each in methods]}]
+    claim(Recipe(header, {}), folder)  # before anything is written there
+    with _writing("out", folder):
+        whole = merge(*layers, *keep(folder, own, tables, merge(*layers)))
+    notes: list[str] = []
+    failed, _ = play_recipe(Recipe(header, whole), folder, jobs, not progress, None if progress else notes.append)
+    return Comparison(folder, failed, tuple(notes), place)
 
 
 def configure(
@@ -327,7 +367,7 @@ def play(
 
     def keep(folder: Path) -> None:
         if data is not None:
-            write(data, folder / data.name, _label(config.data.label))
+            write(data, folder / data.name, config.task.name, config.data.model_dump(mode="json"))
 
     return execute(config, out, resume, listener, profile, keep=keep, given=own)
 
@@ -357,13 +397,14 @@ def _plain(value: Any) -> Any:
 def _layers(
     flags: Mapping[str, Any],
     model: Any,
-    own: "Given | None",
     data: str | list[str] | Data | None,
     settings: Mapping[str, Any] | None,
 ) -> list[dict[str, Any]]:
     """The tables that arguments set, `settings` over them."""
+    if settings is not None and not (isinstance(settings, Mapping) and all(isinstance(key, str) for key in settings)):
+        raise BadInput(f"settings: {settings!r:.60} is no mapping of keys, as in {{'train.lr': 1e-3}}")
     keys: dict[str, Any] = {FLAGS[name]: value for name, value in flags.items()}
-    keys["model.source"] = own.source if own is not None else None if model is None else str(model)
+    keys["model.source"] = None if model is None else str(model)
     if isinstance(data, Data):
         keys["data.source"] = f"{RUN}{data.name}"
         keys |= {"data.column": data.column, "data.partition": "column"} if data.column is not None else {}
@@ -372,27 +413,36 @@ def _layers(
     return [nested(key, _plain(value)) for key, value in (*keys.items(), *(settings or {}).items()) if value is not None]
 
 
-def _at_hand(
-    folder: Path, own: "Given | None", data: str | list[str] | Data | None, tables: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """What a comparison's processes are told of what is at hand here: files in its folder, which are written where they lack."""
-    found = []
-    if isinstance(data, Data):
-        place = folder.absolute() / GIVEN / data.name
-        if not place.exists():
-            write(data, place, _label(tables.get("data", {}).get("label", "label")))
-        found.append(nested("data.source", str(place)))
-    if own is not None:
-        place = folder.absolute() / GIVEN / own.source.replace(":", "-")
-        if not place.exists():
-            own.model.save_pretrained(place)
-            own.processor.save_pretrained(place)
-        found.append(nested("model.source", str(place)))
-    return found
+def _name_of(own: "Given", run: Path | None) -> str:
+    """What a configuration calls a model that is at hand; that of a run, as the version did that began it."""
+    recorded = read_recipe(str(run / "config.toml")).get("model", {}) if run and (run / "config.toml").exists() else {}
+    return own.earlier if recorded.get("source") == own.earlier else own.source
 
 
-def _label(columns: str | list[str]) -> str:
-    return columns if isinstance(columns, str) else columns[0]
+def _report(folder: Path, html: str | Path | None) -> Path:
+    from fedlora.comparison.run import write_report
+
+    place = None if html is None else _path("html", html)
+    if place is not None:
+        require_place("html", place, (".html", ".htm"))
+    with _writing("html", place or folder):
+        return write_report([folder], place)
+
+
+def _path(name: str, value: Any) -> Path:
+    """The path that an argument is. BadInput where it is none."""
+    if not isinstance(value, str | PathLike):
+        raise BadInput(f"{name}: {value!r:.60} is no path")
+    return Path(value).expanduser()
+
+
+@contextmanager
+def _writing(name: str, place: Path) -> Iterator[None]:
+    """BadInput where nothing can be written in a place that an argument names."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{name} {place}: cannot be written: {error.strerror or error}") from error
 
 
 class _Temporary:
@@ -406,7 +456,7 @@ class _Temporary:
 def _folder(out: str | Path | None) -> tuple[Path, _Temporary | None]:
     """Where to write, and what keeps it: a temporary folder where none is named."""
     if out is not None:
-        return Path(out), None
+        return _path("out", out), None
     place = _Temporary()
     return place.path / "run", place
 
@@ -426,6 +476,8 @@ def _model(model: Any, processor: Any) -> "Given | None":
             raise BadInput("tokenizer: it goes with a model that is given itself; a named model has its own")
         return None
     from transformers import PreTrainedModel
+    from transformers.image_processing_base import ImageProcessingMixin
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
     from fedlora.models.load import Given, processor_of
 
@@ -436,6 +488,12 @@ def _model(model: Any, processor: Any) -> "Given | None":
         raise BadInput(f"model: {kind} is no model of transformers; possible: a PreTrainedModel, or a model's name or folder")
     if getattr(model, "is_quantized", False):
         raise BadInput(f"model: {kind} is quantised, and its weights cannot be read back; give it as it was before")
+    if any(x.is_meta for x in model.state_dict().values()):
+        raise BadInput(f"model: {kind} has no weights: it is on torch's device 'meta'")
+    if processor is not None and not isinstance(processor, PreTrainedTokenizerBase | ImageProcessingMixin):
+        raise BadInput(
+            f"tokenizer: {type(processor).__name__} is none of transformers', nor an image processor; give the object itself"
+        )
     return Given(model, processor if processor is not None else processor_of(model))
 
 
@@ -463,5 +521,5 @@ class _Told(Passing):
         super().note(text)
 
     def round(self, row: Row) -> bool | None:
-        stop = super().round(row)
-        return stop or (self.on_round is not None and self.on_round(dict(row)) is True)
+        stop, said = super().round(row), self.on_round and self.on_round(dict(row))
+        return stop or said is True or (hasattr(said, "item") and said.item() is True)  # numpy and torch have their own True

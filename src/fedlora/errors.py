@@ -1,5 +1,6 @@
 """What ends a run, said in one line: bad input, which a person can mend, and a failure on the way."""
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -18,6 +19,13 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> BadInput:
     near = get_close_matches(name, names, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else f"possible: {', '.join(names)}"
     return BadInput(f"unknown {kind} '{name}'; {hint}")
+
+
+def in_python(text: str) -> str:
+    """A message whose options of the command line are the arguments of functions; whole commands stay as they are."""
+    if "fedlora run" in text or "fedlora compare" in text:
+        return text
+    return re.sub(r"--(out|to|client|domain|html|jobs)\b", r"\1", text.replace("--resume", "resume=True"))
 
 
 def first_line(error: object) -> str:
