@@ -1,6 +1,7 @@
 """Loading: every source gives the same data, and every fault is one line that says what, where and what is possible."""
 
 import json
+import math
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -484,6 +485,13 @@ def test_fractional_labels(tmp_path: Path, suffix: str) -> None:
     assert fault(file) == f"{file}: column 'label' holds fractional numbers; labels are integers or text"
 
 
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_whole_numbers_one_of_which_is_missing(tmp_path: Path, missing: float | None) -> None:
+    """As pandas has them: of integers it makes fractions where one is missing."""
+    parquet.write_table(pa.table({"text": ["a", "b", "c"], "label": [0.0, missing, 1.0]}), tmp_path / "t.parquet")
+    assert fault(tmp_path / "t.parquet") == f"{tmp_path / 't.parquet'}: column 'label' has no value in row 2"
+
+
 def test_columns_of_another_type(tmp_path: Path) -> None:
     file = write(tmp_path / "a.parquet", text=[1, 2], label=[0, 1], many=[[0], [1]])
     assert fault(file) == f"{file}: column 'text' holds int64, not text"
@@ -510,7 +518,7 @@ def test_a_label_that_has_no_name(tmp_path: Path) -> None:
 def test_label_names_that_are_no_list_of_names(tmp_path: Path, content: str) -> None:
     write(tmp_path / "train.csv", text=["a", "b"], label=[0, 1])
     (tmp_path / "labels.json").write_text(content)
-    assert f"{tmp_path / 'labels.json'}: expected a list of distinct label names" in fault(tmp_path)
+    assert f"{tmp_path / 'labels.json'}: expected a list of distinct names" in fault(tmp_path)
 
 
 def test_label_names_that_are_no_json(tmp_path: Path) -> None:

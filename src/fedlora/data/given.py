@@ -112,8 +112,8 @@ def _parts(data: Mapping[str, Any]) -> Data:
     strange = [str(key) for key in data if _part(key) is None]
     if strange:
         raise BadInput(
-            f"data: {some(strange, 3)}: no part of a data set; possible: train, test and validation, or clients, none of which "
-            "is called so"
+            f"data: {some(strange, 3)}: no part of a data set, as train, test and validation are; leave it out, or give clients, "
+            "none of which is called so"
         )
     found = {PARTS[key.lower()]: each for key, each in data.items()}
     if len(found) < len(data) or "train" not in found:
@@ -293,9 +293,13 @@ def _arrow(rows: Any, columns: Collection[str] | None) -> Any:
 
     if isinstance(rows, pa.Table):
         return _emptied(rows, columns)
-    if hasattr(rows, "with_format") and hasattr(rows, "__getitem__"):  # datasets.Dataset
-        return _emptied(rows.with_format("arrow")[:], columns)
+    if hasattr(rows, "with_format") and hasattr(rows, "features"):  # datasets.Dataset; one that is iterable has no table
+        found = rows.with_format("arrow")[:]
+        return _emptied(found, columns) if isinstance(found, pa.Table) else None
     if isinstance(rows, Mapping):
+        text = next((name for name, x in rows.items() if isinstance(x, str | bytes)), None)
+        if text is not None:
+            raise ValueError(f"column '{text}' is one text, not a list of values; files by client have to be read before")
         return pa.table({str(name): _column(str(name), x) if wanted(str(name)) else pa.nulls(len(x)) for name, x in rows.items()})
     if isinstance(rows, Sequence) and rows and all(isinstance(row, Mapping) for row in rows):
         keys = dict.fromkeys(key for row in rows for key in row)
@@ -317,8 +321,6 @@ def _column(name: str, values: Any) -> Any:
     """Arrow's column of anything that is one."""
     import pyarrow as pa
 
-    if isinstance(values, str | bytes):
-        raise ValueError(f"column '{name}' is one text, not a list of values; files by client have to be read before")
     try:
         return pa.table({name: values}).column(0)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:

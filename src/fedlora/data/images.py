@@ -83,7 +83,7 @@ def _of_folder(folder: Path, config: SourceConfig) -> Part:
     notes = []
     if others:
         counts = f"{len(others):,} of {len(others) + len(images):,} files are no images in a folder of a class"
-        notes.append(f"{folder}: {counts}, and left out: {some([str(file.relative_to(folder)) for file in others], 3)}")
+        notes.append(f"{folder}: {counts}: {some([str(file.relative_to(folder)) for file in others], 3)}")
     if empty:
         notes.append(f"{folder}: {len(empty):,} of {len(folders):,} folders hold no image, and are no class: {some(empty, 3)}")
     table = _table([_read(file) for file in images], [file.parent.name for file in images], config)
@@ -127,7 +127,11 @@ def of_column(part: Part, name: str) -> tuple[tuple[bytes, ...], list[tuple[int,
         raw = (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
         if not raw:
             raise BadInput(f"{where}: there is no image")
-        raw = _read(Path(raw).expanduser()) if isinstance(raw, str) else raw
+        if isinstance(raw, str):
+            file = Path(raw).expanduser()
+            if not file.is_file():
+                raise BadInput(f"{where}: {raw}: no such file")
+            raw = _read(file)
         image = opened(raw, where)
         found.append(raw)
         shapes.append((1 if image.mode in GREY else 3, image.height, image.width))
