@@ -5,8 +5,8 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from fedlora.comparison.at_hand import GIVEN, keep
-from fedlora.data.given import Data
+from fedlora.comparison.at_hand import keep
+from fedlora.data.given import GIVEN, Data
 
 ROWS = [{"text": f"text {i}", "label": "xy"[i % 2]} for i in range(4)]
 

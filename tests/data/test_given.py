@@ -11,7 +11,7 @@ from pyarrow import parquet
 from tiny import TASK
 
 from fedlora.config import DataConfig
-from fedlora.data.given import KEPT, RUN, Data, given, same, table, write
+from fedlora.data.given import GIVEN, KEPT, RUN, Data, given, same, table, write
 from fedlora.data.load import load
 from fedlora.data.partition import split
 from fedlora.errors import BadInput
@@ -108,8 +108,12 @@ def test_an_error_names_the_row_of_the_clients_own_table(tmp_path: Path) -> None
     lacking = [{"text": "a", "label": "x"}, {"text": "b", "label": None}]
     with pytest.raises(BadInput, match=r"^data \(train\): column 'label' has no value in row 2 of south$"):
         loaded({"north": ROWS, "south": lacking}, tmp_path / "clients", **BY_CLIENT)
-    with pytest.raises(BadInput, match=r"^data \(test\): column 'label' has no value in row 2$"):
+    says = r"^data \(test\): column 'label' has no value in row 2$"
+    with pytest.raises(BadInput, match=says):
         loaded({"train": ROWS, "test": lacking}, tmp_path / "parts")
+    place = kept({"train": ROWS, "test": lacking}, tmp_path / GIVEN / "data")  # of a comparison
+    with pytest.raises(BadInput, match=says):
+        load(TASK, DataConfig(source=str(place)), 0)
 
 
 def test_class_names_are_matched_by_name(tmp_path: Path) -> None:

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config import DataConfig, TaskConfig, nested
-from fedlora.data.given import Data, same, write
+from fedlora.data.given import GIVEN, Data, same, write
 from fedlora.disk import made_once
 from fedlora.models.load import Given
-
-GIVEN = ".given"  # the folder of it in a comparison's
 
 
 def keep(folder: Path, own: Given | None, data: str | list[str] | Data | None, tables: Mapping[str, Any]) -> list[dict[str, Any]]:

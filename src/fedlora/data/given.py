@@ -17,6 +17,7 @@ from fedlora.errors import BadInput, some
 
 KEPT = "data"  # the folder of it in a run's
 RUN = "run:"  # before its name in a configuration
+GIVEN = ".given"  # the folder of it, and of a model, in a comparison's
 PARTS = {"train": "train", "test": "test", **dict.fromkeys(VALIDATION, "validation")}  # what parts may be called
 USED = {  # task -> the keys of the columns that it reads; of others it may be any
     "text_classification": ("text", "label", "column"),

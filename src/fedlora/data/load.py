@@ -13,7 +13,7 @@ from fedlora.config import DataConfig, SourceConfig, Strata
 from fedlora.data import arithmetic, files, formats, packaged, strata
 from fedlora.data.dataset import Dataset, Schema, Split
 from fedlora.data.domains import union
-from fedlora.data.given import KEPT, RUN
+from fedlora.data.given import GIVEN, KEPT, RUN
 from fedlora.data.holdout import hold_out
 from fedlora.data.hub import from_hub
 from fedlora.data.source import Part, Source
@@ -98,10 +98,13 @@ def _load(reader: Reader, config: SourceConfig, how: Strata, seed: int, run: Pat
 
 
 def _find(reader: Reader, config: SourceConfig, run: Path | None) -> Source:
-    """The tables of a source; those that a run keeps are called as they were given, not by a place that nobody has named."""
-    if run is None or not config.source.startswith(RUN):
+    """The tables of a source; those that were given in Python are called so, not by a place that nobody has named."""
+    place = config.source
+    if run is not None and place.startswith(RUN):
+        place = str(run / KEPT / place.removeprefix(RUN))
+    elif GIVEN not in Path(place).parts:
         return reader.find(config)
-    found = reader.find(replace(config, source=str(run / KEPT / config.source.removeprefix(RUN))))
+    found = reader.find(replace(config, source=place))
     parts = {name: getattr(found, name) for name in ("train", "test", "validation")}
     return replace(found, **{name: part and replace(part, where=f"data ({name})") for name, part in parts.items()})
 
