@@ -36,9 +36,12 @@ def find(name: str) -> type[Any]:
 
 
 def defaults(*layers: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The tables that suit the task which these layers of tables name, to be laid below them."""
-    name = merge(*layers).get("task", {}).get("name")
-    return {} if name is None else find(name).DEFAULTS
+    """The tables that suit the task which these layers of tables name, to be laid below them; none where they name no task, which
+    is said when they are checked."""
+    table = merge(*layers).get("task")
+    name = table.get("name") if isinstance(table, Mapping) else None
+    known = isinstance(name, str) and (":" in name or name in names())
+    return find(name).DEFAULTS if known else {}
 
 
 def make(name: str, settings: Mapping[str, Any]) -> "Task":
