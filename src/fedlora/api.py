@@ -19,7 +19,7 @@ from fedlora import tasks
 from fedlora.config import Config, merge, nested, read_recipe, resolve
 from fedlora.data.given import RUN, Data, given, write
 from fedlora.disk import require_place
-from fedlora.errors import BadInput, in_python
+from fedlora.errors import BadInput, brief, in_python
 from fedlora.listener import Listener, Passing, Quiet
 from fedlora.summary import in_words, read_metrics, read_rows
 from fedlora.summary import read as read_summary
@@ -402,7 +402,7 @@ def _layers(
 ) -> list[dict[str, Any]]:
     """The tables that arguments set, `settings` over them."""
     if settings is not None and not (isinstance(settings, Mapping) and all(isinstance(key, str) for key in settings)):
-        raise BadInput(f"settings: {settings!r:.60} is no mapping of keys, as in {{'train.lr': 1e-3}}")
+        raise BadInput(f"settings: {brief(settings)} is no mapping of keys, as in {{'train.lr': 1e-3}}")
     keys: dict[str, Any] = {FLAGS[name]: value for name, value in flags.items()}
     keys["model.source"] = None if model is None else str(model)
     if isinstance(data, Data):
@@ -432,7 +432,7 @@ def _report(folder: Path, html: str | Path | None) -> Path:
 def _path(name: str, value: Any) -> Path:
     """The path that an argument is. BadInput where it is none."""
     if not isinstance(value, str | PathLike):
-        raise BadInput(f"{name}: {value!r:.60} is no path")
+        raise BadInput(f"{name}: {brief(value)} is no path")
     return Path(value).expanduser()
 
 

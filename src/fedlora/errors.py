@@ -33,6 +33,11 @@ def first_line(error: object) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
 
 
+def brief(x: object, limit: int = 60) -> str:
+    """A value in a message: no more than the beginning of a line."""
+    return " ".join(repr(x).split())[:limit]
+
+
 def some(names: Sequence[str], shown: int = 1) -> str:
     """The first names of a list, and how many more there are."""
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

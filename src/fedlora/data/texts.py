@@ -7,7 +7,7 @@ from typing import Any
 from fedlora.config import SourceConfig
 from fedlora.data import columns
 from fedlora.data.formats import READERS, kind_of, read_file
-from fedlora.errors import BadInput
+from fedlora.errors import BadInput, brief
 
 
 def read(path: Path, source: SourceConfig) -> Iterator[str]:
@@ -42,7 +42,7 @@ def arguments(texts: Iterable[Any]) -> Iterator[str]:
     """The texts of a command line or a list. BadInput names the one that is none, or no UTF-8."""
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str):
-            raise BadInput(f"text {number} is none, but {text!r:.60}")
+            raise BadInput(f"text {number} is none, but {brief(text)}")
         try:
             text.encode()  # what the shell gave and is none stands here as surrogates
         except UnicodeEncodeError as error:
