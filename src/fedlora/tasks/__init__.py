@@ -40,8 +40,7 @@ def defaults(*layers: Mapping[str, Any]) -> Mapping[str, Any]:
     is said when they are checked."""
     table = merge(*layers).get("task")
     name = table.get("name") if isinstance(table, Mapping) else None
-    known = isinstance(name, str) and (":" in name or name in names())
-    return find(name).DEFAULTS if known else {}
+    return find(name).DEFAULTS if isinstance(name, str) and (":" in name or name in names()) else {}
 
 
 def make(name: str, settings: Mapping[str, Any]) -> "Task":
