@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from safetensors.torch import load_file
 
 import fedlora
 from fedlora import BadInput, Data, RunFailed, api
+from fedlora.arguments import name_of
 from fedlora.comparison import run as run_comparison
-from fedlora.data.given import given
+from fedlora.data.given import given, write
 from fedlora.methods import make
 from fedlora.methods.fedit import FedIT
 from fedlora.methods.lora_a2 import LoRAA2
+from fedlora.models.load import Given
 from fedlora.runs.export import export
 
 TEXTS, LABELS = tiny.examples(60, 1)
@@ -121,15 +124,15 @@ def test_the_command_line_gives_the_same_bits(
 def test_every_kind_of_table_is_the_same_table(data: Any, tmp_path: Path) -> None:
     found = given(data)
     assert isinstance(found, Data)
-    api.write(found, tmp_path / "data", "label")
+    write(found, tmp_path / "data", "label", None)
     assert pa.parquet.read_table(tmp_path / "data" / "train.parquet").to_pylist() == ROWS
 
 
 def test_a_data_set_knows_the_names_of_its_classes(tmp_path: Path) -> None:
     numbers = pa.table({"text": ["a", "b"], "label": [1, 0]})
-    api.write(Data(FakeDataset(numbers, ["no", "yes"])), tmp_path / "own", "label")
+    write(Data(FakeDataset(numbers, ["no", "yes"])), tmp_path / "own", "label", None)
     assert json.loads((tmp_path / "own" / "labels.json").read_text()) == ["no", "yes"]
-    api.write(Data(numbers, label_names=["x", "y"]), tmp_path / "said", "label")
+    write(Data(numbers, label_names=["x", "y"]), tmp_path / "said", "label", None)
     assert json.loads((tmp_path / "said" / "labels.json").read_text()) == ["x", "y"]
 
 
@@ -182,7 +185,7 @@ def test_the_model_of_one_client(bert_folder: Path) -> None:
     run = small(bert_folder, method="fedsa-lora")
     one, other = (peft.get_peft_model_state_dict(run.model(client=k)) for k in (0, "client 1"))
     assert any(not torch.equal(one[name], other[name]) for name in one)
-    with pytest.raises(BadInput, match="give --client"):
+    with pytest.raises(BadInput, match="give client"):
         run.predict(TEXTS[:1])
     whole = small(bert_folder, method="fedavg", rounds=1).model()
     assert isinstance(whole, transformers.BertForSequenceClassification)
@@ -221,6 +224,95 @@ def test_stopped_by_a_function_the_round_is_the_result(bert_folder: Path) -> Non
     assert same(run, small(bert_folder, rounds=2))
 
 
+def test_a_run_that_was_told_to_stop_is_scored_and_goes_on(bert_folder: Path, tmp_path: Path) -> None:
+    """It was stopped at a round that is no round to score, and then ends with the bits of one that was not stopped."""
+    rare = {**SETTINGS, "train.evaluate_every": 3}
+    whole = small(bert_folder, settings=rare, rounds=3)
+    told: dict[str, Any] = {"settings": rare, "out": tmp_path / "run"}
+    run = small(bert_folder, **told, rounds=3, on_round=lambda row: np.bool_(True))
+    assert [row["score"] is not None for row in run.rows] == [True] and run.summary["final"]["score"] == run.rows[0]["score"]
+    first = small(bert_folder, settings=SETTINGS, rounds=1)
+    assert {key: x for key, x in run.rows[0].items() if not key.endswith("_s")} == {
+        key: x for key, x in first.rows[0].items() if not key.endswith("_s")
+    }
+    assert run.summary["stopped_early"] and run.summary["totals"]["evaluate_s"] > 0
+    rest = small(bert_folder, **told, rounds=3, resume=True)
+    assert same(whole, rest) and [row["score"] is not None for row in rest.rows] == [True, False, True]
+    with pytest.raises(BadInput, match="started with other data"):
+        small(bert_folder, **told, rounds=3, resume=True, data=ROWS[:30])  # though there is nothing left to play
+    assert any("nothing to do" in note for note in small(bert_folder, **told, rounds=3, resume=True, data=ROWS).notes)
+
+
+def test_a_model_that_is_given_is_told_by_its_tokenizer_too(base: Any, tmp_path: Path) -> None:
+    words, other = tiny.tokenizer(), tiny.tokenizer()
+    given, name = Given(base, words), Given(base, tiny.tokenizer()).source
+    words(["w1 w2", "w3"], padding=True, truncation=True, max_length=2)  # leaves its marks in a tokenizer
+    assert given.source == name
+    other.add_tokens(["w60"])
+    shorter = tiny.tokenizer()
+    shorter.model_max_length = 8
+    assert len({name, Given(base, other).source, Given(base, shorter).source}) == 3
+    # A run of an earlier version has a name for its weights alone.
+    (tmp_path / "config.toml").write_text(f'[model]\nsource = "{given.earlier}"\n[method]\n[data]\n[clients]\n[train]\n')
+    assert given.earlier == name[: len(given.earlier)] != name
+    assert fedlora.load(tmp_path, base, words).config.model.source == given.earlier
+    assert name_of(given, tmp_path) == given.earlier and name_of(given, None) == name
+    with pytest.raises(BadInput, match=r"was made with given:bert:\w+, and this is minilm; a model that was given itself"):
+        fedlora.load(tmp_path, "minilm")
+
+
+def test_what_no_argument_can_be(plain: fedlora.Run, base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in one line, in the words of Python, before anything is done."""
+    folder, words = tmp_path / "folder.html", tiny.tokenizer()
+    folder.mkdir()
+    compare = partial(fedlora.compare_methods, ["fedit"], data=ROWS)
+    with torch.device("meta"):
+        empty = transformers.BertModel(base.config)
+    calls: dict[str, Any] = {
+        "on_round: int is no function of a row": lambda: fedlora.run(on_round=5),
+        "resume: it needs out": lambda: fedlora.run(resume=True),
+        "out: 5 is no path": lambda: fedlora.run(out=5),
+        "folder: 5 is no path": lambda: fedlora.load(5),
+        "settings: 5 is no mapping of keys": lambda: fedlora.run(settings=5),
+        "settings: 'train.lr=1' is no mapping": lambda: fedlora.run(settings="train.lr=1"),
+        r"settings: \{5: 'a b": lambda: fedlora.run(settings={5: "a b" * 99}),
+        "settings: array": lambda: fedlora.run(settings=np.zeros((9, 9))),
+        "tokenizer: str is none of transformers'": lambda: fedlora.run(model=base, tokenizer="name"),
+        "model: BertModel has no weights": lambda: fedlora.run(model=empty, tokenizer=words),
+        "methods: a list is needed": lambda: fedlora.compare_methods("fedit"),
+        "jobs = -1: a number": lambda: compare(jobs=-1),
+        "jobs = '2': a number": lambda: compare(jobs="2"),
+        "jobs = 0: a number": lambda: compare(jobs=0),
+        "out /proc/x: cannot be written": lambda: compare(out="/proc/x"),
+        "is not empty and holds no comparison; use another out": lambda: compare(out=plain.folder),
+        "to /proc/x: cannot be written": lambda: plain.save_adapter("/proc/x"),
+        "html .* is a folder": lambda: plain.report(folder),
+        "html /proc/x.html: cannot be written": lambda: plain.report("/proc/x.html"),
+        "text 2 is none, but None": lambda: plain.predict(["a", None]),
+        "inputs: int is no list of texts": lambda: plain.predict(5),
+        "^client 9: the run has clients 0 to 2": lambda: plain.predict(["a"], client=9),
+        "exists already; give resume=True to go on with it, or another out": lambda: fedlora.run(data=ROWS, out=plain.folder),
+    }
+    for says, call in calls.items():
+        with pytest.raises(BadInput, match=says) as error:
+            call()
+        assert "\n" not in str(error.value) and "--" not in str(error.value), says
+    assert not [file for file in tmp_path.rglob("*") if file != folder] and not (plain.folder / ".given").exists()
+    assert plain.predict(TEXTS[0]) == plain.predict({"text": TEXTS[:1]}) == plain.predict(TEXTS[:1]) and plain.predict([]) == []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert plain.save_adapter("~/adapter") == tmp_path / "adapter" and (tmp_path / "adapter").is_dir()
+
+
+def test_reports_beside_each_other_keep_their_pictures_apart(
+    plain: fedlora.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[Path] = []
+    monkeypatch.setattr("fedlora.report.html.write", lambda page, html, figures: places.append(figures))
+    for name in ("a.html", "b.html", "report.html"):
+        plain.report(tmp_path / name)
+    assert [place.name for place in places] == ["a-figures", "b-figures", "figures"]
+
+
 def test_stopped_and_resumed_with_what_was_at_hand(base: Any, tmp_path: Path) -> None:
     """A run of a model, data and a method of this process is stopped, goes on, and is exported."""
     at_hand = {"model": base, "tokenizer": tiny.tokenizer(), "method": FedIT()}
@@ -251,7 +343,7 @@ def test_what_is_refused(base: Any, bert_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     small(Path(), model=base, tokenizer=words, out=out)
     for match, arguments in {
-        "exists already; give --resume": {"model": base, "tokenizer": words, "out": out},
+        "exists already; give resume=True": {"model": base, "tokenizer": words, "out": out},
         r"train\.lr was 0\.005, now 0\.1": {
             "model": base,
             "tokenizer": words,
@@ -332,11 +424,20 @@ def test_progress_is_shown_or_not(bert_folder: Path, capsys: pytest.CaptureFixtu
 def test_a_comparison_is_the_recipe_that_its_arguments_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(
-        run_comparison, "play_recipe", lambda plan, out, jobs, quiet: asked.append((plan.tables, out, jobs, quiet)) or 3
+        run_comparison, "play_recipe", lambda plan, out, jobs, quiet, note: asked.append((plan.tables, out, jobs, quiet)) or (3, 4)
     )
     data = Data.by_client({"a": ROWS[:9], "b": ROWS[9:]}, name="shops")
-    arguments = {"rank": [1, 2], "seed": [0, 1], "rounds": 3, "settings": {"train": {"lr": 0.1}, "data.text": "text"}}
-    found = fedlora.compare_methods(["fedit", Mine()], data=data, model="minilm", out=tmp_path / "two", jobs=2, **arguments)
+    found = fedlora.compare_methods(
+        ["fedit", Mine()],
+        data=data,
+        model="minilm",
+        out=tmp_path / "two",
+        jobs=2,
+        rank=[1, 2],
+        seed=[0, 1],
+        rounds=[3, 4],
+        settings={"train": {"lr": 0.1}, "data.text": "text"},
+    )
     ((tables, out, jobs, quiet),) = asked
     kept = tmp_path / "two" / ".given" / "shops"
     assert (found.failed, out, jobs, quiet) == (3, tmp_path / "two", 2, False) and pa.parquet.read_table(
@@ -347,7 +448,7 @@ def test_a_comparison_is_the_recipe_that_its_arguments_say(monkeypatch: pytest.M
         "model": {"source": "minilm"},
         "data": {"source": str(kept), "column": "client", "partition": "column", "text": "text"},
         "clients": {"rank": [1, 2]},
-        "train": {"rounds": 3, "lr": 0.1},
+        "train": {"rounds": [3, 4], "lr": 0.1},
         "seed": [0, 1],
     }
 
@@ -367,6 +468,7 @@ def test_methods_side_by_side(bert_folder: Path, base: Any, tmp_path: Path, caps
         jobs=1,
         progress=False,
     )
+    assert capsys.readouterr() == ("", "")
     assert found.failed == 0 and {row["method.name"] for row in found.rows} == {"fedit", "ffa-lora"}  # equal ones are one
     assert "<svg" in found._repr_html_() and "ffa-lora" in str(found) and found.report().exists()
     with pytest.raises(BadInput, match="methods: at least one"):

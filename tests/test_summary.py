@@ -85,8 +85,11 @@ def test_a_folder_without_metrics_is_damaged(tmp_path: Path) -> None:
         read_metrics(tmp_path)
 
 
-def test_a_run_that_stopped_early_is_complete() -> None:
-    assert complete({"rounds": 3}, 3) and not complete({"rounds": 3}, 4) and complete({"rounds": 3, "stopped_early": True}, 4)
+def test_a_run_that_is_out_of_patience_is_complete_and_one_that_was_told_to_stop_is_not() -> None:
+    assert complete({"rounds": 3}, 3, None) and not complete({"rounds": 3}, 4, None)
+    early = {"rounds": 3, "stopped_early": True}  # as earlier versions have it
+    assert complete(early, 4, 2) and not complete(early, 4, None)
+    assert complete({**early, "out_of_patience": True}, 4, 2) and not complete({**early, "out_of_patience": False}, 4, 2)
 
 
 def test_scores_in_words() -> None:

@@ -4,24 +4,22 @@ run = fedlora.run(data=frame, method="lora-a2", rank=4, rounds=10)
 run.rows, run.summary, run.predict(["a text"]), run.model(), run.save_adapter("adapter")
 """
 
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from enum import Enum
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedlora import tasks
+from fedlora.arguments import as_in_python, as_table, joining, layers_of, model_of, name_of, one_run, path_of, place_of, writing
 from fedlora.config import Config, read_recipe, resolve
-from fedlora.data.given import RUN, Data, given, write
+from fedlora.data.given import Data, given, write
+from fedlora.disk import require_place
 from fedlora.errors import BadInput
 from fedlora.listener import Listener, Passing, Quiet
 from fedlora.summary import in_words, read_metrics, read_rows
 from fedlora.summary import read as read_summary
-from fedlora.tables import merge, nested
+from fedlora.tables import merge
 from fedlora.tasks.metrics import Metric
 
 if TYPE_CHECKING:
@@ -32,16 +30,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 OnRound = Callable[[Row], object]
-GIVEN = ".given"  # in a comparison's folder, what its processes cannot be given otherwise
-FLAGS = {  # arguments -> the keys that they set
-    "task": "task.name",
-    "rank": "clients.rank",
-    "clients": "clients.count",
-    "alpha": "data.alpha",
-    "rounds": "train.rounds",
-    "epochs": "train.epochs",
-    "seed": "seed",
-}
 
 
 @dataclass(frozen=True)
@@ -77,13 +65,14 @@ class Run:
         return read_metrics(self.folder)
 
     @property
-    def summary(self) -> dict[str, Any] | None:
-        """The scores of the result and the totals; None while the run is not finished."""
+    def summary(self) -> Any:
+        """The scores of the result and the totals, as a dictionary; None while the run is not finished."""
         return read_summary(self.folder)
 
+    @as_in_python()
     def predict(
         self,
-        inputs: Sequence[Any],
+        inputs: Any,
         client: int | str | None = None,
         domain: str | None = None,
         base: bool = False,
@@ -93,7 +82,8 @@ class Run:
         of a language model {"answer": ..., "tokens": ...}.
 
         Args:
-            inputs: texts, or paths of images; of a language model also lists of messages.
+            inputs: a list of texts, or of images: paths, the bytes of files, PIL's, or arrays; of a language model also lists of
+                messages; or a table of any kind with the column of them that the run's data had. One alone is a list of one.
             client: where clients have models of their own: whose, by number or name.
             domain: in a run of several data sets, the one that the inputs are of.
             base: of a language model: what it says as it was pre-trained, without what was learned.
@@ -102,9 +92,13 @@ class Run:
         Raises:
             BadInput: there is no such model, or an input is none.
         """
-        model = self.predictor(client, domain, base, max_new_tokens)
-        return model.answers(list(model.task.inputs(list(inputs))))
+        from fedlora.runs.inputs import listed
 
+        model = self.predictor(client, domain, base, max_new_tokens)
+        found = list(model.task.inputs(listed(inputs, model)))
+        return model.answers(found) if found else []
+
+    @as_in_python()
     def predictor(
         self, client: int | str | None = None, domain: str | None = None, base: bool = False, max_new_tokens: int | None = None
     ) -> "Predictor":
@@ -118,6 +112,7 @@ class Run:
         model = load(choice, given=self._given, max_new_tokens=max_new_tokens)
         return model.base if base else model
 
+    @as_in_python()
     def model(self, client: int | str | None = None) -> Any:
         """The model as PyTorch has it, for inference: a `peft.PeftModel`, or a whole one where no adapter can hold the result.
         Where clients have trainers of their own, it is the model of the first one's, or of the client's, which then is this.
@@ -130,6 +125,7 @@ class Run:
             return show(self.folder, self._clients, client).hf.adapter.model.eval()
         return model_of(self.folder, client, self._given)
 
+    @as_in_python()
     def save_adapter(self, to: str | Path, client: int | str | None = None, merged: bool = False, rank: int | None = None) -> Path:
         """Write the result as a PEFT adapter with its tokenizer and a model card; returns its folder.
 
@@ -145,14 +141,14 @@ class Run:
         """
         from fedlora.runs.export import export
 
-        export(self.folder, Path(to), client, merged, self._given, self._clients, rank)
-        return Path(to)
+        place = path_of("to", to)
+        with writing("to", place):
+            export(self.folder, place, client, merged, self._given, self._clients, rank)
+        return place
 
     def report(self, html: str | Path | None = None) -> Path:
-        """Write the page about the run, report.html in its folder or `html`; returns where it is."""
-        from fedlora.comparison.run import write_report
-
-        return write_report([self.folder], None if html is None else Path(html))
+        """Write the page about the run, report.html in its folder or `html`; returns where it is. BadInput: it cannot be there."""
+        return _report(self.folder, html)
 
     def __str__(self) -> str:
         done, rows = self.summary, self.rows
@@ -166,6 +162,7 @@ class Run:
         return summary([self.folder]) if self.rows else f"<p>{self}</p>"
 
 
+@as_in_python()
 def run(
     recipe: str | Path | Mapping[str, Any] | None = None,
     *,
@@ -200,20 +197,26 @@ def run(
         settings: any other keys: {"train.lr": 1e-3}, or tables.
         out: the run's folder; without it the run lives as long as the object that is returned.
         resume: go on with the run in `out`.
-        on_round: hears each row; the run ends after a round for which it returns True, with that round's model as the result.
+        on_round: hears each row; the run ends after a round for which it returns True, with that round's model as the result, and
+            can be resumed.
         progress: whether to show what goes on.
 
     Raises:
         BadInput: something cannot be, in one line: what, where, what is possible. Nothing was written.
         RunFailed: the run stopped, and can be resumed.
     """
-    joining = _joining(data)
-    own, tables = _model(model, tokenizer), None if data is None or joining else given(data)
+    if on_round is not None and not callable(on_round):
+        raise BadInput(f"on_round: {type(on_round).__name__} is no function of a row")
+    if resume and out is None:
+        raise BadInput("resume: it needs out, the folder of the run to go on with")
+    bring = joining(data)  # clients with trainers of their own
+    own, tables = model_of(model, tokenizer), None if data is None or bring else given(data)
+    if bring:
+        settings = {**(settings or {}), "train.trainer": f"given:{type(bring[0].hf.trainer).__name__}"}
+    folder, place = place_of(out)
+    named = own and name_of(own, folder if resume else None)
     flags = {"task": task, "rank": rank, "clients": clients, "alpha": alpha, "rounds": rounds, "epochs": epochs, "seed": seed}
-    if joining:
-        settings = {**(settings or {}), "train.trainer": f"given:{type(joining[0].hf.trainer).__name__}"}
-    layers = [*_layers(flags, model, own, tables, settings), *([] if method is None else [{"method": as_table(method)}])]
-    folder, place = _folder(out)
+    layers = [*layers_of(flags, named or model, tables, settings), *([] if method is None else [{"method": as_table(method)}])]
     config = configure(recipe, layers, folder if resume else None)
     notes: list[str] = []
     with _shown(progress) as shown:
@@ -224,9 +227,9 @@ def run(
             _Told(shown, notes, on_round),
             tables if isinstance(tables, Data) else None,
             own,
-            clients=joining,
+            clients=bring,
         )
-    return Run(folder, tuple(notes), own, place, joining)
+    return Run(folder, tuple(notes), own, place, bring)
 
 
 def client(trainer: Any, name: str | None = None) -> "TrainerClient":
@@ -245,17 +248,20 @@ def client(trainer: Any, name: str | None = None) -> "TrainerClient":
     return as_client(trainer, name or "")
 
 
+@as_in_python()
 def load(folder: str | Path, model: Any = None, tokenizer: Any = None) -> Run:
     """A run in its folder. BadInput when it is none.
 
     Args:
         model, tokenizer: those that the run was given itself, if it was.
     """
-    own = _model(model, tokenizer)
-    found = Run(Path(folder), (), own)
+    own = model_of(model, tokenizer)
+    found = Run(path_of("folder", folder), (), own)
     source = found.config.model.source
-    if own is not None and own.source != source:
-        raise BadInput(f"model: the run in {folder} was made with {source}, and this is {own.source}")
+    named = str(model) if own is None else name_of(own, found.folder)
+    if model is not None and named != source:
+        hint = "; a model that was given itself is given so here, too" if own is None else ""
+        raise BadInput(f"model: the run in {folder} was made with {source}, and this is {named}{hint}")
     return found
 
 
@@ -266,10 +272,12 @@ class Comparison:
     Attributes:
         folder: of the comparison.
         failed: how many of its runs failed.
+        notes: what was said while it was prepared and played.
     """
 
     folder: Path
     failed: int
+    notes: tuple[str, ...] = ()
     _place: Any = field(default=None, repr=False, compare=False)
 
     @property
@@ -281,10 +289,8 @@ class Comparison:
         return rows
 
     def report(self, html: str | Path | None = None) -> Path:
-        """Write the page about the comparison; returns where it is."""
-        from fedlora.comparison.run import write_report
-
-        return write_report([self.folder], None if html is None else Path(html))
+        """Write the page about the comparison; returns where it is. BadInput: it cannot be there."""
+        return _report(self.folder, html)
 
     def __str__(self) -> str:
         return (self.folder / "results.md").read_text()
@@ -295,18 +301,19 @@ class Comparison:
         return summary([self.folder / "cells" / row["hash"] for row in self.rows if row["status"] == "done"])
 
 
+@as_in_python()
 def compare_methods(
     methods: Sequence[Any],
     *,
     data: Any = None,
     model: Any = None,
     tokenizer: Any = None,
-    task: str | None = None,
-    rank: int | Sequence[int] | str | None = None,
-    clients: int | None = None,
+    task: str | Sequence[str] | None = None,
+    rank: int | str | Sequence[int | str | Sequence[int]] | None = None,
+    clients: int | Sequence[int] | None = None,
     alpha: float | Sequence[float] | None = None,
-    rounds: int | None = None,
-    epochs: int | None = None,
+    rounds: int | Sequence[int] | None = None,
+    epochs: int | Sequence[int] | None = None,
     seed: int | Sequence[int] | None = None,
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
@@ -318,25 +325,36 @@ def compare_methods(
 
     Args:
         methods: names, methods themselves, or tables of a name and fields.
-        rank, alpha, seed and other keys of `settings`: a list runs each of its values (a list of ranks by client is a list in it).
+        task, rank, clients, alpha, rounds, epochs, seed and the keys of `settings`: a list runs each of its values (a list of ranks
+            by client is a list in it).
         out: the folder; continued where it is there.
         jobs: how many run at a time.
         title: of the report.
 
     The others are those of `run`. Raises BadInput.
     """
+    from fedlora.comparison.at_hand import keep
+    from fedlora.comparison.folder import claim
     from fedlora.comparison.recipe import Header, Recipe
     from fedlora.comparison.run import play_recipe
 
+    if isinstance(methods, str) or not isinstance(methods, Sequence):
+        raise BadInput("methods: a list is needed, as in ['fedit', 'ffa-lora']")
     if not methods:
         raise BadInput("methods: at least one is needed")
-    own, tables = _model(model, tokenizer), given(data) if data is not None else None
+    if jobs is not None and (not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1):
+        raise BadInput(f"jobs = {jobs!r}: a number of runs at a time, at least 1")
+    own, tables = model_of(model, tokenizer), given(data) if data is not None else None
     flags = {"task": task, "rank": rank, "clients": clients, "alpha": alpha, "rounds": rounds, "epochs": epochs, "seed": seed}
-    folder, place = _folder(out)
-    layers = [*_layers(flags, model, own, tables, settings), {"method": [as_table(each) for each in methods]}]
-    whole = merge(*layers, *_at_hand(folder, own, tables, merge(*layers)))
-    recipe = Recipe(Header(title=title or "A comparison of methods", name="methods"), whole)
-    return Comparison(folder, play_recipe(recipe, folder, jobs, not progress), place)
+    folder, place = place_of(out)
+    header = Header(title=title or "A comparison of methods", name="methods")
+    layers = [*layers_of(flags, own.source if own else model, tables, settings), {"method": [as_table(each) for each in methods]}]
+    claim(Recipe(header, {}), folder)  # before anything is written there
+    with writing("out", folder):
+        whole = merge(*layers, *keep(folder, own, tables, merge(*layers)))
+    notes: list[str] = []
+    failed, _ = play_recipe(Recipe(header, whole), folder, jobs, not progress, None if progress else notes.append)
+    return Comparison(folder, failed, tuple(notes), place)
 
 
 def configure(
@@ -350,7 +368,7 @@ def configure(
     found: list[Mapping[str, Any]] = []
     if recipe is not None:
         tables = recipe if isinstance(recipe, Mapping) else read_recipe(str(recipe))
-        found.append(_one_run("recipe" if isinstance(recipe, Mapping) else str(recipe), tables))
+        found.append(one_run("recipe" if isinstance(recipe, Mapping) else str(recipe), tables))
     if resumed is not None:
         if recipe is None and not resumed.exists():
             raise BadInput(
@@ -383,131 +401,21 @@ def play(
 
     def keep(folder: Path) -> None:
         if data is not None:
-            write(data, folder / data.name, _label(config.data.label))
+            label = config.data.label
+            used = tasks.columns(config.task.name, config.data.model_dump(mode="json"))
+            write(data, folder / data.name, label if isinstance(label, str) else label[0], used)
 
     return execute(config, out, resume, listener, profile, keep=keep, given=own, clients=clients)
 
 
-def as_table(method: Any) -> dict[str, Any]:
-    """The table `[method]` of a method: a name, the table, or the method itself. BadInput when it is nothing of all this."""
-    if isinstance(method, str | Mapping):
-        return {"name": method} if isinstance(method, str) else dict(method)
-    kind = method if isinstance(method, type) else type(method)
-    if not (is_dataclass(kind) and hasattr(kind, "FACTS")):
-        raise BadInput(f"method: {kind.__name__} is no method; possible: a name, or a dataclass as fedlora.types.Method says")
-    if "<locals>" in kind.__qualname__:
-        raise BadInput(f"method: {kind.__name__} is defined inside a function, where a run that is resumed cannot find it")
-    package, _, module = kind.__module__.rpartition(".")
-    name = module.replace("_", "-") if package == "fedlora.methods" else f"{kind.__module__}:{kind.__qualname__}"
-    values = {} if isinstance(method, type) else {each.name: _plain(getattr(method, each.name)) for each in fields(method)}
-    return {"name": name, **{key: value for key, value in values.items() if value is not None}}
+def _report(folder: Path, html: str | Path | None) -> Path:
+    from fedlora.comparison.run import write_report
 
-
-def _plain(value: Any) -> Any:
-    """A value as TOML has it."""
-    if isinstance(value, Enum):
-        return value.value
-    return [_plain(each) for each in value] if isinstance(value, tuple | list) else value
-
-
-def _layers(
-    flags: Mapping[str, Any],
-    model: Any,
-    own: "Given | None",
-    data: str | list[str] | Data | None,
-    settings: Mapping[str, Any] | None,
-) -> list[dict[str, Any]]:
-    """The tables that arguments set, `settings` over them."""
-    keys: dict[str, Any] = {FLAGS[name]: value for name, value in flags.items()}
-    keys["model.source"] = own.source if own is not None else None if model is None else str(model)
-    if isinstance(data, Data):
-        keys["data.source"] = f"{RUN}{data.name}"
-        keys |= {"data.column": data.column, "data.partition": "column"} if data.column is not None else {}
-    else:
-        keys["data.source"] = data
-    return [nested(key, _plain(value)) for key, value in (*keys.items(), *(settings or {}).items()) if value is not None]
-
-
-def _at_hand(
-    folder: Path, own: "Given | None", data: str | list[str] | Data | None, tables: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """What a comparison's processes are told of what is at hand here: files in its folder, which are written where they lack."""
-    found = []
-    if isinstance(data, Data):
-        place = folder.absolute() / GIVEN / data.name
-        if not place.exists():
-            write(data, place, _label(tables.get("data", {}).get("label", "label")))
-        found.append(nested("data.source", str(place)))
-    if own is not None:
-        from fedlora.models.quiet import quiet
-
-        place = folder.absolute() / GIVEN / own.source.replace(":", "-")
-        if not place.exists():
-            with quiet():
-                own.model.save_pretrained(place)
-                own.processor.save_pretrained(place)
-        found.append(nested("model.source", str(place)))
-    return found
-
-
-def _joining(data: Any) -> "tuple[TrainerClient, ...]":
-    """The clients with trainers of their own, where `data` is a list of such."""
-    if not isinstance(data, list | tuple) or not any(hasattr(each, "hf") for each in data):
-        return ()
-    from fedlora.runs.trainers import TrainerClient
-
-    other = next((each for each in data if not isinstance(each, TrainerClient)), None)
-    if other is not None:
-        raise BadInput(f"data: {type(other).__name__} beside clients; either each is fedlora.client(trainer), or none")
-    return tuple(replace(each, name=each.name or f"client-{i}") for i, each in enumerate(data))
-
-
-def _label(columns: str | list[str]) -> str:
-    return columns if isinstance(columns, str) else columns[0]
-
-
-class _Temporary:
-    """A folder that is gone when nothing holds this any more."""
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="fedlora-"))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-
-def _folder(out: str | Path | None) -> tuple[Path, _Temporary | None]:
-    """Where to write, and what keeps it: a temporary folder where none is named."""
-    if out is not None:
-        return Path(out), None
-    place = _Temporary()
-    return place.path / "run", place
-
-
-def _one_run(name: str, tables: Mapping[str, Any]) -> Mapping[str, Any]:
-    from fedlora.comparison.recipe import is_comparison
-
-    if is_comparison(tables):
-        raise BadInput(f"{name} is a recipe for several runs; start it with: fedlora compare {name}")
-    return tables
-
-
-def _model(model: Any, processor: Any) -> "Given | None":
-    """A model that is given itself; None where it is named, or not said."""
-    if model is None or isinstance(model, str | Path):
-        if processor is not None:
-            raise BadInput("tokenizer: it goes with a model that is given itself; a named model has its own")
-        return None
-    from transformers import PreTrainedModel
-
-    from fedlora.models.load import Given, processor_of
-
-    kind = type(model).__name__
-    if hasattr(model, "peft_config"):
-        raise BadInput(f"model: {kind} holds an adapter already; merge it first (merge_and_unload), or give its base")
-    if not isinstance(model, PreTrainedModel):
-        raise BadInput(f"model: {kind} is no model of transformers; possible: a PreTrainedModel, or a model's name or folder")
-    if getattr(model, "is_quantized", False):
-        raise BadInput(f"model: {kind} is quantised, and its weights cannot be read back; give it as it was before")
-    return Given(model, processor if processor is not None else processor_of(model))
+    place = None if html is None else path_of("html", html)
+    if place is not None:
+        require_place("html", place, (".html", ".htm"))
+    with writing("html", place or folder):
+        return write_report([folder], place)
 
 
 @contextmanager
@@ -534,5 +442,5 @@ class _Told(Passing):
         super().note(text)
 
     def round(self, row: Row) -> bool | None:
-        stop = super().round(row)
-        return stop or (self.on_round is not None and self.on_round(dict(row)) is True)
+        stop, said = super().round(row), self.on_round and self.on_round(dict(row))
+        return stop or said is True or (hasattr(said, "item") and said.item() is True)  # numpy and torch have their own True

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from fedlora import __version__
+from fedlora.disk import require_place
 from fedlora.errors import BadInput, NoModel, RunFailed, unknown
 from fedlora.signals import exit_status, terminable
 
@@ -112,7 +112,7 @@ def run(
         "seed": seed,
     }
     if out is not None:
-        _check_place("--out", out)
+        require_place("--out", out)
     if resume and out is None:
         raise BadInput("--resume needs --out, the folder of the run to go on with")
     layers = [
@@ -169,7 +169,7 @@ def compare(
     if recipe is None:
         raise BadInput("no recipe: name a TOML file or a packaged recipe; `fedlora compare --list` shows these")
     if out is not None:
-        _check_place("--out", out)
+        require_place("--out", out)
     scales = {each.value: each for each in Scale}
     if scale is not None and scale not in scales:
         raise unknown("--scale", scale, scales)
@@ -197,7 +197,7 @@ def report(
     Example: `fedlora report runs/first runs/second --html both.html`
     """
     if html is not None:
-        _check_place("--html", html, (".html", ".htm"))
+        require_place("--html", html, (".html", ".htm"))
     from fedlora.comparison.run import write_report
 
     print(f"report: {write_report(runs, html)}")
@@ -235,7 +235,7 @@ def data(
 
     Example: `fedlora data banking77 --clients 30 --alpha 0.01`
     """
-    _check_place("--picture", picture, (".png",))
+    require_place("--picture", picture, (".png",))
     from fedlora.config import Strata, resolve
     from fedlora.tables import setting, settings
     from fedlora.tasks import defaults
@@ -304,7 +304,7 @@ def export(
 
     Example: `fedlora export runs/first --to adapter`
     """
-    _check_place("--to", to)
+    require_place("--to", to)
     if public and push is None:
         raise BadInput("--public is for --push, which is missing")
     from fedlora.runs import hub
@@ -516,24 +516,6 @@ def _free_folder(name: str, config: Any) -> Path:
 def _fail(message: str, status: int) -> NoReturn:
     print(message if status > 128 else f"error: {message}", file=sys.stderr)
     raise SystemExit(status)
-
-
-def _check_place(option: str, path: Path, suffixes: tuple[str, ...] = ()) -> None:
-    """BadInput where nothing can be written at `path`: a file with one of these suffixes, or a folder where there are none. Asked
-    before the work begins."""
-    try:
-        path.exists()  # a name that is too long raises here
-        if suffixes and path.is_dir():
-            raise BadInput(f"{option} {path} is a folder; name a file ({suffixes[0]})")
-        if suffixes and path.suffix.lower() not in suffixes:
-            raise BadInput(f"{option} {path}: its name must end in {suffixes[0]}")
-        there = next(place for place in path.absolute().parents if place.exists())
-    except OSError as error:
-        raise BadInput(f"{option} {path}: {error.strerror}") from error
-    if not there.is_dir():
-        raise BadInput(f"{option} {path}: {there} is a file, not a folder")
-    if not os.access(there, os.W_OK):
-        raise BadInput(f"{option} {path}: {there} cannot be written to")
 
 
 UsageError: Any = typer.BadParameter.__base__  # of click, which newer versions of typer carry inside

@@ -67,7 +67,7 @@ def founding(folder: Path) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
     """A folder that whoever needs it first makes, whole or not at all, while the others wait for it. OSError: it cannot be made.
 
     Args:
@@ -91,6 +91,28 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
                 finally:
                     rmtree(part, ignore_errors=True)
     return folder
+
+
+def require_place(name: str, path: Path, suffixes: tuple[str, ...] = ()) -> None:
+    """BadInput where nothing can be written at `path`: a file with one of these suffixes, or a folder where there are none. Asked
+    before the work begins.
+
+    Args:
+        name: of the argument that says so.
+    """
+    try:
+        path.exists()  # a name that is too long raises here
+        if suffixes and path.is_dir():
+            raise BadInput(f"{name} {path} is a folder; name a file ({suffixes[0]})")
+        if suffixes and path.suffix.lower() not in suffixes:
+            raise BadInput(f"{name} {path}: its name must end in {suffixes[0]}")
+        there = next(place for place in path.absolute().parents if place.exists())
+    except OSError as error:
+        raise BadInput(f"{name} {path}: {error.strerror}") from error
+    if not there.is_dir():
+        raise BadInput(f"{name} {path}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK):
+        raise BadInput(f"{name} {path}: {there} cannot be written to")
 
 
 def write_whole(path: Path, data: bytes) -> str:

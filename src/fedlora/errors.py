@@ -1,5 +1,6 @@
 """What ends a run, said in one line: bad input, which a person can mend, and a failure on the way."""
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -24,9 +25,21 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> BadInput:
     return BadInput(f"unknown {kind} '{name}'; {hint}")
 
 
+def in_python(text: str) -> str:
+    """A message whose options of the command line are the arguments of functions; whole commands stay as they are."""
+    if "fedlora run" in text or "fedlora compare" in text:
+        return text
+    return re.sub(r"--(out|to|client|domain|html|jobs)\b", r"\1", text.replace("--resume", "resume=True"))
+
+
 def first_line(error: object) -> str:
     """The first line of what another library said, for a message of ours."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+def brief(x: object, limit: int = 60) -> str:
+    """A value in a message: no more than the beginning of a line."""
+    return " ".join(repr(x).split())[:limit]
 
 
 def some(names: Sequence[str], shown: int = 1) -> str:

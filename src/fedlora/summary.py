@@ -128,9 +128,10 @@ def speechless(scores: Row) -> bool:
     return bool(undecided) and (not scores["score"] if scored is None else undecided >= scored)
 
 
-def complete(summary: Mapping[str, Any], rounds: int) -> bool:
-    """Whether there is nothing left to play of so many rounds."""
-    return bool(summary["rounds"] >= rounds or summary.get("stopped_early"))
+def complete(summary: Mapping[str, Any], rounds: int, patience: int | None) -> bool:
+    """Whether there is nothing left to play of so many rounds. A run that ended for lack of patience is over however many there
+    are; one that was told to stop can go on. Earlier versions did not say which it was; without patience it was told."""
+    return bool(summary["rounds"] >= rounds or summary.get("out_of_patience", summary.get("stopped_early") and patience))
 
 
 def in_words(summary: Mapping[str, Any], metrics: Sequence[Metric]) -> str:

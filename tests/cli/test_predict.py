@@ -106,7 +106,7 @@ def test_formats_and_inputs_say_the_same(place: Path, fedlora, tmp_path: Path) -
 BAD = {
     "not UTF-8": ([], b"w1\ncaf\xe9\n", "standard input: line 2 is not UTF-8"),
     "nothing": ([], b"", "no text"),
-    "an argument that is not UTF-8": (["caf\udce9"], b"", "text 1 of the command line is not UTF-8"),
+    "an argument that is not UTF-8": (["caf\udce9"], b"", "text 1 is not UTF-8"),
     "both": (["w1", "--input", "new.txt"], b"", "give one of them"),
     "no such file": (["--input", "nowhere.txt"], b"", "nowhere.txt: No such file"),
     "a folder": (["--input", "."], b"", ". is a folder"),

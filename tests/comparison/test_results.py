@@ -98,7 +98,7 @@ def test_personal_models_lost_clients_and_the_commonest_class(tmp_path: Path):
 
 
 def test_what_validation_chose_and_stopped_early(tmp_path: Path):
-    recipe = Recipe(Header(name="early"), {"method": [{"name": "fedit"}]})
+    recipe = Recipe(Header(name="early"), {"method": [{"name": "fedit"}], "train": {"patience": 3}})
     grid, folder = expand(recipe), Folder(tmp_path)
     final = {"accuracy": 0.5, "macro_f1": 0.25, "loss": 1.0, "validation_accuracy": 0.75}
     finish(folder, grid.cells[0], 0.0, rounds=7, final=final, written={"round": 4, "by": "validation"}, stopped_early=True)

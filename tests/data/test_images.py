@@ -46,10 +46,10 @@ def test_a_folder_of_folders_is_read_part_by_part(tmp_path: Path) -> None:
         (data.schema.label_names[y], array(x).tobytes()) for x, y in zip(data.train.inputs, data.train.targets, strict=True)
     )
     assert found == sorted((label, x.tobytes()) for x, label in zip(wanted, labels, strict=True))
-    assert any("1 of 31 files are no images in a folder of a class: notes.txt" in note for note in data.notes)
+    assert any("1 of 31 files are no images in a folder of a class: dark/notes.txt" in note for note in data.notes)
 
 
-@pytest.mark.parametrize("form", ["struct", "binary", "path"])
+@pytest.mark.parametrize("form", ["struct", "binary", "path", "text"])
 def test_a_table_with_a_column_of_images(form: str, tmp_path: Path) -> None:
     """As the Hub's sets have it, integer labels beside them; the column's name is data.image."""
     xs, labels = pictures.examples(9, 3, size=6, channels=3)
@@ -60,12 +60,51 @@ def test_a_table_with_a_column_of_images(form: str, tmp_path: Path) -> None:
         "struct": [{"bytes": raw, "path": None} for raw in files],
         "binary": files,
         "path": [{"bytes": None, "path": str(tmp_path / f"{i}.png")} for i in range(9)],
+        "text": [str(tmp_path / f"{i}.png") for i in range(9)],
     }
     table = pa.table({"img": values[form], "label": [pictures.CLASSES.index(x) for x in labels]})
     parquet.write_table(table, tmp_path / "train.parquet")
     data = read(tmp_path, image="img")
     assert data.schema.shape == (3, 6, 6) and len(data.train) + len(data.test) == 9 and data.schema.label_names == ("0", "1", "2")
     assert {array(x).tobytes() for x in (*data.train.inputs, *data.test.inputs)} == {x.tobytes() for x in xs}
+
+
+def test_what_of_a_folder_is_left_out_is_said(tmp_path: Path) -> None:
+    pictures.save_folder(tmp_path / "shades")
+    (tmp_path / "shades" / "train" / "none").mkdir()
+    (tmp_path / "shades" / "train" / "dark" / "deeper").mkdir()
+    (tmp_path / "shades" / "train" / "dark" / "deeper" / "0.png").write_bytes(pictures.png(np.zeros((8, 8), dtype=np.uint8)))
+    (tmp_path / "shades" / "train" / "top.png").write_bytes(b"")
+    data = read(tmp_path / "shades")
+    assert len(data.train) == 30 and data.schema.label_names == ("dark", "left", "light")
+    told = " ".join(data.notes)
+    assert "2 of 32 files are no images in a folder of a class: dark/deeper/0.png, top.png" in told
+    assert "1 of 4 folders hold no image, and are no class: none" in told
+
+
+def test_an_image_is_a_path_bytes_an_object_or_an_array(tmp_path: Path) -> None:
+    """Of each kind what is opened has the same pixels."""
+    (x,), _ = pictures.examples(1, 3, size=6, channels=3)
+    file = tmp_path / "x.png"
+    file.write_bytes(pictures.png(x))
+    image = Image.open(file)
+    given = [file, str(file), file.read_bytes(), bytearray(file.read_bytes()), image, x, {"bytes": None, "path": str(file)}]
+    for one in map(images.opened, images.arguments(given)):
+        np.testing.assert_array_equal(np.asarray(one), x)
+    for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"):
+        (raw,) = images.arguments([image.convert(mode)])
+        np.testing.assert_array_equal(*(np.asarray(one.convert("RGB")) for one in (images.opened(raw), image.convert(mode))))
+    turned = Image.fromarray(x[:, :4])
+    turned.getexif()[0x0112] = 6  # lies on its side
+    (raw,) = images.arguments([turned])
+    assert images.opened(raw).size == (6, 4)
+    for bad, says in (
+        (5, "image 1 is none, but int; possible"),
+        (x.astype(float), "but ndarray"),
+        (tmp_path / "gone", "no such file"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            list(images.arguments([bad]))
 
 
 def test_digits_are_those_of_scikit_learn_split_by_seed() -> None:
@@ -96,8 +135,11 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
     parquet.write_table(table, tmp_path / "t.parquet")
     with pytest.raises(BadInput, match=r"t\.parquet: column 'image', row 2: cannot be read as an image"):
         read(tmp_path / "t.parquet")
-    parquet.write_table(pa.table({"image": ["a", "b"], "label": ["a", "b"]}), tmp_path / "t.parquet")
-    with pytest.raises(BadInput, match="column 'image' holds string, not images"):
+    parquet.write_table(pa.table({"image": [1, 2], "label": ["a", "b"]}), tmp_path / "t.parquet")
+    with pytest.raises(BadInput, match="column 'image' holds int64, not images; possible: the bytes of image files, their paths"):
+        read(tmp_path / "t.parquet")
+    parquet.write_table(pa.table({"image": ["nowhere.png"], "label": ["a"]}), tmp_path / "t.parquet")
+    with pytest.raises(BadInput, match=r"column 'image', row 1: nowhere\.png: no such file"):
         read(tmp_path / "t.parquet")
     with pytest.raises(BadInput, match=r"no column 'img'; it has 'image', 'label'; data\.image names the column"):
         images.of_column(images.digits(DataConfig(source="digits").sources[0]).train, "img")

@@ -1,6 +1,7 @@
 """Loading: every source gives the same data, and every fault is one line that says what, where and what is possible."""
 
 import json
+import math
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -322,10 +323,16 @@ NAMED = {"text": SimpleNamespace(dtype="string"), "label": SimpleNamespace(names
 
 
 @pytest.mark.parametrize(
-    ("source", "asked"), [("banking77", "PolyAI/banking77"), ("20newsgroups", "SetFit/20_newsgroups"), ("org/name", "org/name")]
+    ("source", "asked"),
+    [
+        ("banking77", ("PolyAI/banking77",)),
+        ("20newsgroups", ("SetFit/20_newsgroups",)),
+        ("gsm8k", ("openai/gsm8k", "main")),
+        ("org/name", ("org/name",)),
+    ],
 )
-def test_from_the_hub(monkeypatch: pytest.MonkeyPatch, source: str, asked: str) -> None:
-    def load_dataset(name: str) -> Any:
+def test_from_the_hub(monkeypatch: pytest.MonkeyPatch, source: str, asked: tuple[str, ...]) -> None:
+    def load_dataset(*name: str) -> Any:
         assert name == asked
         return {"train": FakeSplit(NAMED, text=["a", "b"], label=[1, 0]), "test": FakeSplit(NAMED, text=["c"], label=[1])}
 
@@ -376,7 +383,7 @@ def test_an_unknown_source() -> None:
     message = fault("bankin77")
     assert "unknown data set 'bankin77'; did you mean banking77?" in message
     assert "a file, a folder or a Hugging Face id (org/name) is possible too" in message
-    assert "possible: 20newsgroups, arithmetic, banking77;" in fault("zzzz")
+    assert "possible: 20newsgroups, arithmetic, banking77, gsm8k;" in fault("zzzz")
 
 
 @pytest.mark.parametrize("source", ["./mine", "/no/such/folder", "data/mine.csv", "mine.parquet", "../mine"])
@@ -484,6 +491,13 @@ def test_fractional_labels(tmp_path: Path, suffix: str) -> None:
     assert fault(file) == f"{file}: column 'label' holds fractional numbers; labels are integers or text"
 
 
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_whole_numbers_one_of_which_is_missing(tmp_path: Path, missing: float | None) -> None:
+    """As pandas has them: of integers it makes fractions where one is missing."""
+    parquet.write_table(pa.table({"text": ["a", "b", "c"], "label": [0.0, missing, 1.0]}), tmp_path / "t.parquet")
+    assert fault(tmp_path / "t.parquet") == f"{tmp_path / 't.parquet'}: column 'label' has no value in row 2"
+
+
 def test_columns_of_another_type(tmp_path: Path) -> None:
     file = write(tmp_path / "a.parquet", text=[1, 2], label=[0, 1], many=[[0], [1]])
     assert fault(file) == f"{file}: column 'text' holds int64, not text"
@@ -510,7 +524,7 @@ def test_a_label_that_has_no_name(tmp_path: Path) -> None:
 def test_label_names_that_are_no_list_of_names(tmp_path: Path, content: str) -> None:
     write(tmp_path / "train.csv", text=["a", "b"], label=[0, 1])
     (tmp_path / "labels.json").write_text(content)
-    assert f"{tmp_path / 'labels.json'}: expected a list of distinct label names" in fault(tmp_path)
+    assert f"{tmp_path / 'labels.json'}: expected a list of distinct names" in fault(tmp_path)
 
 
 def test_label_names_that_are_no_json(tmp_path: Path) -> None:

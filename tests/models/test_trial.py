@@ -46,7 +46,7 @@ def tried(model: Any, limit: int = 100, wanted: Any = "all-linear") -> Findings:
         ("roberta", Form(Shared.PACKED, Packing(Reads.FIRST, Positions.AFTER_PADDING))),  # positions count from the padding id on
         ("gpt2", Form(Shared.PACKED, Packing(Reads.LAST, Positions.FROM_ZERO))),
         ("mistral", Form(Shared.PACKED, Packing(Reads.LAST, Positions.FROM_ZERO))),
-        ("gemma2", Form(Shared.PADDED)),  # caps its attention scores
+        ("gemma2", Form(Shared.PACKED, Packing(Reads.LAST, Positions.FROM_ZERO))),  # caps its attention scores
         ("deberta/absolute", Form(Shared.PADDED)),
         ("deberta-v2/shared", Form(Shared.PADDED, apart=True)),  # its query and key layers see a table of positions, too
         ("albert", Form(Shared.PADDED, split=False)),  # pools in its own way

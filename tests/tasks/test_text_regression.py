@@ -117,6 +117,7 @@ def write(file: Path, rows: list[tuple[str, object]], names: tuple[str, str] = (
         ("nan", "line 4: 'nan' is no finite number"),
         ("inf", "line 4: 'inf' is no finite number"),
         ("1e999", "line 4: '1e999' is no finite number"),
+        ("1e200", "line 4: '1e200' is beyond 1e+140, and its square is no number; take another unit"),
         ("1_000", "line 4: '1_000' is no finite number"),
         ("3,5", "line 4: '3,5' is no finite number"),
         ("", "has no value in line 4"),

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Event
@@ -21,8 +22,10 @@ from fedlora.config import Config, resolve
 from fedlora.errors import BadInput
 from fedlora.runs import packages, play
 from fedlora.summary import read_rows
+from fedlora.tasks.metrics import CLASSIFICATION
 from fedlora.track import thread
 from fedlora.track.base import Kept, Point, Run
+from fedlora.track.tensorboard import TensorBoard
 
 TIMES = {"wall_s", "train_s", "evaluate_s", "aggregate_s", "wire_s", "other_s"}
 
@@ -236,6 +239,16 @@ def test_one_that_fails_is_said_once(
     assert [note for note in silent.notes if "bad" in note or "good" in note] == [says]
     assert good.last.heard[1:] == WHOLE
     assert result(tmp_path / "run") == result(alone)
+
+
+def test_tensorboard_fails_where_it_is_called(make: Callable[..., Config], tmp_path: Path) -> None:
+    """And not in a thread of its own, which would print what happened."""
+    tracker, before = TensorBoard(), set(threading.enumerate())
+    tracker.start(Run(tmp_path, make(), (), (), CLASSIFICATION), 1, {})
+    assert set(threading.enumerate()) == before
+    tracker.file.close()
+    with pytest.raises(ValueError, match="closed file"):
+        tracker.round(Point(1, {"score/accuracy": 0.5}, {}))
 
 
 def hanging(at: str, until: Event, reached: Event) -> type[Told]:

@@ -36,7 +36,8 @@ class Folder:
     def summary(self, cell: Cell) -> dict[str, Any] | None:
         """The summary of a cell that is complete."""
         found = read_summary(self.run(cell))
-        return found if found is not None and complete(found, cell.config.train.rounds) else None
+        train = cell.config.train
+        return found if found is not None and complete(found, train.rounds, train.patience) else None
 
     def metrics(self, cell: Cell) -> tuple[Metric, ...] | None:
         """What a cell is scored by, the first being what it is compared by; None where its run has not begun."""

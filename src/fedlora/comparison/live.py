@@ -1,7 +1,7 @@
 """What a person sees while a comparison goes on: a live table on a terminal, a line for each finished cell elsewhere."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from types import TracebackType
@@ -57,12 +57,13 @@ class CellProgress:
 
 
 class LiveTable:
-    """Follows a comparison, each cell by a listener of its own. Notes go to standard error, each once."""
+    """Follows a comparison, each cell by a listener of its own. Notes go to `hear`, or else to standard error, each once."""
 
-    def __init__(self, grid: Grid, folder: Folder, jobs: int, quiet: bool) -> None:
+    def __init__(self, grid: Grid, folder: Folder, jobs: int, quiet: bool, hear: Callable[[str], None] | None = None) -> None:
         self.grid, self.folder, self.jobs, self.quiet = grid, folder, jobs, quiet
         self.console = Console(highlight=False)
-        self.errors = Console(stderr=True, highlight=False)
+        errors = Console(stderr=True, highlight=False)
+        self.hear = hear or (lambda text: errors.print(f"note: {text}", markup=False, soft_wrap=True))
         usual = TaskConfig().name
         self.lines = {
             cell.hash: CellProgress(cell, metric=CLASSIFICATION[0] if cell.config.task.name == usual else None)
@@ -98,7 +99,7 @@ class LiveTable:
         """Something that a user should know."""
         if text not in self.notes:
             self.notes.add(text)
-            self.errors.print(f"note: {text}", markup=False, soft_wrap=True)
+            self.hear(text)
 
     def finished(self, cell: Cell) -> None:
         """The cell is done or has failed, as the folder says."""

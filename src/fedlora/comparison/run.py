@@ -1,6 +1,6 @@
 """A comparison from its recipe to its report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,21 @@ def compare(
     if plan.splits is not None:
         _splits(plan, plan.splits, folders.claim(plan, out or folders.default(plan)), name, quiet)
         return 0
-    return play_recipe(plan, out or folders.default(plan), jobs, quiet)
+    folder = out or folders.default(plan)
+    failed, runs = play_recipe(plan, folder, jobs, quiet)
+    report = "no report" if failed == runs else f"report in {folder / 'report.html'}"
+    print(f"{runs - failed} of {runs} runs done, {failed} failed; {report}, table in {folder / 'results.md'}")
+    return failed
 
 
-def play_recipe(plan: Recipe, out: Path, jobs: int | None = None, quiet: bool = False) -> int:
-    """Run, or go on with, what a recipe without [splits] says; see `compare`."""
+def play_recipe(
+    plan: Recipe, out: Path, jobs: int | None = None, quiet: bool = False, note: Callable[[str], None] | None = None
+) -> tuple[int, int]:
+    """Run, or go on with, what a recipe without [splits] says; see `compare`. Returns how many cells failed, and of how many.
+
+    Args:
+        note: hears what a user should know, each line once; without it standard error does.
+    """
     from fedlora.comparison.live import LiveTable
 
     folder = folders.claim(plan, out)
@@ -53,21 +63,23 @@ def play_recipe(plan: Recipe, out: Path, jobs: int | None = None, quiet: bool = 
 
         check(grid, left, plan.published)
     at_once = min(jobs or usual_jobs(), max(1, len(left)))
-    folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{out} cannot be made: {error.strerror or error}; use another --out") from error
     with alone(folder.path):
         folders.begin(folder, plan)
         if not quiet:
             print(_announcement(plan, len(grid.cells), len(grid.cells) - len(left)), flush=True)
-        with LiveTable(grid, folder, at_once, quiet) as live, closing(play(left, folder, live.follow, at_once)) as played:
+        with LiveTable(grid, folder, at_once, quiet, note) as live, closing(play(left, folder, live.follow, at_once)) as played:
             for cell in played:
                 live.finished(cell)
                 write_results(grid, plan, folder)
         write_results(grid, plan, folder)
     failed = sum(folder.summary(cell) is None for cell in grid.cells)
-    report = "no report" if failed == len(grid.cells) else f"report in {write_report([folder.path])}"
-    counts = f"{len(grid.cells) - failed} of {len(grid.cells)} runs done, {failed} failed"
-    print(f"{counts}; {report}, table in {folder.path / 'results.md'}")
-    return failed
+    if failed < len(grid.cells):
+        write_report([folder.path])
+    return failed, len(grid.cells)
 
 
 def usual_jobs() -> int:
@@ -87,8 +99,8 @@ def write_results(grid: Grid, plan: Recipe, folder: Folder) -> None:
 
 
 def write_report(paths: Sequence[Path], html: Path | None = None) -> Path:
-    """One HTML report of run folders and comparisons, its pictures beside it; returns where it is: `html`, or in the folder that
-    it is about, or, for several, report.html here.
+    """One HTML report of run folders and comparisons, its pictures beside it: in figures/ of report.html, in a-figures/ of a.html.
+    Returns where it is: `html`, or in the folder that it is about, or, for several, report.html here.
 
     Raises:
         BadInput: a path is neither a run nor a comparison, or there is nothing in them yet.
@@ -109,7 +121,8 @@ def write_report(paths: Sequence[Path], html: Path | None = None) -> Path:
     said = plans[paths[0]].header if len(plans) == len(paths) == 1 else recipe.Header()
     published = [row for plan in plans.values() for row in plan.published]
     shown = comparison([read(run) for run in runs], said.title or said.name, said.about, published, failed, said.scale)
-    write(of_comparison(shown), target, target.parent / "figures")
+    figures = "figures" if target.name == "report.html" else f"{target.stem}-figures"  # no other page's
+    write(of_comparison(shown), target, target.parent / figures)
     return target
 
 

@@ -12,6 +12,8 @@ from fedlora.data.dataset import Integers
 from fedlora.data.source import Part
 from fedlora.errors import BadInput, some, unknown
 
+LARGEST = 1e140  # of numbers, so that a sum of their squares is one, too
+
 Labels = tuple[int, ...] | tuple[str, ...]
 
 
@@ -74,6 +76,7 @@ def labels(part: Part, name: str, integers: bool | None = None) -> Labels:
 
     column = find(part, name, "data.label")
     if types.is_floating(column.type) or types.is_decimal(column.type):
+        _require_all(part, name, [None if x != x else x for x in _values(part, name, column)])  # pandas has no integer beside nan
         raise BadInput(f"{part.where}: column '{name}' holds fractional numbers; labels are integers or text")
     if types.is_boolean(column.type) or types.is_date(column.type):
         column = column.cast("string")
@@ -101,8 +104,13 @@ def numbers(part: Part, name: str) -> NDArray[np.float64]:
     values = _values(part, name, column)
     _require_all(part, name, values)
     found = np.array([_number(value) for value in values], dtype=np.float64)
-    for row in map(int, np.flatnonzero(~np.isfinite(found))[:1]):
-        raise BadInput(f"{part.where}: column '{name}', {part.place(row)}: {values[row]!r} is no finite number")
+    for row in map(int, np.flatnonzero(~(abs(found) < LARGEST))[:1]):
+        fault = (
+            f"beyond {LARGEST:g}, and its square is no number; take another unit"
+            if math.isfinite(found[row])
+            else "no finite number"
+        )
+        raise BadInput(f"{part.where}: column '{name}', {part.place(row)}: {values[row]!r} is {fault}")
     return found
 
 
@@ -198,7 +206,7 @@ def _values(part: Part, name: str, column: Any) -> Any:
         raise BadInput(f"{part.where}: column '{name}' is not UTF-8: {error.reason}") from error
 
 
-def _require_all(part: Part, name: str, values: Sequence[int | str | None]) -> None:
+def _require_all(part: Part, name: str, values: Sequence[Any]) -> None:
     for row, value in enumerate(values):
         if value is None or (isinstance(value, str) and not value.strip()):
             raise BadInput(f"{part.where}: column '{name}' has no value in {part.place(row)}")

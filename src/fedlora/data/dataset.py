@@ -95,6 +95,7 @@ class Dataset:
         strata_names: what `Split.strata` index; the classes where nothing else is given.
         strata_kind: what strata are called, in the plural.
         things: what its examples are called, in the plural.
+        owners: those of its examples in an order of their own; empty where it is that of their names.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Dataset:
     strata_names: tuple[str, ...] = ()
     strata_kind: str = "classes"
     things: str = "texts"
+    owners: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.strata_names:

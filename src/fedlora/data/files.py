@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from fedlora.config import SourceConfig
@@ -10,6 +12,8 @@ from fedlora.data.source import Part, Source
 from fedlora.errors import BadInput
 
 LABELS_FILE = "labels.json"
+OWNERS_FILE = "owners.json"  # of data by client, which `data.given` writes: the clients in order
+OWNER = "client"  # the column that names whose row it is there
 VALIDATION = ("validation", "valid", "val", "dev")
 
 
@@ -29,14 +33,24 @@ def read(path: Path, config: SourceConfig) -> Source:
         wanted = ", ".join(f"train{suffix}" for suffix in READERS)
         held = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
         raise BadInput(f"{path}: no training file; a data folder has one of {wanted}, but this one holds {held}")
-    test, validation = _pieces(path, "test"), _pieces(path, *VALIDATION)
-    return Source(
-        path.resolve().name,
-        read_part(train, config),
-        read_part(test, config) if test else None,
-        read_label_names(path / LABELS_FILE),
-        validation=read_part(validation, config) if validation else None,
-    )
+    pieces = train, _pieces(path, "test"), _pieces(path, *VALIDATION)
+    parts = [read_part(each, config) if each else None for each in pieces]
+    owners = read_names(path / OWNERS_FILE) if config.column == OWNER else None
+    if owners is not None:
+        parts = [part and _counted_by_owner(part) for part in parts]
+    assert parts[0] is not None
+    names = read_names(path / LABELS_FILE)
+    return Source(path.resolve().name, parts[0], parts[1], names, validation=parts[2], owners=owners or ())
+
+
+def _counted_by_owner(part: Part) -> Part:
+    """A part whose rows are counted in the tables that it was made of, each of one owner."""
+    counts: Counter[str] = Counter()
+    numbers = []
+    for owner in part.table.column(OWNER).to_pylist():
+        counts[owner] += 1
+        numbers.append(f"{counts[owner]} of {owner}")
+    return replace(part, numbers=numbers)
 
 
 def read_part(paths: list[Path], config: SourceConfig) -> Part:
@@ -54,8 +68,8 @@ def read_part(paths: list[Path], config: SourceConfig) -> Part:
     return Part(where, table, hint=parts[0].hint, notes=tuple(note for part in parts for note in part.notes))
 
 
-def read_label_names(path: Path) -> tuple[str, ...] | None:
-    """The names in a labels.json, or None where there is no such file. Raises BadInput when it is no list of distinct names."""
+def read_names(path: Path) -> tuple[str, ...] | None:
+    """The names in such a file, or None where there is none. Raises BadInput when it is no list of distinct names."""
     if not path.exists():
         return None
     try:
@@ -63,7 +77,7 @@ def read_label_names(path: Path) -> tuple[str, ...] | None:
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: not valid JSON: {one_line(error)}") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        raise BadInput(f'{path}: expected a list of distinct label names, as in ["no", "yes"]')
+        raise BadInput(f'{path}: expected a list of distinct names, as in ["no", "yes"]')
     return tuple(names)
 
 

@@ -24,11 +24,12 @@ def from_hub(name: str, label: str, configuration: str | None = None) -> Source:
         from datasets import load_dataset
     except ImportError as error:
         raise BadInput(f"{name}: the Hugging Face Hub needs the package datasets: pip install datasets") from error
+    asked = (name,) if configuration is None else (name, configuration)
     try:
         try:
-            splits = load_dataset(name, configuration)
+            splits = load_dataset(*asked)
         except RuntimeError:  # "Dataset scripts are no longer supported"
-            splits = load_dataset(name, configuration, revision=PARQUET_BRANCH)
+            splits = load_dataset(*asked, revision=PARQUET_BRANCH)
     except Exception as error:  # its errors for offline, unknown, gated and several configurations have no common base
         raise BadInput(f"{name}: cannot be loaded from the Hugging Face Hub: {one_line(error)}") from error
     if "train" not in splits:

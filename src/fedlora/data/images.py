@@ -3,7 +3,7 @@
 An image is the bytes of its file, or the path of one. Which shape a model takes, and how it wants its numbers, is `Pixels`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +21,7 @@ from fedlora.errors import BadInput, first_line, some
 DIGITS = "digits"
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 GREY = ("1", "L", "LA", "La")  # PIL's names of how the pixels of an image are stored
+KEPT_BY_TIFF = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I", "F", "I;16")
 WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # more than a byte a channel
 Given = bytes | str
 
@@ -71,15 +72,22 @@ def _folder(path: Path, *names: str) -> Path | None:
 
 def _of_folder(folder: Path, config: SourceConfig) -> Part:
     """A row for each image; the class is the name of the folder that it lies in."""
-    inside = [file for each in sorted(folder.iterdir()) if each.is_dir() for file in sorted(each.iterdir()) if file.is_file()]
-    images = [file for file in inside if file.suffix.lower() in ENDINGS]
+    folders = [each for each in sorted(folder.iterdir()) if each.is_dir()]
+    files = [file for each in folders for file in sorted(each.rglob("*")) if file.is_file()]
+    images = [file for file in files if file.parent in folders and file.suffix.lower() in ENDINGS]
     if not images:
         raise BadInput(f"{folder}: no images; each class is a folder of them, as in {folder.name}/cat/1.png ({', '.join(ENDINGS)})")
-    others = [file.name for file in (*inside, *folder.iterdir()) if file.is_file() and file not in images]
-    counts = f"{len(others):,} of {len(others) + len(images):,} files are no images in a folder of a class"
-    notes = (f"{folder}: {counts}: {some(others, 3)}",) if others else ()
+    classes = {file.parent for file in images}
+    others = [file for file in (*files, *filter(Path.is_file, sorted(folder.iterdir()))) if file not in images]
+    empty = [each.name for each in folders if each not in classes]
+    notes = []
+    if others:
+        counts = f"{len(others):,} of {len(others) + len(images):,} files are no images in a folder of a class"
+        notes.append(f"{folder}: {counts}: {some([str(file.relative_to(folder)) for file in others], 3)}")
+    if empty:
+        notes.append(f"{folder}: {len(empty):,} of {len(folders):,} folders hold no image, and are no class: {some(empty, 3)}")
     table = _table([_read(file) for file in images], [file.parent.name for file in images], config)
-    return Part(str(folder), table, [f"{file.parent.name}/{file.name}" for file in images], "file", notes=notes)
+    return Part(str(folder), table, [f"{file.parent.name}/{file.name}" for file in images], "file", notes=tuple(notes))
 
 
 def _table(images: Sequence[bytes], labels: Sequence[str] | Sequence[int], config: SourceConfig) -> Any:
@@ -99,8 +107,8 @@ def _read(file: Path) -> bytes:
 
 
 def of_column(part: Part, name: str) -> tuple[tuple[bytes, ...], list[tuple[int, int, int]]]:
-    """The images of a column, and the channels (1 or 3), height and width of each. A value is the bytes of a file, or an object
-    with them (`bytes`), as Hugging Face's Image feature has it, or with a `path` alone.
+    """The images of a column, and the channels (1 or 3), height and width of each. A value is the bytes of a file or its path, or
+    an object with either (`bytes`, `path`), as Hugging Face's Image feature has it.
 
     Raises:
         BadInput: the column is missing or holds something else, or an image cannot be read (its row is named).
@@ -108,8 +116,10 @@ def of_column(part: Part, name: str) -> tuple[tuple[bytes, ...], list[tuple[int,
     from pyarrow import types
 
     kind = columns.find(part, name, "data.image").type
-    if not (types.is_struct(kind) or types.is_binary(kind) or types.is_large_binary(kind)):
-        raise BadInput(f"{part.where}: column '{name}' holds {kind}, not images")
+    kinds = (types.is_struct, types.is_binary, types.is_large_binary, types.is_string, types.is_large_string)
+    if not any(fits(kind) for fits in kinds):
+        possible = "the bytes of image files, their paths, or both as Hugging Face has them"
+        raise BadInput(f"{part.where}: column '{name}' holds {kind}, not images; possible: {possible}")
     found: list[bytes] = []
     shapes: list[tuple[int, int, int]] = []
     for row, value in enumerate(part.table.column(name).to_pylist()):
@@ -117,7 +127,11 @@ def of_column(part: Part, name: str) -> tuple[tuple[bytes, ...], list[tuple[int,
         raw = (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
         if not raw:
             raise BadInput(f"{where}: there is no image")
-        raw = _read(Path(raw)) if isinstance(raw, str) else raw
+        if isinstance(raw, str):
+            file = Path(raw).expanduser()
+            if not file.is_file():
+                raise BadInput(f"{where}: {raw}: no such file")
+            raw = _read(file)
         image = opened(raw, where)
         found.append(raw)
         shapes.append((1 if image.mode in GREY else 3, image.height, image.width))
@@ -159,6 +173,16 @@ def written(image: Any) -> bytes:
     return out.getvalue()
 
 
+def _as_file(image: Any) -> bytes:
+    """The bytes of a file without loss of any image of PIL's."""
+    from PIL import ImageOps
+
+    upright = ImageOps.exif_transpose(image)
+    out = BytesIO()
+    (upright if upright.mode in KEPT_BY_TIFF else upright.convert("RGB")).save(out, "TIFF")
+    return out.getvalue()
+
+
 def turned(given: Given, degrees: float) -> bytes:
     """An image turned counter-clockwise: exactly by quarters of a turn; else between its own edges, with black corners."""
     from PIL import Image
@@ -196,12 +220,28 @@ class Pixels:
 # ---- images without labels ---------------------------------------------------------------------------------------------
 
 
-def arguments(given: Iterable[str]) -> Iterator[str]:
-    """The paths of a command line. BadInput names the one at which there is no file."""
-    for path in given:
-        if not Path(path).is_file():
-            raise BadInput(f"{path}: no such file")
-        yield path
+def arguments(given: Iterable[Any]) -> Iterator[Given]:
+    """The images of a command line or a list: paths, the bytes of files, PIL's images, or arrays of bytes, (height, width) or with
+    channels behind. BadInput names the one that is none."""
+    from PIL import Image
+
+    for number, x in enumerate(given, 1):
+        x = x.get("bytes") or x.get("path") if isinstance(x, Mapping) else x  # of a table, as Hugging Face has it
+        if isinstance(x, np.ndarray) and x.dtype == np.uint8 and (x.ndim == 2 or (x.ndim == 3 and x.shape[2] in (3, 4))) and x.size:
+            x = Image.fromarray(x)
+        if isinstance(x, Image.Image):
+            x = _as_file(x)
+        if isinstance(x, bytes | bytearray | memoryview):
+            yield bytes(x)
+        elif not isinstance(x, str | Path):
+            raise BadInput(
+                f"image {number} is none, but {type(x).__name__}; possible: a path, the bytes of a file, PIL's image, or an array "
+                "of uint8 (height, width) or (height, width, 3)"
+            )
+        elif not Path(x).is_file():
+            raise BadInput(f"{x}: no such file")
+        else:
+            yield str(x)
 
 
 def read(path: Path, config: SourceConfig) -> Iterator[Given]:
@@ -213,6 +253,6 @@ def read(path: Path, config: SourceConfig) -> Iterator[Given]:
     return iter(of_column(files.read_part([path], config), config.image)[0])
 
 
-def lines(raw: Iterable[bytes], where: str) -> Iterator[str]:
+def lines(raw: Iterable[bytes], where: str) -> Iterator[Given]:
     """Paths, one a line; blank lines are left out."""
     return arguments(path for line in texts.lines(raw, where) if (path := line.strip()))

@@ -13,6 +13,7 @@ from fedlora.config import DataConfig, SourceConfig, Strata
 from fedlora.data import arithmetic, files, formats, packaged, strata
 from fedlora.data.dataset import Dataset, Schema, Split
 from fedlora.data.domains import union
+from fedlora.data.given import GIVEN, KEPT, RUN
 from fedlora.data.holdout import hold_out
 from fedlora.data.hub import from_hub
 from fedlora.data.source import Part, Source
@@ -52,23 +53,26 @@ class Reader(Protocol):
         """Its examples; a test part that is not there is empty."""
 
 
-def load(reader: Reader, config: DataConfig, seed: int) -> Dataset:
+def load(reader: Reader, config: DataConfig, seed: int, run: Path | None = None) -> Dataset:
     """The data set that `config.source` names; a list names several, each a domain of one data set over the union of their classes.
 
     Where a source has no test part, 20 % are held out by seed, within owners and strata; so is a validation part of the training
     examples where `config.validation` asks for it and the source has none. `config.limit` and `config.test_limit` then keep a
     random subset of the training and of the test examples in their order; a smaller one keeps a subset of a larger one's.
 
+    Args:
+        run: the folder of the run, where data that was given in Python is kept.
+
     Raises:
         BadInput: in one line, what is wrong, in which file, column and row, and what is possible.
     """
-    found = [_load(reader, source, config.strata, seed) for source in config.sources]
+    found = [_load(reader, source, config.strata, seed, run) for source in config.sources]
     whole = found[0] if len(found) == 1 else union(found)
     return strata.by_domain(whole) if config.strata is Strata.DOMAIN else whole
 
 
-def _load(reader: Reader, config: SourceConfig, how: Strata, seed: int) -> Dataset:
-    source = reader.find(config)
+def _load(reader: Reader, config: SourceConfig, how: Strata, seed: int, run: Path | None) -> Dataset:
+    source = _find(reader, config, run)
     for part in filter(None, (source.train, source.test, source.validation)):
         if part.table.num_rows == 0:
             raise BadInput(f"{part.where}: no rows")
@@ -91,8 +95,20 @@ def _load(reader: Reader, config: SourceConfig, how: Strata, seed: int) -> Datas
         notes.append(f"validation part: {counts}, drawn by seed {within}, are held out for it")
     train = _limited(train, config.limit, generator(seed, "data", "limit"))
     test = _limited(test, config.test_limit, generator(seed, "data", "test limit"))
-    dataset = replace(data, train=train, test=test, validation=validation)
+    dataset = replace(data, train=train, test=test, validation=validation, owners=source.owners if train.owners else ())
     return replace(dataset, notes=(*notes, *_remarks(dataset)))
+
+
+def _find(reader: Reader, config: SourceConfig, run: Path | None) -> Source:
+    """The tables of a source; those that were given in Python are called so, not by a place that nobody has named."""
+    place = config.source
+    if run is not None and place.startswith(RUN):
+        place = str(run / KEPT / place.removeprefix(RUN))
+    elif GIVEN not in Path(place).parts:
+        return reader.find(config)
+    found = reader.find(replace(config, source=place))
+    parts = {name: getattr(found, name) for name in ("train", "test", "validation")}
+    return replace(found, **{name: part and replace(part, where=f"data ({name})") for name, part in parts.items()})
 
 
 def _remarks(dataset: Dataset) -> Iterator[str]:

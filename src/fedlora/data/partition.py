@@ -181,14 +181,14 @@ def pathological(dataset: Dataset, count: int, seed: int) -> Parts:
 
 
 def by_column(dataset: Dataset, count: int | None, column: str) -> Parts:
-    """One client for each owner of a training example, by name.
+    """One client for each owner of a training example, by name; or for each owner in the data set's own order.
 
     Test and validation examples of other owners belong to nobody. Such a part without owners belongs to every client as a whole.
 
     Raises:
         BadInput: `count` is given and is not the number of owners.
     """
-    names = tuple(sorted(set(dataset.train.owners)))
+    names = dataset.owners or tuple(sorted(set(dataset.train.owners)))
     if count is not None and count != len(names):
         raise BadInput(f"clients.count = {count}: column '{column}' has {len(names)} owners")
 

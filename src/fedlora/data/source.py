@@ -27,8 +27,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Source:
-    """The tables of a data set. `label_names` is set where the place says what integer labels mean; `test` and `validation` are
-    None where there is no such part."""
+    """The tables of a data set. `label_names` is set where the place says what integer labels mean, `owners` where it says in which
+    order the owners of rows are; `test` and `validation` are None where there is no such part."""
 
     name: str
     train: Part
@@ -36,3 +36,4 @@ class Source:
     label_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     validation: Part | None = None
+    owners: tuple[str, ...] = ()

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from fedlora.config import SourceConfig
 from fedlora.data import columns
 from fedlora.data.formats import READERS, kind_of, read_file
-from fedlora.errors import BadInput
+from fedlora.errors import BadInput, brief
 
 
 def read(path: Path, source: SourceConfig) -> Iterator[str]:
@@ -37,11 +38,13 @@ def lines(raw: Iterable[bytes], where: str) -> Iterator[str]:
             raise BadInput(f"{where}: line {number} is not UTF-8: {error.reason}") from error
 
 
-def arguments(texts: Iterable[str]) -> Iterator[str]:
-    """The texts of a command line. BadInput names the one that is no UTF-8."""
+def arguments(texts: Iterable[Any]) -> Iterator[str]:
+    """The texts of a command line or a list. BadInput names the one that is none, or no UTF-8."""
     for number, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise BadInput(f"text {number} is none, but {brief(text)}")
         try:
             text.encode()  # what the shell gave and is none stands here as surrogates
         except UnicodeEncodeError as error:
-            raise BadInput(f"text {number} of the command line is not UTF-8") from error
+            raise BadInput(f"text {number} is not UTF-8") from error
         yield text

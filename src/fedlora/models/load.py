@@ -79,7 +79,12 @@ class Given:
 
     @cached_property
     def source(self) -> str:
-        """What a configuration calls it: its kind, and a digest of its weights and of how it computes."""
+        """What a configuration calls it: its kind, and digests of its weights and how it computes, and of what makes its inputs."""
+        return f"{self.earlier}{blake2b(_says(self.processor).encode(), digest_size=8).hexdigest()}"
+
+    @cached_property
+    def earlier(self) -> str:
+        """The same as earlier versions had it, without the second digest."""
         digest = blake2b(digest_size=8)
         digest.update(json.dumps(self.model.config.to_diff_dict(), sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
@@ -92,6 +97,19 @@ class Given:
         """Where others find it, by what the model itself says; empty where that is nowhere."""
         named = _came_from(self.model)
         return public_name(named) if Path(named).is_dir() or named.count("/") == 1 else ""
+
+
+def _says(processor: Any) -> str:
+    """What the inputs that a tokenizer or an image processor makes depend on: not on how it was last called, nor where it lay."""
+    if not hasattr(processor, "get_vocab"):
+        found = {key: x for key, x in processor.to_dict().items() if not key.startswith("_") and "version" not in key}
+        return json.dumps(found, sort_keys=True, default=str)
+    backend = getattr(processor, "backend_tokenizer", None)
+    how: Any = sorted(processor.get_vocab().items())
+    if backend is not None:
+        how = json.loads(backend.to_str()) | {"truncation": None, "padding": None}  # which are of its last call
+    further = (processor.special_tokens_map, processor.chat_template, processor.model_max_length)
+    return json.dumps([how, *further], sort_keys=True, default=str)
 
 
 def _came_from(model: Any) -> str:

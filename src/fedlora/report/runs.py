@@ -81,8 +81,9 @@ class Run:
 
     @property
     def unfinished(self) -> bool:
-        """Whether rounds are missing. A run that validation stopped early is finished."""
-        return not summary.complete(self.summary or {"rounds": self.rows[-1]["round"]}, self.config.train.rounds)
+        """Whether rounds are missing. A run that was stopped early, and has its result, is finished."""
+        done = self.summary or {"rounds": self.rows[-1]["round"]}
+        return bool(done["rounds"] < self.config.train.rounds and not done.get("stopped_early"))
 
     @property
     def rounds_with_arrays(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedlora.config import Config, decisive, read_recipe, resolve, to_toml
-from fedlora.data.given import KEPT
+from fedlora.data.given import KEPT, same
 from fedlora.disk import write_whole
 from fedlora.errors import BadInput, RunFailed
 from fedlora.runs.context import Played
@@ -19,7 +19,7 @@ from fedlora.runs.roster import Roster, read_roster
 from fedlora.runs.saved import CHECKPOINT
 from fedlora.server import checkpoint
 from fedlora.server.loop import Server
-from fedlora.summary import speechless, summarise
+from fedlora.summary import exhausted, speechless, summarise
 
 
 def finish(
@@ -46,6 +46,7 @@ def finish(
     written_as = write(server, rows[:written])
     summary |= {
         "stopped_early": last.round < context.setup.rounds,
+        "out_of_patience": exhausted(rows, context.config.train.patience, metrics[0]),
         "seed": context.config.seed,
         "device": str(context.trainer.device),
         "precision": str(context.trainer.dtype).removeprefix("torch."),
@@ -71,12 +72,11 @@ def found(context: Played, place: Path, out: Path, picture: Callable[[Path], Non
 
 
 def keep_again(keep: Callable[[Path], None], out: Path) -> None:
-    """BadInput where `keep` would write other files than the run in `out` has kept; nothing is said where it writes none."""
+    """BadInput where `keep` would write other data than the run in `out` has kept; nothing is said where it writes none."""
     with tempfile.TemporaryDirectory() as place:
-        keep(Path(place) / KEPT)
-        for file in sorted(path for path in Path(place).rglob("*") if path.is_file()):
-            kept = out / file.relative_to(place)
-            if not kept.is_file() or kept.read_bytes() != file.read_bytes():
+        keep(Path(place))
+        for fresh in Path(place).iterdir():
+            if not same(out / KEPT / fresh.name, fresh):
                 raise BadInput(f"{out} was started with other data; leave data out to go on with its own, or use another out")
 
 

@@ -36,6 +36,7 @@ from fedlora.summary import best_round, complete, exhausted
 from fedlora.summary import read as read_summary
 from fedlora.tasks.metrics import Metric
 from fedlora.training.length import has_schedule, lr_factor
+from fedlora.types import Diagnostics
 
 
 def execute(
@@ -54,7 +55,8 @@ def execute(
 
     Args:
         connect: says where clients are played.
-        keep: writes the run's data, where no file has it, into a folder that it makes; of a run that goes on, to be compared.
+        keep: writes the run's data, where no file has it, into a folder of its name in the one that it is given; of a run that
+            goes on, to be compared.
         given: the model, where it is at hand.
         clients: those with trainers of their own, where they are at hand.
 
@@ -77,13 +79,13 @@ def _execute(
             if not resume:
                 raise BadInput(f"{out} exists already; give --resume to go on with it, or another --out")
             require_same_run(config, out)
+            keep_again(keep, out)
             done = read_summary(out)
-            if done is not None and complete(done, config.train.rounds):
+            if done is not None and complete(done, config.train.rounds, config.train.patience):
                 listener.note(f"{out} is complete: {done['rounds']} rounds; nothing to do")
                 return done
             held.enter_context(alone(out))
             place = None
-            keep_again(keep, out)
         else:
             place = held.enter_context(founding(out))
             keep(place / KEPT)
@@ -153,6 +155,13 @@ def play(
         worker.catch_up(connection.incarnation, context.method.deploy(server.state).base)
     listener.begin(server.round, setup.rounds, len(federation.participants(1)), metric)
     skipped = [c.id for c in setup.clients if c.num_examples == 0]
+
+    def keep() -> None:
+        nonlocal accepted
+        if best_round(rows, metric) == server.round:
+            accepted = server.accepted
+        checkpoint.save(out / CHECKPOINT, server, as_tables(context.config), best_round(rows, metric))
+
     start, stopped = time.perf_counter(), None
     with ExitStack() as trace:
         if profile:
@@ -161,33 +170,45 @@ def play(
             connection.watched.clear()
             server, counts, diagnostics = play_round(federation, server, accepted)
             row = _row(server.round, counts, connection.panel.scoring.metrics)
-            if server.round % train.evaluate_every == 0 or server.round == setup.rounds:
-                scored = time.perf_counter()
-                scores, detail = evaluate(federation, server, connection.panel)
-                row |= scores
-                row["evaluate_s"] = time.perf_counter() - scored
-                found = {} if context.method.FACTS.personal else energy(context.method.deploy(server.state))
-                diagnostics = {**similarity(list(connection.watched.values())), **found, **diagnostics}
+            due = server.round % train.evaluate_every == 0 or server.round == setup.rounds
+            if due:
+                scores, found, detail = _scored(context, connection, server)
+                row, diagnostics = row | scores, {**found, **diagnostics}
                 if server.round in (setup.rounds, best_round([*rows, row], metric)):
-                    diagnostics |= detail
+                    diagnostics = {**diagnostics, **detail}
             row["wall_s"] = time.perf_counter() - start
-            row["other_s"] = row["wall_s"] - sum(row[f"{part}_s"] for part in ("train", "evaluate", "aggregate", "wire"))
             start = time.perf_counter()  # what comes now counts as the next round's other time
             if has_schedule(train):
                 row["lr"] = train.lr * lr_factor(train, server.round)
             if skipped:
                 row["skipped"] = skipped
-            rows.append(record.add(row, diagnostics))
-            if best_round(rows, metric) == server.round:
-                accepted = server.accepted
-            checkpoint.save(out / CHECKPOINT, server, as_tables(context.config), best_round(rows, metric))
+            rows.append(record.add(_with_other(row), diagnostics))
+            keep()
             trace.close()  # one round: a longer trace is too large for its viewers
             stopped = listener.round(rows[-1])
+            if stopped and not due:  # the last round is always scored
+                scores, found, detail = _scored(context, connection, server)
+                row |= {**scores, "wall_s": row["wall_s"] + scores["evaluate_s"]}
+                rows[-1] = record.correct(_with_other(row), {**found, **diagnostics, **detail})
+                keep()
             if server.round < setup.rounds and exhausted(rows, train.patience, metric):
                 listener.note(
                     f"stopped after round {server.round}: no better on the validation part since round {best_round(rows, metric)}"
                 )
     return server
+
+
+def _scored(context: Played, connection: Connection, server: Server) -> tuple[Row, Diagnostics, Diagnostics]:
+    """What a round's row says of its model, what is found out about its updates, and what the scores say in detail."""
+    start = time.perf_counter()
+    scores, detail = evaluate(connection.federation, server, connection.panel)
+    seconds = time.perf_counter() - start
+    found = {} if context.method.FACTS.personal else energy(context.method.deploy(server.state))
+    return {**scores, "evaluate_s": seconds}, {**similarity(list(connection.watched.values())), **found}, detail
+
+
+def _with_other(row: Row) -> Row:
+    return row | {"other_s": row["wall_s"] - sum(row[f"{part}_s"] for part in ("train", "evaluate", "aggregate", "wire"))}
 
 
 def _best(context: Played, out: Path, rows: Sequence[Row], metric: Metric) -> Saved | None:

@@ -11,10 +11,9 @@ import torch
 
 from fedlora import methods, seeds, tasks
 from fedlora.algebra.tensors import flat
-from fedlora.config import Config, DataConfig, HeadMode, Partition, Strata
+from fedlora.config import Config, HeadMode, Partition, Strata
 from fedlora.data.dataset import Dataset, Schema, Split
 from fedlora.data.domains import deal
-from fedlora.data.given import KEPT, RUN
 from fedlora.data.load import load as load_data
 from fedlora.data.partition import Parts
 from fedlora.data.strata import BINS, by_cluster
@@ -139,15 +138,6 @@ def load_pretrained(config: Config, schema: Schema, given: Given | None = None, 
     return make_task(config).load(config.model, schema, config.seed, given, dtype)
 
 
-def at_hand(config: DataConfig, run: Path | None) -> DataConfig:
-    """The configuration of data with what is kept in a run's folder where it lies."""
-    sources = [config.source] if isinstance(config.source, str) else config.source
-    if run is None or not any(source.startswith(RUN) for source in sources):
-        return config
-    (only,) = sources
-    return config.model_copy(update={"source": str(run / KEPT / only.removeprefix(RUN))})
-
-
 def try_pretrained(config: Config, pretrained: Pretrained) -> Findings:
     """How the configured model is run, on the configured device; `Task.try_model` says what is tried."""
     targets = find_targets(pretrained.model, config.model.target_modules)
@@ -207,7 +197,7 @@ def prepare(config: Config, listener: Listener, run: Path | None = None, given: 
     transforms = pipeline.make(config.transform, method, config.seed, config.model.head)
     refuse_unserved(config, task)
     listener.stage(f"reading {config.data.title}")
-    dataset = load_data(task, at_hand(config.data, run), config.seed)
+    dataset = load_data(task, config.data, config.seed, run)
     for note in dataset.notes:
         listener.note(note)
     require_validation(config, dataset)

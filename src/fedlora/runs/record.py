@@ -37,15 +37,25 @@ class Record:
 
     def add(self, row: Mapping[str, Any], diagnostics: Diagnostics) -> Row:
         """Append a round. Plain diagnostics join the row; tensors go to arrays/round-NNNNN.safetensors."""
+        whole = self._whole(row, diagnostics)
+        with open(self.metrics, "a") as file:
+            file.write(_line(whole))
+            file.flush()
+            os.fsync(file.fileno())
+        return whole
+
+    def correct(self, row: Mapping[str, Any], diagnostics: Diagnostics) -> Row:
+        """The same instead of the last round, of which there is more to say now."""
+        whole = self._whole(row, diagnostics)
+        write_whole(self.metrics, "".join(map(_line, [*self.rows()[:-1], whole])).encode())
+        return whole
+
+    def _whole(self, row: Mapping[str, Any], diagnostics: Diagnostics) -> Row:
         tensors = {name: x.contiguous() for name, x in diagnostics.items() if isinstance(x, Tensor)}
         whole: Row = clean(dict(row) | {name: x for name, x in diagnostics.items() if name not in tensors})
         if tensors:
             self.arrays.mkdir(exist_ok=True)
             write_whole(self.arrays / f"round-{row['round']:05d}.safetensors", save(tensors))
-        with open(self.metrics, "a") as file:
-            file.write(_line(whole))
-            file.flush()
-            os.fsync(file.fileno())
         return whole
 
 

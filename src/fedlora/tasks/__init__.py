@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from fedlora.errors import BadInput, unknown
+from fedlora.errors import unknown
 from fedlora.listed import defined_in, elsewhere
 from fedlora.settings import build
 from fedlora.tables import merge
@@ -36,15 +36,24 @@ def find(name: str) -> type[Any]:
 
 
 def defaults(*layers: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The tables that suit the task which these layers of tables name, to be laid below them; none where there is no such task,
-    which is said when it is made."""
+    """The tables that suit the task which these layers of tables name, to be laid below them; none where they name no task, which
+    is said when they are checked."""
     table = merge(*layers).get("task")
     name = table.get("name") if isinstance(table, Mapping) else None
-    try:
-        found: Mapping[str, Any] = find(name).DEFAULTS if isinstance(name, str) else {}
-    except BadInput:
-        return {}
-    return found
+    return find(name).DEFAULTS if isinstance(name, str) and (":" in name or name in names()) else {}
+
+
+def columns(name: Any, keys: Mapping[str, Any]) -> frozenset[str] | None:
+    """The columns of tables that a task may use; None where it may be any.
+
+    Args:
+        keys: the table [data], which names columns; in a comparison, where any key may hold a list, so may `name`.
+    """
+    if name not in names():
+        return None
+    kind = find(name)
+    named = (keys.get(key) for key in (*kind.COLUMNS, "column"))
+    return frozenset((*kind.FOUND, *(x for each in named for x in ([each] if isinstance(each, str) else each or ()))))
 
 
 def make(name: str, settings: Mapping[str, Any]) -> "Task":

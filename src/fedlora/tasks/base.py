@@ -102,6 +102,7 @@ class Task(Protocol):
         TITLE: what it is called.
         INPUT: what an example is called, as in a column of answers.
         WRITES: whether its answers are texts that the model writes; it is a `Writing` then.
+        COLUMNS: the keys of [data] that name columns of its tables, and FOUND, the names of columns that it finds by itself.
         DEFAULTS: tables of a configuration that suit it better than the usual ones.
         LACKS: of what methods' requests use (`types.Facts.asks`), what it cannot serve.
     """
@@ -110,6 +111,8 @@ class Task(Protocol):
     INPUT: ClassVar[str]
     WRITES: ClassVar[bool]
     LACKS: ClassVar[frozenset[str]]
+    COLUMNS: ClassVar[tuple[str, ...]]
+    FOUND: ClassVar[tuple[str, ...]]
     DEFAULTS: ClassVar[Mapping[str, Any]]
 
     def find(self, config: SourceConfig) -> Source:

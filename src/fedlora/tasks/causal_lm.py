@@ -53,6 +53,8 @@ class CausalLM(TextTask):
     WRITES: ClassVar[bool] = True
     LACKS: ClassVar[frozenset[str]] = frozenset({"classes"})
     TOKENS: ClassVar[bool] = True
+    COLUMNS: ClassVar[tuple[str, ...]] = ("text", "prompt", "completion", "messages", "choices")
+    FOUND: ClassVar[tuple[str, ...]] = shapes.COLUMNS
     DEFAULTS: ClassVar[Mapping[str, Any]] = {
         "model": {"source": "smollm2"},
         "data": {"max_length": 512},

@@ -41,6 +41,8 @@ class ImageClassification:
     INPUT: ClassVar[str] = "image"
     WRITES: ClassVar[bool] = False
     LACKS: ClassVar[frozenset[str]] = frozenset()
+    COLUMNS: ClassVar[tuple[str, ...]] = ("image", "label")
+    FOUND: ClassVar[tuple[str, ...]] = ()
     DEFAULTS: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:

@@ -27,6 +27,8 @@ class TextTask:
 
     INPUT: ClassVar[str] = "text"
     WRITES: ClassVar[bool] = False
+    COLUMNS: ClassVar[tuple[str, ...]] = ("text", "label")
+    FOUND: ClassVar[tuple[str, ...]] = ()
     DEFAULTS: ClassVar[Mapping[str, Any]] = {}
     TOKENS: ClassVar[bool] = False  # whether the model says what follows each token
 
