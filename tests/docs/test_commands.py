@@ -69,6 +69,8 @@ def test_commands_run(document: Path, tmp_path: Path, monkeypatch: pytest.Monkey
             continue
         assert words[0] == "fedlora", f"{document.name}: what is {command!r}?"
         words += SMALL.get(words[1], [])
+        if document.stem == "language":  # its tokens are letters
+            words = [word.replace("max_length=16", "max_length=96") for word in words]
         monkeypatch.setattr(sys, "argv", words)
         with pytest.raises(SystemExit) as end:
             cli.main()
