@@ -301,7 +301,9 @@ def test_a_classifier(tmp_path: Path) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("bits", BITS)
 def test_on_a_gpu_to_it_and_back(bits: str, folder: Path) -> None:
-    """Loaded, moved there, used, moved back, used, and there again, as a run does: logits as plain transformers has them there."""
+    """Loaded, moved there, used, moved back, used, and there again, as a run does: logits as plain transformers has them there, but
+    that of 8 bits it rounds inputs, too."""
+    near = 0.03 if bits == "4bit" else 0.1
     own, ids = loaded(folder, bits, torch.bfloat16), torch.arange(5, 25)[None]
     there = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -313,9 +315,9 @@ def test_on_a_gpu_to_it_and_back(bits: str, folder: Path) -> None:
         wanted = there(input_ids=ids.cuda()).logits
         for _ in range(2):
             quantised.move(own.model, torch.device("cuda"))
-            assert_near(own.model(input_ids=ids.cuda()).logits, wanted, 0.03)
+            assert_near(own.model(input_ids=ids.cuda()).logits, wanted, near)
             quantised.move(own.model, CPU)
-            assert_near(own.model(input_ids=ids).logits, wanted.cpu(), 0.05)
+            assert_near(own.model(input_ids=ids).logits, wanted.cpu(), near + 0.02)
     trainer = make(own, torch.bfloat16, torch.device("cuda"))
     start, data = adapter(trainer, 8), examples(9, 3)
     (_, outcome), *_ = trainer.train(deque([Job(Train({"shared": start}, AB, epochs=1), data, 7, {})]))

@@ -153,7 +153,7 @@ def replace_settings(**changes: Any) -> TrainConfig:
 
 def test_no_more_logits_are_there_at_once_than_allowed_and_each_row_meets_the_head_once(monkeypatch: Any) -> None:
     """A vocabulary of 280 and room for 1,000 logits: three rows at a time, forward and backward."""
-    monkeypatch.setattr(likelihood, "LOGITS", 1000)
+    monkeypatch.setitem(likelihood.LOGITS, "cpu", 1000)
     trainer, data = make(language_model("llama")), examples(9, 3)
     seen: list[int] = []
     head = trainer.base.model.get_output_embeddings()

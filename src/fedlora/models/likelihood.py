@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from fedlora.models.heads import logits_of
 
-LOGITS = 1 << 23  # numbers that logits may have at once
+LOGITS = {"cpu": 1 << 23, "cuda": 1 << 27}  # numbers that logits may have at once: on a GPU enough to keep it busy
 
 Of = Callable[[Tensor, Tensor], Tensor]
 
@@ -30,7 +30,7 @@ class Likelihood(nn.Module):
     def forward(self, states: Tensor, tokens: Tensor) -> Tensor:
         if not len(states):
             return states.new_zeros(0, 2, dtype=torch.promote_types(states.dtype, torch.float32))
-        few = max(1, LOGITS // words(self.model))
+        few = at_once(self.model, states.device.type)
         return torch.cat([self._some(*each) for each in zip(torch.split(states, few), torch.split(tokens, few), strict=True)])
 
     def _some(self, states: Tensor, tokens: Tensor) -> Tensor:
@@ -72,3 +72,8 @@ def words(model: Any) -> int:
         if head is not None
         else int(model.config.get_text_config().vocab_size)
     )
+
+
+def at_once(model: Any, device: str) -> int:
+    """Of how many rows there are logits at once."""
+    return max(1, LOGITS.get(device, LOGITS["cpu"]) // words(model))

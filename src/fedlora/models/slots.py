@@ -120,12 +120,17 @@ class Adapted:
             )
         simple = [(where, slot) for where, slots in bound for slot in slots if slot.is_simple]
         routers = self.routers.get(name, [None] * len(bound))
-        if len(simple) == sum(len(slots) for _, slots in bound) and not any(routers) and is_plain(module):
+        if len(simple) == sum(len(slots) for _, slots in bound) and not any(routers):
             places = tuple((where, slot.scale * slot.weight) for where, slot in simple)
             factors = [x for _, slot in simple for x in (slot.A, slot.B)]
-            base = (module.weight, module.bias, transposed(module))
-            y: Tensor = _Projected.apply(rows, *base, places, *factors)  # type: ignore[no-untyped-call]
-            return y.view(*x.shape[:-1], -1)
+            if is_plain(module):
+                base = (module.weight, module.bias, transposed(module))
+                y: Tensor = _Projected.apply(rows, *base, places, *factors)  # type: ignore[no-untyped-call]
+                return y.view(*x.shape[:-1], -1)
+            own = plain(rows)
+            if all(each.dtype == own.dtype for each in (rows, *factors)):
+                y = _Added.apply(own, rows, places, *factors)  # type: ignore[no-untyped-call]
+                return y.view(*x.shape[:-1], -1)
         out = plain(x).flatten(0, -2)
         parts = [_add(out[where], rows[where], slots, router) for (where, slots), router in zip(bound, routers, strict=True)]
         return torch.cat(parts).view(*x.shape[:-1], -1)
@@ -139,6 +144,41 @@ def _add(out: Tensor, x: Tensor, slots: Sequence[Live], router: LiveRouter | Non
     return out
 
 
+Places = tuple[tuple[slice, float], ...]  # rows, and the scale of what is added to them
+
+
+def _add_products(y: Tensor, x: Tensor, places: Places, factors: Sequence[Tensor]) -> list[Tensor]:
+    """Write scale * B A x into the rows of y, place by place; returns scale * A x of each. `factors` are A, B, A, B, ..."""
+    hs = []
+    for (rows, scale), A, B in zip(places, factors[::2], factors[1::2], strict=True):
+        h = x[rows] @ A.mT
+        hs.append(h if scale == 1.0 else h.mul_(scale))
+        y[rows].addmm_(hs[-1], B.mT)
+    return hs
+
+
+def _slopes(
+    grad: Tensor,
+    dx: Tensor | None,
+    x: Tensor,
+    places: Places,
+    hs: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of those of the factors that need one; that of x is written into dx, where there is one."""
+    out: list[Tensor | None] = []
+    for i, (rows, scale) in enumerate(places):
+        A, B = factors[2 * i], factors[2 * i + 1]
+        dA, dB = needed[2 * i], needed[2 * i + 1]
+        g = grad[rows]
+        dh = torch.mm(g, B).mul_(scale) if dx is not None or dA else None
+        if dx is not None and dh is not None:
+            dx[rows].addmm_(dh, A)
+        out += [dh.mT @ x[rows] if dA and dh is not None else None, (hs[i].mT @ g).mT if dB else None]
+    return out
+
+
 class _Projected(torch.autograd.Function):
     """y = W x + b + sum over places of scale * B A x, for x (rows, d_in), W frozen, in one node of the graph.
 
@@ -148,21 +188,10 @@ class _Projected(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        transposed: bool,
-        places: tuple[tuple[slice, float], ...],
-        *factors: Tensor,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, places: Places, *factors: Tensor
     ) -> Tensor:
-        W = weight.mT if transposed else weight
-        y = linear(x, W, bias)
-        hs = []
-        for (rows, scale), A, B in zip(places, factors[::2], factors[1::2], strict=True):
-            h = x[rows] @ A.mT
-            hs.append(h if scale == 1.0 else h.mul_(scale))
-            y[rows].addmm_(hs[-1], B.mT)
+        y = linear(x, weight.mT if transposed else weight, bias)
+        hs = _add_products(y, x, places, factors)
         ctx.places, ctx.transposed = places, transposed
         ctx.save_for_backward(x, weight, *hs, *factors)
         return y
@@ -170,20 +199,30 @@ class _Projected(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, *rest = ctx.saved_tensors
-        count = len(ctx.places)
-        hs, factors = rest[:count], rest[count:]
+        hs, factors = rest[: len(ctx.places)], rest[len(ctx.places) :]
         needed = ctx.needs_input_grad
         dx = grad @ (weight.mT if ctx.transposed else weight) if needed[0] else None
-        out: list[Tensor | None] = []
-        for i, (rows, scale) in enumerate(ctx.places):
-            A, B = factors[2 * i], factors[2 * i + 1]
-            dA, dB = needed[5 + 2 * i], needed[6 + 2 * i]
-            g = grad[rows]
-            dh = torch.mm(g, B).mul_(scale) if dx is not None or dA else None
-            if dx is not None and dh is not None:
-                dx[rows].addmm_(dh, A)
-            out += [dh.mT @ x[rows] if dA and dh is not None else None, (hs[i].mT @ g).mT if dB else None]
-        return dx, None, None, None, None, *out
+        return dx, None, None, None, None, *_slopes(grad, dx, x, ctx.places, hs, factors, needed[5:])
+
+
+class _Added(torch.autograd.Function):
+    """The same on the output y of a layer that computes W x + b in a way of its own, as quantised ones do."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, places: Places, *factors: Tensor) -> Tensor:
+        hs = _add_products(y, x, places, factors)
+        ctx.mark_dirty(y)
+        ctx.places = places
+        ctx.save_for_backward(x, *hs, *factors)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, *rest = ctx.saved_tensors
+        hs, factors = rest[: len(ctx.places)], rest[len(ctx.places) :]
+        needed = ctx.needs_input_grad
+        dx = torch.zeros_like(x) if needed[1] else None
+        return grad, dx, None, *_slopes(grad, dx, x, ctx.places, hs, factors, needed[3:])
 
 
 def bind(slots: Slots, modules: Sequence[str], weights: Mapping[str, Weight]) -> dict[str, tuple[Live, ...]]:

@@ -15,7 +15,7 @@ from fedlora.data.encoded import Encoded
 from fedlora.errors import BadInput
 from fedlora.models import memory
 from fedlora.models.heads import text_config
-from fedlora.models.likelihood import LOGITS, words
+from fedlora.models.likelihood import at_once, words
 from fedlora.models.memory import SURE, Part, Room, in_words
 from fedlora.models.quiet import quiet
 from fedlora.server.sampling import sampler
@@ -108,8 +108,7 @@ def estimate(
             found = "activations"
     parts.append(Part(found, kept, sure=False))
     if trainer.forward.form.tokens:
-        known = words(base.model)
-        parts.append(Part("head", memory.head_bytes(known, max(1, LOGITS // known), dtype), sure=False))
+        parts.append(Part("head", memory.head_bytes(words(base.model), at_once(base.model, device), dtype), sure=False))
     parts.append(Part("work", memory.work(setup.shapes, tokens * together, dtype), sure=False))
     return parts
 
