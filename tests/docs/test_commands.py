@@ -19,7 +19,7 @@ from fedlora import cli
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 ELSEWHERE = {ROOT / "docs" / "evaluate.md"}  # its commands are run by test_evaluate.py
-LONG = {ROOT / "docs" / "compare.md", ROOT / "docs" / "tracking.md"}  # whole grids, and a run of a real model
+LONG = {ROOT / "docs" / name for name in ("compare.md", "tracking.md", "language.md")}  # whole grids, and whole runs
 SMALL = {
     "run": ["--rounds", "2", "--set", "data.limit=100", "--set", "data.test_limit=100", "--set", "data.max_length=16"],
     "compare": ["--set", "train.rounds=1", "--set", "data.limit=40", "--set", "data.test_limit=40", "--set", "data.max_length=16"],

@@ -366,6 +366,7 @@ def test_the_base_has_a_score_of_each_kind(metric: str, tmp_path: Path) -> None:
     assert final[f"base_{metric}"] == final[metric]
 
 
+@pytest.mark.slow
 def test_methods_train_a_language_model_and_others_find_the_same_in_what_they_leave(tmp_path: Path) -> None:
     """A stack, what depends on the input, and full fine-tuning."""
     folders: dict[str, Path] = {}

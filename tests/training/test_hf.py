@@ -228,6 +228,7 @@ def make(name):
 """
 
 
+@pytest.mark.slow
 def test_from_the_command_line_a_function_makes_the_trainers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -116,7 +116,9 @@ def _taken(
         raise BadInput(f"{key}: this model is quantised ({own}); give it unquantised, with model.quantise, or name its folder")
     told = quantised.arguments(key, config.quantise, given.model.config, dtype)
     processor, model, info = taken(key, given, _kinds(), {**how, **told})
-    model.generation_config = copy.deepcopy(given.model.generation_config)
+    own_config = getattr(given.model, "generation_config", None)  # a body alone has none
+    if own_config is not None:
+        model.generation_config = copy.deepcopy(own_config)
     return processor, model, info
 
 
