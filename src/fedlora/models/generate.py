@@ -40,8 +40,7 @@ def generate(
     """What follows each prompt, up to and without the token that ends it, or to where the model's context is full.
 
     Args:
-        prompts: token ids of each, shorter than the context; an empty one is the token that ends an answer, which stands before a
-            text as well.
+        prompts: token ids of each, none of them empty, and each shorter than the context.
         limit: the most tokens of an answer.
         stop: tokens that end one.
         tokens: of prompts and answers that pass together, padding among them; at least one prompt does.
@@ -51,7 +50,6 @@ def generate(
         token ids of each answer, (length,) int64.
     """
     found: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * len(prompts)
-    prompts = [ids if len(ids) else np.array([min(stop, default=0)]) for ids in prompts]
     pad, device = padding(model), next(model.parameters()).device
     with _cached(model), quiet():
         full = context(model)
