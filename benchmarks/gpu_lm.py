@@ -27,9 +27,10 @@ from fedlora.config import Config, resolve
 from fedlora.data.dataset import Schema
 from fedlora.data.encoded import Encoded
 from fedlora.models.slots import find_targets
-from fedlora.runs.prepare import dtype_of, fresh_adapter, load_pretrained, make_task, make_trainer, try_pretrained
+from fedlora.runs.prepare import fresh_adapter, load_pretrained, make_task, make_trainer, try_pretrained
 from fedlora.tasks import defaults
 from fedlora.training.learner import Job
+from fedlora.training.precision import dtype_of
 from fedlora.types import Train
 
 AB = frozenset({("shared", "A"), ("shared", "B")})

@@ -29,14 +29,16 @@ from fedlora.data.load import load as load_data
 from fedlora.models.heads import padding
 from fedlora.models.load import Pretrained
 from fedlora.models.slots import find_targets
-from fedlora.runs.prepare import dtype_of, fresh_adapter, load_pretrained, make_task, make_trainer, try_pretrained
+from fedlora.runs.prepare import fresh_adapter, load_pretrained, make_task, make_trainer, try_pretrained
 from fedlora.tasks import defaults
 from fedlora.training.learner import Job
+from fedlora.training.precision import dtype_of
 from fedlora.types import Train
 
 AB = frozenset({("shared", "A"), ("shared", "B")})
 RANK, BATCH = 8, 8
 AT_ONCE = {"fedlora, a client a step": 1, "fedlora, 4 clients a step": 4}
+PIECE = 2048  # tokens of a step that pass at once, in which the gradients of a larger one add up
 FP32, BF16 = torch.float32, torch.bfloat16
 PEFT: dict[str, tuple[torch.dtype, torch.dtype | None]] = {  # of the weights, and of autocast
     "PEFT fp32": (FP32, None),
@@ -62,7 +64,7 @@ def prepared(side: str, source: str, data: str, steps: int) -> Work:
         "task": {"name": "causal_lm"},
         "model": {"source": source},
         "data": {"source": data, "limit": 2 * steps * BATCH, "test_limit": BATCH},
-        "train": {"batch_size": BATCH, "rows": 1 << 20},  # as many clients a step as there are
+        "train": {"batch_size": BATCH, "rows": 1 << 20, "micro_tokens": PIECE},  # as many clients a step as there are
     }
     config = resolve(defaults(tables), tables)
     task = make_task(config)

@@ -1,21 +1,16 @@
-"""The command of docs/evaluate.md: lm-eval itself, in an environment beside `.venv` that has it, scores an adapter as our run did.
-
-The environment is `.venv-lm-eval`, made when it is missing or older than the page.
-"""
+"""The command of docs/evaluate.md: lm-eval itself, in an environment beside `.venv`, scores an adapter as our run did."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
 import architectures
 import numpy as np
 import pytest
+import side
 import tiny
 
 from fedlora.config import resolve
@@ -27,7 +22,6 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "evaluate.md"
-SIDE = ROOT / ".venv-lm-eval"
 PATTERN = r"#### (-?[0-9.,]+)"
 
 
@@ -39,17 +33,8 @@ def command(program: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    """Python of the side environment: what `.venv` has, and lm-eval on top."""
-    ready, made = SIDE / ".ready", SIDE / "bin" / "python"
-    if not ready.exists() or ready.stat().st_mtime < PAGE.stat().st_mtime:
-        subprocess.run([sys.executable, "-m", "venv", SIDE], check=True)
-        (site,) = SIDE.glob("lib/python*/site-packages")
-        (site / "beside.pth").write_text(f"import site; site.addsitedir({sysconfig.get_paths()['purelib']!r})\n")
-        pip = [made, "-m", "pip", "--disable-pip-version-check", "--quiet", *command("pip")[1:]]
-        done = subprocess.run(pip, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        ready.touch()
-    return made
+    packages = command("pip")[2:]
+    return side.python("lm-eval", packages)
 
 
 def rows(count: int, seed: int) -> list[dict[str, Any]]:
@@ -95,7 +80,7 @@ def test_lm_eval_gives_our_scores(python: Path, tmp_path: Path) -> None:
     save(tmp_path / "choices.jsonl", test)
     save(tmp_path / "answers.jsonl", [{"question": x["question"], "answer": x["choices"][x["answer"]]} for x in test])
     words = [word.replace("BASE", base).replace("examples/", f"{ROOT}/examples/") for word in command("lm-eval")[1:]]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    environment = side.environment() | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     asked = [python.with_name("lm-eval"), *words]
     done = subprocess.run(asked, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

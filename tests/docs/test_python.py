@@ -1,13 +1,13 @@
 """The page on Python, the examples and the notebook run as they stand."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import side
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "python.md"
@@ -62,15 +62,8 @@ def test_examples_run(script: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_notebook_ends_with_an_adapter(tmp_path: Path) -> None:
-    """In an environment beside this one, which has pandas and what runs notebooks."""
-    place = ROOT / ".venv" / "notebook"
-    python = place / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", place], check=True)
-        packages = ["nbclient", "nbformat", "ipykernel", "pandas", "polars"]
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages], check=True)
-    here = next(path for path in sys.path if path.endswith("site-packages"))
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{here}"}
+    python = side.python("notebook", ["nbclient", "nbformat", "ipykernel", "pandas", "polars"])
+    environment = side.environment()
     code = """
 import sys, nbformat
 from nbclient import NotebookClient

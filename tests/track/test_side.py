@@ -1,41 +1,22 @@
-"""wandb and mlflow themselves, in an environment beside `.venv` that has them: `.venv-track`, made when it is missing or older than
-pyproject.toml."""
+"""wandb and mlflow themselves, in an environment beside `.venv` that has them."""
 
 import json
-import os
 import subprocess
-import sys
-import sysconfig
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import side
 
-import fedlora
 from fedlora.summary import read_rows
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-SIDE = ROOT / ".venv-track"
-
 
 @pytest.fixture(scope="session")
 def python() -> Path:
-    """Python of the side environment: what `.venv` has, and the packages of the extras on top."""
-    ready, made = SIDE / ".ready", SIDE / "bin" / "python"
-    if not ready.exists() or ready.stat().st_mtime < (ROOT / "pyproject.toml").stat().st_mtime:
-        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-        subprocess.run([sys.executable, "-m", "venv", SIDE], check=True)
-        (site,) = SIDE.glob("lib/python*/site-packages")
-        (site / "beside.pth").write_text(f"import site; site.addsitedir({sysconfig.get_paths()['purelib']!r})\n")
-        pip = [made, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
-        done = subprocess.run([*pip, *extras["wandb"], *extras["mlflow"]], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        ready.touch()
-    return made
+    return side.python("track", side.extra("wandb", "mlflow"))
 
 
 @pytest.fixture
@@ -57,11 +38,10 @@ def play(python: Path, tables: dict[str, Any], tmp_path: Path) -> Callable[..., 
     def run(seconds: float = 60.0, environment: dict[str, str] | None = None, **track: Any) -> dict[str, Any]:
         configs = [tables | {"track": track}] * 2
         job = {"configs": configs, "out": str(tmp_path / "run"), "stops": [1, None], "seconds": seconds}
-        path = os.pathsep.join([str(Path(fedlora.__file__).parents[1]), str(ROOT / "tests")])
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "MLFLOW"))}
+        given = {key: x for key, x in side.environment(side.ROOT / "tests").items() if not key.startswith(("WANDB", "MLFLOW"))}
         done = subprocess.run(
             [python, Path(__file__).with_name("play_tracked.py"), json.dumps(job)],
-            env=inherited | {"PYTHONPATH": path} | (environment or {}),
+            env=given | (environment or {}),
             cwd=tmp_path,
             capture_output=True,
             text=True,

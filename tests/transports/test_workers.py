@@ -103,7 +103,7 @@ def test_personal_scores_of_workers_elsewhere_are_those_of_one_process(
 
         return replace(setup, fresh=fresh, base=lambda m: setup.base(m).double(), dtype=torch.float64)
 
-    monkeypatch.setattr(prepare, "pick_dtype", lambda *_: torch.float64)
+    monkeypatch.setattr(prepare, "dtype_of", lambda _: torch.float64)
     monkeypatch.setattr(prepare, "make_setup", double)
     config = configured(world, "feddpa", train={"rows": 2048, "rounds": 3}, clients={"sample": 1.0})
     one, two = run(config, tmp_path / "one"), run(config, tmp_path / "two", cluster(2))

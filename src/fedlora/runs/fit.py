@@ -21,7 +21,7 @@ from fedlora.models.quiet import quiet
 from fedlora.server.sampling import sampler
 from fedlora.tasks.base import Task
 from fedlora.training.batched import Trainer
-from fedlora.training.precision import pick_device, pick_dtype
+from fedlora.training.precision import dtype_of, pick_device
 from fedlora.types import FULL, Factors, Method, Setup, Train
 
 SMALL = 0.25  # what is at most so much of what there is need not be counted
@@ -33,7 +33,7 @@ def refuse_base(config: Config, task: Task, schema: Schema, there: Room) -> None
     parts: list[Part] = []
     with suppress(Exception):  # what is wrong with a model, whoever loads it says
         outline = task.outline(config.model, schema)
-        parts = list(memory.base_parts(list(outline.model.parameters()), device.type, pick_dtype(config.precision, device)))
+        parts = list(memory.base_parts(list(outline.model.parameters()), device.type, dtype_of(config)))
     refuse(config, parts, there, device.type)
 
 

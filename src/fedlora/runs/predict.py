@@ -19,10 +19,11 @@ from fedlora.errors import BadInput, some, unknown
 from fedlora.models.generate import Hear
 from fedlora.models.load import Given, Pretrained, doing
 from fedlora.runs.export import located, read_result, which_client
-from fedlora.runs.prepare import dtype_of, has_own_models, load_pretrained, make_task, make_trainer, try_pretrained
+from fedlora.runs.prepare import has_own_models, load_pretrained, make_task, make_trainer, try_pretrained
 from fedlora.runs.roster import Roster
 from fedlora.tasks.base import Answer, Task, Turn, Writing
 from fedlora.training.batched import Trainer
+from fedlora.training.precision import dtype_of
 from fedlora.training.score import ScoreJob, prompted
 from fedlora.types import Model, Tensors
 

@@ -32,7 +32,7 @@ from fedlora.runs.packages import require
 from fedlora.runs.roster import HeldOut, Roster, make_clients, make_held_out
 from fedlora.tasks.base import Objective, Task
 from fedlora.training.batched import Trainer
-from fedlora.training.precision import pick_device, pick_dtype
+from fedlora.training.precision import dtype_of, pick_device
 from fedlora.training.trainer import Trainer as AnyTrainer
 from fedlora.transforms import pipeline
 from fedlora.types import Client, Factors, Method, Setup
@@ -168,11 +168,6 @@ def make_trainer(config: Config, pretrained: Pretrained, findings: Findings, obj
     """The trainer on the configured device and in the configured precision."""
     device, dtype = pick_device(config.device), dtype_of(config)
     return Trainer(pretrained, findings.targets, config.train, device, dtype, objective, form=findings.form)
-
-
-def dtype_of(config: Config) -> torch.dtype:
-    """In which the frozen model computes."""
-    return pick_dtype(config.precision, pick_device(config.device))
 
 
 def versions(quantised: bool) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from fedlora.config import Config
 from fedlora.errors import BadInput
 
 
@@ -22,6 +23,11 @@ def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     if wanted == "bf16" or _has_bf16(device):
         return torch.bfloat16
     return torch.float32
+
+
+def dtype_of(config: Config) -> torch.dtype:
+    """In which the frozen model of a run computes."""
+    return pick_dtype(config.precision, pick_device(config.device))
 
 
 def _has_bf16(device: torch.device) -> bool:

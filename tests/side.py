@@ -1,0 +1,40 @@
+"""Environments beside `.venv`, for packages that tests need and that our own environment had better not have."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+import fedlora
+
+ROOT = Path(__file__).parents[1]
+
+
+def extra(*names: str) -> list[str]:
+    """What extras of the package ask for."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    return [requirement for name in names for requirement in extras[name]]
+
+
+def python(name: str, packages: Sequence[str]) -> Path:
+    """Python of `.venv-NAME`, which has what `.venv` has, and these packages on top. It is made where it is not there, and again
+    installed into where it was made for others."""
+    place = ROOT / f".venv-{name}"
+    ready, made, wanted = place / ".ready", place / "bin" / "python", "\n".join(packages)
+    if not ready.exists() or ready.read_text() != wanted:
+        subprocess.run([sys.executable, "-m", "venv", place], check=True)
+        (site,) = place.glob("lib/python*/site-packages")
+        (site / "beside.pth").write_text(f"import site; site.addsitedir({sysconfig.get_paths()['purelib']!r})\n")
+        pip = [made, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", *packages]
+        done = subprocess.run(pip, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        ready.write_text(wanted)
+    return made
+
+
+def environment(*folders: Path) -> dict[str, str]:
+    """Of a process there, which then imports the package that is tested, and what is in these folders."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (Path(fedlora.__file__).parents[1], *folders)))}
