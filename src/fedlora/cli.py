@@ -364,7 +364,8 @@ def predict(
     """Answer new texts with the model that the run scored: the label, its probability and the text, tab-separated.
 
     Tabs, line ends and backslashes in a text are escaped with a backslash in tsv. A blank line is a text, too. A language model
-    answers prompts: its answer, how many tokens it has, and the prompt. On a terminal a single answer is shown as it is written.
+    answers prompts: its answer, how many tokens it has, and the prompt. On a terminal the answer to a single prompt is shown as it
+    is written.
 
     Example: `fedlora predict runs/first "my card has not arrived"`
     """
@@ -414,9 +415,11 @@ def predict(
     batches = _batches(wanted, batch)
     first = next(batches)  # before the model is loaded, for it may be that there is none
     model = loaded()
-    if kind.WRITES and len(texts or ()) == 1 and form is None and not compare_base and sys.stdout.isatty():
-        model.write(first[0], say)
-        say("\n")
+    if kind.WRITES and len(texts or ()) == 1 and form is None and sys.stdout.isatty():
+        for name, each in _asked(model, compare_base).items():
+            say(f"{name}: " if name else "")
+            each.write(first[0], say)
+            say("\n")
         return
     for piece in written(model, chain([first], batches), forms[form or "tsv"], compare_base):
         say(piece)
@@ -433,7 +436,12 @@ def _chat(model: Any, compare_base: bool, say: Callable[[str], None], note: Call
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")  # what is no UTF-8
     prompt = "> " if sys.stdin.isatty() else ""
-    converse({"base": model.base, "tuned": model} if compare_base else {"": model}, lambda: input(prompt), say, note)
+    converse(_asked(model, compare_base), lambda: input(prompt), say, note)
+
+
+def _asked(model: Any, compare_base: bool) -> dict[str, Any]:
+    """Who answers, by name."""
+    return {"base": model.base, "tuned": model} if compare_base else {"": model}
 
 
 def _batches(texts: Iterator[Any], size: int | None) -> Iterator[list[Any]]:

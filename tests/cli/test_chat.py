@@ -293,3 +293,17 @@ def controlling() -> None:
     import termios
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@pytest.mark.slow
+def test_on_a_terminal_the_base_answers_above_the_tuned_model(place: Path) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "from fedlora.cli import main; main()", "predict", str(place / "runs" / "pairs"), "hi"]
+    command += ["--compare-base", "--max-new-tokens", "5"]
+    done = subprocess.run(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, timeout=120)
+    os.close(theirs)
+    seen = os.read(ours, 4096).decode("utf-8", "replace")
+    assert done.returncode == 0, done.stderr
+    assert seen.startswith("base: ") and "\r\ntuned: " in seen and "\t" not in seen

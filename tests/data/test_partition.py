@@ -269,7 +269,7 @@ def test_statistics_by_hand() -> None:
     [
         ("iid", {}, "IID"),
         ("dirichlet", {"alpha": 0.5}, "Dirichlet(0.5)"),
-        ("pathological", {}, "Pathological"),
+        ("pathological", {}, "pathological"),
     ],
 )
 def test_the_rule_in_words(partition: str, settings: dict[str, Any], rule: str) -> None:
@@ -316,7 +316,7 @@ def test_validation_by_owner() -> None:
 def test_each_stratum_has_an_owner() -> None:
     data = balanced(5, 4, 2)
     parts = deal(data, "strata", None)
-    assert parts.names == data.strata_names and parts.rule == "By classes"
+    assert parts.names == data.strata_names and parts.rule == "by classes"
     for c, (train, test) in enumerate(zip(parts.train, parts.test, strict=True)):
         assert set(data.train.targets[train]) == set(data.test.targets[test]) == {c} and (len(train), len(test)) == (4, 2)
     fewer = deal(data, "strata", 2)

@@ -30,7 +30,7 @@ def test_a_picture_of_every_size(tmp_path: Path, clients: int, classes: int) -> 
 
 def test_names_that_are_mathematics_long_or_in_another_script(tmp_path: Path) -> None:
     data = dataset(3, 4, ("costs $5 and $", "x" * 300, "猫"))
-    parts = Parts((np.arange(12),), (np.arange(0),), ("$a_$b",), "By column '$'")
+    parts = Parts((np.arange(12),), (np.arange(0),), ("$a_$b",), "by column '$'")
     picture.plot_split(parts, data, tmp_path / "split.png")
     assert image.imread(tmp_path / "split.png").shape[1] < 3000
 

@@ -177,7 +177,7 @@ def pathological(dataset: Dataset, count: int, seed: int) -> Parts:
             pieces[first + 1].append(rows[middle:])
         return tuple(np.sort(np.concatenate(piece)) for piece in pieces)
 
-    return _dealt(dataset, deal, _numbered(count), "Pathological")
+    return _dealt(dataset, deal, _numbered(count), "pathological")
 
 
 def by_column(dataset: Dataset, count: int | None, column: str) -> Parts:
@@ -197,7 +197,7 @@ def by_column(dataset: Dataset, count: int | None, column: str) -> Parts:
             return _rows_of(names, examples.owners)
         return (np.arange(len(examples), dtype=np.int64),) * len(names)
 
-    return _dealt(dataset, deal, names, f"By column '{column}'")
+    return _dealt(dataset, deal, names, f"by column '{column}'")
 
 
 def by_stratum(dataset: Dataset, count: int | None) -> Parts:
@@ -216,7 +216,7 @@ def by_stratum(dataset: Dataset, count: int | None) -> Parts:
         return tuple(np.flatnonzero(np.isin(examples.strata, known[k::clients])) for k in range(clients))
 
     names = tuple(dataset.strata_names[c] for c in known) if clients == len(known) else _numbered(clients)
-    return _dealt(dataset, deal, names, f"By {dataset.strata_kind}")
+    return _dealt(dataset, deal, names, f"by {dataset.strata_kind}")
 
 
 def statistics(parts: Parts, dataset: Dataset) -> Statistics:
