@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from fedlora import __version__
+from fedlora.cli_federate import app as federate
 from fedlora.disk import require_place
 from fedlora.errors import BadInput, NoModel, RunFailed, unknown
 from fedlora.signals import exit_status, terminable
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+app.add_typer(federate)
 
 Setting = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key, as in train.batch_size=16.")]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="S")]
@@ -540,6 +542,8 @@ def main() -> None:
             print(end=error.format_message())  # the help; with rich it is printed already
             raise SystemExit(2) from None
         _fail(f"{error.format_message().rstrip('.')}; see {error.ctx.command_path if error.ctx else 'fedlora'} --help", 2)
+    except RunFailed as error:
+        _fail(str(error), 1)
     except typer.Abort:
         _fail("stopped", 130)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The configuration of a run: seven tables and a list of transforms, every key with its default, checked whole at the start.
+"""The configuration of a run: eight tables and a list of transforms, every key with its default, checked whole at the start.
 
 A recipe is TOML with these tables. `--set table.key=value` reaches every key; the short flags of the command line are names
 for some of them. An unknown key is an error that gives the nearest names.
@@ -68,6 +68,7 @@ class RankPlan(Enum):
     NORMAL = "normal"  # a bell around 4: 7, 13, 8, 2, 0 of 30
 
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"  # of a client between machines: of a file and of a host, too
 RANK_SHARES = {RankPlan.HEAVY_TAIL: (20, 6, 2, 1, 1), RankPlan.NORMAL: (7, 13, 8, 2, 0)}
 
 
@@ -248,6 +249,7 @@ class ClientsConfig(Table):
         sample: how many (an integer) or what share (up to 1.0) of them take part in a round.
         domains: how many of the run's domains each holds.
         held_out: how many (an integer) or what share (below 1.0) of the clients never train; the final model is scored on them.
+        names: of the clients of a federation between machines, who are numbered in the order of their names.
     """
 
     count: PositiveInt | None = None
@@ -255,6 +257,14 @@ class ClientsConfig(Table):
     sample: PositiveInt | float = 1.0
     domains: PositiveInt = 1
     held_out: PositiveInt | float | None = None
+    names: list[Annotated[str, Field(pattern=NAME)]] | None = None
+
+    @field_validator("names")
+    @classmethod
+    def _in_order(cls, names: list[str] | None) -> list[str] | None:
+        if names is not None and (len(set(names)) < len(names) or not names):
+            raise ValueError("each client has a name of its own, and there is at least one")
+        return names and sorted(names)
 
 
 class TrainConfig(Table):
@@ -336,6 +346,35 @@ class TrackConfig(Table):
     mode: Literal["offline", "online"] | None = None
 
 
+class TransportConfig(Table):
+    """How long a federation between machines waits for its clients. Nothing here concerns a run in one place, and all of it may
+    change on --resume.
+
+    Attributes:
+        quorum: how many (an integer) or what share (up to 1.0) of those who are asked must have answered; later answers of the
+            round are dropped.
+        oversample: how many more are asked than clients.sample says, as a share of them; the quorum is of those that it says.
+        timeout: minutes after which a round goes on without those who have not answered.
+        absence: minutes for which a client that is not connected is waited for.
+        start: minutes for which the first round waits for all clients to be there.
+        retries: how often a client is asked again that could not answer, and a round that nobody answered.
+    """
+
+    quorum: PositiveInt | float = 1.0
+    oversample: NonNegativeFloat = 0.0
+    timeout: PositiveFloat = 30.0
+    absence: NonNegativeFloat = 2.0
+    start: PositiveFloat = 60.0
+    retries: NonNegativeInt = 10
+
+    @field_validator("quorum")
+    @classmethod
+    def _of_those(cls, quorum: int | float) -> int | float:
+        if isinstance(quorum, float) and not 0 < quorum <= 1:
+            raise ValueError("a share lies in (0, 1], a number of clients is an integer")
+        return quorum
+
+
 class Config(Table):
     """A whole run.
 
@@ -354,6 +393,7 @@ class Config(Table):
     data: DataConfig = Field(default_factory=DataConfig)
     clients: ClientsConfig = Field(default_factory=ClientsConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    transport: TransportConfig = Field(default_factory=TransportConfig)
     track: TrackConfig = Field(default_factory=TrackConfig)
     transform: list[TransformConfig] = Field(default_factory=list)
 
@@ -459,8 +499,8 @@ def as_tables(config: Config) -> dict[str, Any]:
 
 
 def decisive(config: Config) -> dict[str, Any]:
-    """The tables that a run's numbers depend on: all but [track]."""
-    return {name: table for name, table in as_tables(config).items() if name != "track"}
+    """The tables that a run's numbers depend on: neither how long is waited for clients nor who hears of them."""
+    return {name: table for name, table in as_tables(config).items() if name not in ("transport", "track")}
 
 
 def _explain(error: ValidationError) -> BadInput:

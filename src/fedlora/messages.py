@@ -1,6 +1,8 @@
 """What the server and the workers that play clients say to each other, and the one seam between them: `exchange(asks) -> answers`.
 
-    server    TrainAsk, ScoreAsk  ->  worker    plays each client from the state that the ask names
+    server    Hello               ->  worker    of another machine: says who it is
+              Present, Lost       <-
+              TrainAsk, ScoreAsk  ->            plays each client from the state that the ask names
               Reply, Scored, Behind, Forgot, Lost  <-
 
 An ask holds all that its client needs beside what it keeps itself, so it can be sent again, to a worker that has just started, too.
@@ -8,7 +10,7 @@ Each exchange has an envelope of its own, which answers repeat: an answer that c
 client keeps is named by the round that it comes from (`held`), so that no message has to say that a reply counted.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -79,6 +81,36 @@ Ask = TrainAsk | ScoreAsk
 
 
 @dataclass(frozen=True)
+class Hello:
+    """Asked of a worker of another machine before anything else: who are you, and do we agree?
+
+    Attributes:
+        facts: what must be the same everywhere, by name: a version, or a digest.
+    """
+
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Present:
+    """The answer to a Hello, of a worker that plays one client.
+
+    Attributes:
+        name: the client's.
+        num_examples: to train on, and `domains` of each data set of a run of several.
+        num_test, num_validation: to be scored on.
+        facts: as in Hello.
+    """
+
+    name: str
+    num_examples: int
+    domains: Mapping[str, int]
+    num_test: int
+    num_validation: int
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Scored:
     """Sums over the client's examples, which add up over clients to what scores are made of (see `fedlora.tasks.metrics`)."""
 
@@ -117,6 +149,7 @@ class Answer:
 
 
 CLASSES = (Envelope, TrainAsk, ScoreAsk, Scored, Behind, Forgot, Lost, Answer)  # what crosses the wire beside a method's own
+MEETING = (Hello, Present, Lost)  # the same before a run begins
 
 
 class Transport(Protocol):

@@ -106,8 +106,9 @@ def _measured(outline: Outline) -> Size:
     return Size(values, sum(size.values()) - values, around + header, numbers)
 
 
-def decode(data: bytes, classes: Iterable[type[Any]]) -> Any:
-    """The tree of `encode`. `classes` are the dataclasses and enums that may occur, beside those of `fedlora.types`.
+def decode(data: bytes, classes: Iterable[type[Any]], largest_tree: int = LARGEST_TREE) -> Any:
+    """The tree of `encode`. `classes` are the dataclasses and enums that may occur, beside those of `fedlora.types`;
+    `largest_tree` the bytes of JSON that its header may have.
 
     Raises:
         ValueError: the bytes are damaged, or ask for something that is not allowed.
@@ -121,7 +122,7 @@ def decode(data: bytes, classes: Iterable[type[Any]]) -> Any:
         if any(name not in DTYPES or buffer.dtype != _dtype(name) or buffer.ndim != 1 for name, buffer in stored.items()):
             raise ValueError("not a fedlora message")
         unpack = zlib.decompressobj()
-        text = unpack.decompress(tree.numpy().tobytes(), LARGEST_TREE)
+        text = unpack.decompress(tree.numpy().tobytes(), largest_tree)
         if unpack.unconsumed_tail or not unpack.eof:
             raise ValueError("its header is too large or cut off")
         header = json.loads(text)

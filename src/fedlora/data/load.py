@@ -53,7 +53,7 @@ class Reader(Protocol):
         """Its examples; a test part that is not there is empty."""
 
 
-def load(reader: Reader, config: DataConfig, seed: int, run: Path | None = None) -> Dataset:
+def load(reader: Reader, config: DataConfig, seed: int, run: Path | None = None, schema: Schema | None = None) -> Dataset:
     """The data set that `config.source` names; a list names several, each a domain of one data set over the union of their classes.
 
     Where a source has no test part, 20 % are held out by seed, within owners and strata; so is a validation part of the training
@@ -62,21 +62,22 @@ def load(reader: Reader, config: DataConfig, seed: int, run: Path | None = None)
 
     Args:
         run: the folder of the run, where data that was given in Python is kept.
+        schema: where it is given, targets must fit it; else it is found in the data.
 
     Raises:
         BadInput: in one line, what is wrong, in which file, column and row, and what is possible.
     """
-    found = [_load(reader, source, config.strata, seed, run) for source in config.sources]
+    found = [_load(reader, source, config.strata, seed, run, schema) for source in config.sources]
     whole = found[0] if len(found) == 1 else union(found)
     return strata.by_domain(whole) if config.strata is Strata.DOMAIN else whole
 
 
-def _load(reader: Reader, config: SourceConfig, how: Strata, seed: int, run: Path | None) -> Dataset:
+def _load(reader: Reader, config: SourceConfig, how: Strata, seed: int, run: Path | None, schema: Schema | None) -> Dataset:
     source = _find(reader, config, run)
     for part in filter(None, (source.train, source.test, source.validation)):
         if part.table.num_rows == 0:
             raise BadInput(f"{part.where}: no rows")
-    data = strata.of_source(reader.read(source, config), how, config.column)
+    data = strata.of_source(reader.read(source, config, schema), how, config.column)
     notes = [note for part in (source.train, source.test, source.validation) if part is not None for note in part.notes]
     notes += data.notes
     train, test, validation = data.train, data.test, data.validation

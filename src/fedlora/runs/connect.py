@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -48,13 +48,15 @@ class Connection:
             for each client, where clients have trainers of their own. They share what clients keep.
         incarnation: how often the server has been started.
         watched: what training did to the first clients that were played here, since this was cleared.
+        noticed: what else a round's row says of how it went, since this was last asked.
     """
 
     workers: tuple[Worker, ...]
     federation: Federation
     panel: Panel
     incarnation: int
-    watched: dict[int, LocalUpdate]
+    watched: dict[int, LocalUpdate] = field(default_factory=dict)
+    noticed: Callable[[], Mapping[str, Any]] = dict
 
 
 C = TypeVar("C", bound=Played)

@@ -12,7 +12,7 @@ from fedlora.models.trial import Findings
 from fedlora.runs.roster import Roster
 from fedlora.tasks.base import Task
 from fedlora.training import batched
-from fedlora.training.trainer import Trainer
+from fedlora.training.trainer import Outlined
 from fedlora.transforms.pipeline import Pipeline
 from fedlora.types import Client, Method, Setup
 
@@ -22,7 +22,7 @@ class Played:
     """What it takes to play any run.
 
     Attributes:
-        trainer: the server's own, from which it knows the model.
+        trainer: the server's own, or the outline of one, from which it knows the model.
         held_out: clients that never train; their ids follow those of the setup's.
     """
 
@@ -30,7 +30,7 @@ class Played:
     method: Method
     transforms: Pipeline
     setup: Setup
-    trainer: Trainer
+    trainer: Outlined
     roster: Roster
     held_out: tuple[Client, ...] = ()
 

@@ -35,14 +35,19 @@ def write_result(
     rows: Sequence[Mapping[str, Any]],
     out: Path,
     given: Given | None = None,
+    outlined: Pretrained | None = None,
 ) -> str:
     """Write `adapter/` under `out`, or `model/` where the result is no fixed low-rank change; returns which. What depends on the
-    input has no such format, and is in the checkpoint only: "checkpoint". An adapter needs a base that others can find."""
-    if not peft.has_fixed_weights(result):
+    input has no such format, and is in the checkpoint only: "checkpoint". An adapter needs a base that others can find.
+
+    Args:
+        outlined: the model where its weights are not here; what is no adapter then stays in the checkpoint.
+    """
+    if not peft.has_fixed_weights(result) or (outlined is not None and not peft.is_adapter(result)):
         return "checkpoint"
-    pretrained, merged = _base(config, roster, result, False, given)
+    pretrained, merged = (outlined, False) if outlined is not None else _base(config, roster, result, False, given)
     name = "model" if merged else "adapter"
-    _write_folder(config, roster, pretrained, result, head, out / name, merged, rows, None)
+    write_folder(config, roster, pretrained, result, head, out / name, merged, rows, None)
     return name
 
 
@@ -100,7 +105,7 @@ def export(
             raise BadInput(f"--rank {rank}: others do not have the base of {run}, so it leaves no adapter; leave --rank out")
         tell(str(lost))
     rows = to_written(read_rows(run), read_metrics(run)[0])
-    _write_folder(config, roster, pretrained, result, head, to, merged, rows, id, lost)
+    write_folder(config, roster, pretrained, result, head, to, merged, rows, id, lost)
     return "model" if merged else "adapter"
 
 
@@ -179,7 +184,7 @@ def located(config: Config, run: Path) -> Config:
     return config if found is None else config.model_copy(update={"model": config.model.model_copy(update={"source": str(found)})})
 
 
-def _write_folder(
+def write_folder(
     config: Config,
     roster: Roster,
     pretrained: Pretrained,

@@ -64,16 +64,24 @@ def execute(
         BadInput: the configuration asks for what cannot be, or `out` exists (without `resume`) or belongs to another
             configuration (with it).
     """
+    if config.clients.names is not None:
+        raise BadInput("clients.names: a federation between machines is played by fedlora federate; leave it out to play all here")
     if config.train.trainer is None:
-        return _execute(config, dealt(config, listener, given, connect), out, resume, listener, profile, keep)
+        return execute_kind(config, dealt(config, listener, given, connect), out, resume, listener, profile, keep)
     config, kind = joined(config, listener, clients)
-    return _execute(config, kind, out, resume, listener, profile, keep)
+    return execute_kind(config, kind, out, resume, listener, profile, keep)
 
 
-def _execute(
-    config: Config, kind: Kind[C], out: Path, resume: bool, listener: Listener, profile: bool, keep: Callable[[Path], None]
+def execute_kind(
+    config: Config,
+    kind: Kind[C],
+    out: Path,
+    resume: bool,
+    listener: Listener,
+    profile: bool = False,
+    keep: Callable[[Path], None] = lambda data: None,
 ) -> dict[str, Any]:
-    """See `execute`."""
+    """The same for any kind of run; see `execute`."""
     with ExitStack() as held:
         if os.path.lexists(out):
             if not resume:
@@ -148,8 +156,9 @@ def play(
     setup, server, train, federation = context.setup, saved.server, context.config.train, connection.federation
     rows, metric = record.rows(), connection.panel.scoring.metrics[0]
     best = _best(context, out, rows, metric)
-    for written in (saved, *([best] if best else [])):
-        adopt(out, written, context.method, connection.workers[0].states)
+    for worker in connection.workers[:1]:
+        for written in (saved, *([best] if best else [])):
+            adopt(out, written, context.method, worker.states)
     accepted = best.server.accepted if best else {}
     for worker in connection.workers:  # they start with the server, at its base; others are sent what they lack
         worker.catch_up(connection.incarnation, context.method.deploy(server.state).base)
@@ -176,6 +185,7 @@ def play(
                 row, diagnostics = row | scores, {**found, **diagnostics}
                 if server.round in (setup.rounds, best_round([*rows, row], metric)):
                     diagnostics = {**diagnostics, **detail}
+            row |= connection.noticed()
             row["wall_s"] = time.perf_counter() - start
             start = time.perf_counter()  # what comes now counts as the next round's other time
             if has_schedule(train):

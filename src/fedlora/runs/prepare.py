@@ -1,7 +1,7 @@
 """From a configuration to everything a run needs: method, clients, data, model. Also the parts that a finished run needs again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from fedlora.data.strata import BINS, by_cluster
 from fedlora.errors import BadInput, some
 from fedlora.listener import Listener
 from fedlora.models.load import Given, Pretrained, doing
-from fedlora.models.memory import room
+from fedlora.models.memory import Room, room
 from fedlora.models.peft import held_by_peft, rehearse
 from fedlora.models.quantised import bits, move
 from fedlora.models.quiet import uncollected
@@ -33,7 +33,7 @@ from fedlora.runs.roster import HeldOut, Roster, make_clients, make_held_out
 from fedlora.tasks.base import Objective, Task
 from fedlora.training.batched import Trainer
 from fedlora.training.precision import dtype_of, pick_device
-from fedlora.training.trainer import Trainer as AnyTrainer
+from fedlora.training.trainer import Outlined
 from fedlora.transforms import pipeline
 from fedlora.types import Client, Factors, Method, Setup
 
@@ -59,7 +59,7 @@ def require_validation(config: Config, dataset: Dataset) -> None:
         )
 
 
-def make_setup(config: Config, trainer: AnyTrainer, clients: Sequence[Client]) -> Setup:
+def make_setup(config: Config, trainer: Outlined, clients: Sequence[Client]) -> Setup:
     """What the seed and the run give everybody."""
 
     @cache
@@ -132,6 +132,34 @@ def refuse_trainers(config: Config) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """The model of a run, tried and ready to train; `there` is the room that there was before it was loaded."""
+
+    pretrained: Pretrained
+    findings: Findings
+    objective: Objective
+    trainer: Trainer
+    there: Room
+
+
+def load_model(config: Config, task: Task, schema: Schema, listener: Listener, given: Given | None = None) -> Loaded:
+    """The configured model for what the data say; `given` where it is at hand. BadInput: why it cannot be."""
+    listener.stage(doing(config.model.source))
+    there = room(pick_device(config.device))
+    if given is None:
+        fit.refuse_base(config, task, schema, there)
+    pretrained = load_pretrained(config, schema, given, dtype_of(config))
+    refuse_changed_base(config, task, bits(pretrained.model))
+    listener.stage("trying the model")
+    with in_full(pretrained.model):
+        findings = rehearsed(config, pretrained, try_pretrained(config, pretrained))
+    for note in findings.notes:
+        listener.note(note)
+    objective = task.bind(schema, pretrained)
+    return Loaded(pretrained, findings, objective, make_trainer(config, pretrained, findings, objective), there)
+
+
 def load_pretrained(config: Config, schema: Schema, given: Given | None = None, dtype: torch.dtype = torch.float32) -> Pretrained:
     """The configured model for what the data say; `given` where it is at hand; `dtype` in which it will compute."""
     refuse_trainers(config)
@@ -197,19 +225,8 @@ def prepare(config: Config, listener: Listener, run: Path | None = None, given: 
         listener.note(note)
     require_validation(config, dataset)
     dealt = None if config.data.strata is Strata.CLUSTER else _deal(config, dataset)  # what cannot be, before the model is loaded
-    listener.stage(doing(config.model.source))
-    there = room(pick_device(config.device))
-    if given is None:
-        fit.refuse_base(config, task, dataset.schema, there)
-    pretrained = load_pretrained(config, dataset.schema, given, dtype_of(config))
-    refuse_changed_base(config, task, bits(pretrained.model))
-    listener.stage("trying the model")
-    with in_full(pretrained.model):
-        findings = rehearsed(config, pretrained, try_pretrained(config, pretrained))
-    for note in findings.notes:
-        listener.note(note)
-    objective = task.bind(dataset.schema, pretrained)
-    trainer = make_trainer(config, pretrained, findings, objective)
+    loaded = load_model(config, task, dataset.schema, listener, given)
+    pretrained, findings, objective, trainer = loaded.pretrained, loaded.findings, loaded.objective, loaded.trainer
     fitting = task.fitting(dataset, pretrained, findings.limit)
     if fitting is not dataset:
         for note in fitting.notes[len(dataset.notes) :]:
@@ -243,7 +260,7 @@ def prepare(config: Config, listener: Listener, run: Path | None = None, given: 
         held_out=aside,
     )
     setup = make_setup(config, trainer, clients)
-    fit.check(config, method, setup, trainer, train, there)
+    fit.check(config, method, setup, trainer, train, loaded.there)
     method.init(setup)  # refuses here, before anything is written, what it cannot do
     empty = [names[c.id] for c in clients if c.num_examples == 0]
     if len(empty) == len(clients):

@@ -26,7 +26,7 @@ def load_saved(run: Path, config: Config, clients: Sequence[Client], method: Met
         if not saved.server.accepted:
             accepted = accepted_by(read_rows(run)[: saved.server.round], sampler(clients, config.seed, config.clients.sample))
             saved = replace(saved, server=replace(saved.server, accepted=accepted))
-        for client in saved.server.accepted:
+        for client in saved.server.accepted if config.clients.names is None else ():  # else each keeps it on its own machine
             state_of(run, saved, method, client, states)
         return saved
 

@@ -23,8 +23,8 @@ class Judge(Scoring, Protocol):
         """The sums of that answer; where there is none that would do, of what the model answers as it was at the start, `base`."""
 
 
-class Trainer(Protocol):
-    """Trains, observes and scores on a base model that stays in memory.
+class Outlined(Protocol):
+    """What a server must know of the model that its clients train.
 
     Attributes:
         rows: what fills a step of training; with 1 every client trains by itself. A run that is resumed keeps it.
@@ -45,10 +45,6 @@ class Trainer(Protocol):
         """How models are scored."""
 
     @property
-    def untrained(self) -> Running | None:
-        """The model as it was at the start, to be asked by `objective.of_constant`; None where that asks nothing."""
-
-    @property
     def shapes(self) -> Mapping[str, tuple[int, int]]:
         """Target module -> (d_out, d_in)."""
 
@@ -64,15 +60,23 @@ class Trainer(Protocol):
     def head(self) -> Tensors:
         """The head's parameters as they were at the start, fp32."""
 
+    def base_weight(self, module: str) -> Tensor:
+        """The pre-trained weight of a target module, (d_out, d_in) in fp32. BadInput: it is not here."""
+
+
+class Trainer(Outlined, Protocol):
+    """Trains, observes and scores on a base model that stays in memory."""
+
+    @property
+    def untrained(self) -> Running | None:
+        """The model as it was at the start, to be asked by `objective.of_constant`; None where that asks nothing."""
+
     @property
     def version(self) -> int:
         """Of the base."""
 
     def refuses(self, asks: frozenset[str]) -> list[str]:
         """Which of these, in the words of `types.Facts.asks`, it cannot do."""
-
-    def base_weight(self, module: str) -> Tensor:
-        """The pre-trained weight of a target module, (d_out, d_in) in fp32."""
 
     def fold(self, update: BaseUpdate) -> bool:
         """Bring the base to `update.version`; False where the update starts after the version that it is at."""
