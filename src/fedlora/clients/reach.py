@@ -95,7 +95,9 @@ def _connected(home: Path, command: Sequence[str]) -> Connection:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=home)
         while True:
             try:
-                return Client(address(place), "AF_UNIX", authkey=secret)
+                found = Client(address(place), "AF_UNIX", authkey=secret)
+                process.returncode = 0  # it outlives us, and nobody waits for it
+                return found
             except OSError:
                 if process.poll() is not None:
                     raise WorkerDied(f"its worker does not start{_last_line(home)}") from None

@@ -21,7 +21,7 @@ from fedlora.runs.roster import Roster, read_roster
 from fedlora.runs.saved import load_saved, state_of
 from fedlora.summary import read_metrics, read_rows, to_written
 from fedlora.tasks.base import Result
-from fedlora.types import Model, Tensors, own_model
+from fedlora.types import BaseUpdate, Model, Tensors, own_model
 
 if TYPE_CHECKING:
     from fedlora.runs.trainers import TrainerClient
@@ -41,8 +41,11 @@ def write_result(
     input has no such format, and is in the checkpoint only: "checkpoint". An adapter needs a base that others can find.
 
     Args:
-        outlined: the model where its weights are not here; what is no adapter then stays in the checkpoint.
+        outlined: the model where its weights are not here: a dense change is then an adapter of full rank, and what changes more
+            than the adapted layers stays in the checkpoint.
     """
+    if outlined is not None and result.base.dense:
+        result = replace(result, slots={"": peft.one_slot(result)}, base=BaseUpdate(), gate=None)
     if not peft.has_fixed_weights(result) or (outlined is not None and not peft.is_adapter(result)):
         return "checkpoint"
     pretrained, merged = (outlined, False) if outlined is not None else _base(config, roster, result, False, given)

@@ -122,6 +122,7 @@ class Link:
             for node in self.grid.get_nodes():
                 if node.status == "online":
                     there[node.node_id] = Seen(node.node_id, node.last_activated_at, node.name)
+            self._met = {id: since for id, since in self._met.items() if id in there}  # who comes back is greeted again
             before = set(self._nodes)
             self._nodes = {id: seen for id, seen in self._nodes.items() if there.get(seen.id) == seen}
             self._left |= dict.fromkeys(before - set(self._nodes), now)
