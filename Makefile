@@ -1,4 +1,4 @@
-.PHONY: setup demo demo-lm test check slow bench
+.PHONY: setup demo demo-lm demo-federation test check slow bench
 
 setup:            ## build .venv, with the demo's model and data, when it is missing or out of date
 	@scripts/setup
@@ -8,6 +8,9 @@ demo: setup       ## fine-tune a real model over ten clients, in a few minutes
 
 demo-lm: setup    ## fine-tune a small language model over four owners, in some minutes
 	@scripts/demo-lm
+
+demo-federation: setup ## a server and three clients on this machine, as they would be on four
+	@scripts/demo-federation
 
 test: setup       ## the fast suite
 	@scripts/test

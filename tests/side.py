@@ -2,8 +2,6 @@
 
 import os
 import subprocess
-import sys
-import sysconfig
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,17 +20,9 @@ def extra(*names: str) -> list[str]:
 def python(name: str, packages: Sequence[str]) -> Path:
     """Python of `.venv-NAME`, which has what `.venv` has, and these packages on top. It is made where it is not there, and again
     installed into where it was made for others."""
-    place = ROOT / f".venv-{name}"
-    ready, made, wanted = place / ".ready", place / "bin" / "python", "\n".join(packages)
-    if not ready.exists() or ready.read_text() != wanted:
-        subprocess.run([sys.executable, "-m", "venv", place], check=True)
-        (site,) = place.glob("lib/python*/site-packages")
-        (site / "beside.pth").write_text(f"import site; site.addsitedir({sysconfig.get_paths()['purelib']!r})\n")
-        pip = [made, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", *packages]
-        done = subprocess.run(pip, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        ready.write_text(wanted)
-    return made
+    done = subprocess.run([ROOT / "scripts" / "beside", name, *packages], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return ROOT / f".venv-{name}" / "bin" / "python"
 
 
 def environment(*folders: Path) -> dict[str, str]:

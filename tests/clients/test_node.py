@@ -1,5 +1,6 @@
 """The worker of a client on a machine of its own: started by whoever asks first, kept, and started again when it is gone."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -42,10 +43,8 @@ def home(tmp_path: Path):
     yield found
     file = reach.place_of(found) / reach.PID
     if file.exists():
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(int(file.read_text()), signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def command(home: Path, idle: float = 60.0) -> list[str]:

@@ -1,7 +1,6 @@
 """A grid without Flower's processes: messages reach nodes at once, which answer as they are told to. Needs flwr."""
 
 from collections.abc import Callable, Iterable
-
 from typing import Any
 
 from flwr.app import Message
@@ -42,7 +41,8 @@ class Grid:
 
     def get_nodes(self) -> Iterable[Any]:
         return [
-            NodeInfo(node_id=id, status=node.status, last_activated_at=node.since, name=node.name) for id, node in self.nodes.items()
+            NodeInfo(node_id=id, status=node.status, last_activated_at=node.since, name=node.name)
+            for id, node in self.nodes.items()
         ]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -86,5 +86,3 @@ def answering(node: Node) -> Answering:
 
 def saying(why: str) -> Answering:
     return lambda data: lost(why)
-
-

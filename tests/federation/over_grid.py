@@ -1,8 +1,10 @@
 """Federations over a grid, all in one process: run by `test_federation.py` where flwr is."""
 
+import contextlib
 import csv
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,7 +92,7 @@ def text_data(root: Path) -> None:
     tiny.save_model("bert", root / "base")
     tiny.save_data(root)
     for part in ("train", "test"):
-        rows = list(csv.DictReader(open(root / f"{part}.csv")))
+        rows = list(csv.DictReader((root / f"{part}.csv").read_text().splitlines()))
         with open(root / "all" / f"{part}.csv", "w") as whole:
             write = csv.writer(whole)
             write.writerow(["text", "label", "owner"])
@@ -171,7 +173,10 @@ def test_it_is_the_run_in_one_process_to_the_bit(method: str, task: str, tmp_pat
         same_adapters(one / "adapter", tmp_path / "run" / "adapter")
     else:  # a dense change, which needs the weights to be merged into: here it is an adapter of full rank
         merged = load_file(one / "model" / "model.safetensors")
-        base, adapter = load_file(tmp_path / "base" / "model.safetensors"), load_file(tmp_path / "run/adapter/adapter_model.safetensors")
+        base, adapter = (
+            load_file(tmp_path / "base" / "model.safetensors"),
+            load_file(tmp_path / "run/adapter/adapter_model.safetensors"),
+        )
         for key in (key for key in adapter if key.endswith("lora_A.weight")):
             module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
             name = f"{module}.weight" if f"{module}.weight" in base else f"{module.split('.', 1)[1]}.weight"
@@ -230,7 +235,7 @@ def nans(x: torch.Tensor) -> torch.Tensor:
 
 HOSTILE: dict[str, tuple[Callable[[Answer, bytes], Any], str]] = {
     "nan": (lambda answer, said: with_up(answer, nans), "not all of its numbers are finite"),
-    "shape": (lambda answer, said: with_up(answer, lambda x: x[..., :-1]), "in another field"),
+    "shape": (lambda answer, said: with_up(answer, lambda x: x[..., :-1]), r"is \d+, (expected|but)"),
     "another rank": (lambda answer, said: with_up(answer, lambda x: torch.cat([x, x], 1)), "expected"),
     "random bytes": (lambda answer, said: random.Random(0).randbytes(5000), "cannot be read"),
     "a header of 2 GiB": (lambda answer, said: (2**31).to_bytes(8, "little") + said[8:], "cannot be read"),
@@ -249,7 +254,7 @@ def test_a_hostile_answer_is_refused_by_name_and_changes_nothing(what: str, worl
     grid.nodes[101].answer = changed(world, "south", change)
     world.play(grid, tmp_path / "run", retries=0)
     for row in read_rows(tmp_path / "run"):
-        assert row["clients"] == 2 and list(row["failures"]) == ["1"] and said in row["failures"]["1"], row["failures"]
+        assert row["clients"] == 2 and list(row["failures"]) == ["1"] and re.search(said, row["failures"]["1"]), row["failures"]
     node = world.nodes["south"]
     mute.nodes[101].answer = changed(world, "south", lambda answer, said: replace(answer, body=Lost("nothing")))
     world.play(mute, tmp_path / "other")
@@ -382,10 +387,8 @@ def test_killed_anywhere_it_goes_on_to_the_same_adapter(method: str, tmp_path: P
         out = tmp_path / f"run-{kill}"
         grid = world.grid()
         grid.looks = draw.randrange(70)
-        try:
+        with contextlib.suppress(Stop):
             world.play(grid, out)
-        except Stop:
-            pass
         if draw.random() < 0.5:
             name = draw.choice(NAMES)
             world.nodes[name] = node_of(tmp_path, world.federation, name)

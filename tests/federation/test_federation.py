@@ -1,14 +1,31 @@
 """Federations over Flower, in an environment beside `.venv` that has it."""
 
+import csv
+import json
+import os
+import signal
 import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import side
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from fedlora.clients import reach
+from fedlora.config import resolve
+from fedlora.listener import Quiet
+from fedlora.runs.play import execute
+from fedlora.summary import read_rows
 
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
+NAMES = ("north", "south", "west")
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +38,201 @@ def test_federations_over_a_grid(python: Path) -> None:
     command = [python, "-m", "pytest", "-q", "-x", "-W", "ignore", "-p", "no:cacheprovider", "over_grid.py"]
     done = subprocess.run(command, cwd=HERE, env=side.environment(HERE, side.ROOT / "tests"), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:]
+
+
+class Place:
+    """A folder with a model and clients' files, and what runs in it."""
+
+    def __init__(self, root: Path, python: Path, port: int) -> None:
+        self.root, self.python, self.port = root, python, port
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def command(self, *words: object) -> list[str]:
+        return [str(self.python), "-m", "fedlora", "federate", *map(str, words)]
+
+    def fedlora(self, *words: object, status: int = 0) -> str:
+        done = subprocess.run(
+            self.command(*words), cwd=self.root, env=side.environment(), capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def start(self, name: str, *words: object) -> None:
+        with open(self.root / f"{name}.out", "ab") as log:
+            self.running[name] = subprocess.Popen(
+                self.command(*words), cwd=self.root, env=side.environment(), stdout=log, stderr=log, start_new_session=True
+            )
+
+    def server(self, *more: object) -> None:
+        self.start("server", "server", "fed", "--port", self.port, "--resume", *more)
+
+    def client(self, name: str, *more: object) -> None:
+        self.start(
+            name, "client", "fed", "--name", name, "--data", name, "--server", f"127.0.0.1:{self.port}", "--threads", 1, *more
+        )
+
+    def said(self, name: str) -> str:
+        file = self.root / f"{name}.out"
+        return file.read_text() if file.exists() else ""
+
+    def until(self, what: Callable[[], Any], seconds: float = 240.0) -> Any:
+        end = time.monotonic() + seconds
+        while not (found := what()):
+            assert time.monotonic() < end, "\n".join(f"== {name}\n{self.said(name)}" for name in ("server", *NAMES))
+            time.sleep(0.2)
+        return found
+
+    def rounds(self) -> int:
+        file = self.root / "fed" / "server" / "run" / "metrics.jsonl"
+        return len(file.read_text().splitlines()) if file.exists() else 0
+
+    def stop(self, name: str) -> int:
+        process = self.running.pop(name)
+        process.terminate()
+        return process.wait(60)
+
+    def found(self, *words: str) -> list[int]:
+        """The processes of this place whose command has these words."""
+        out = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+                except OSError:
+                    continue
+                if all(word in line for word in words):
+                    out.append(int(entry.name))
+        return out
+
+
+@pytest.fixture
+def place(tmp_path: Path, python: Path) -> Iterator[Place]:
+    tiny.save_model("bert", tmp_path / "base")
+    tiny.save_data(tmp_path)
+    (tmp_path / "all").mkdir()
+    for part in ("train", "test"):
+        rows = list(csv.DictReader((tmp_path / f"{part}.csv").read_text().splitlines()))
+        whole = [["text", "label", "owner"]]
+        for i, name in enumerate(NAMES):
+            (tmp_path / name).mkdir(exist_ok=True)
+            own = [[row["text"], row["label"]] for row in rows[i::3]]
+            with open(tmp_path / name / f"{part}.csv", "w", newline="") as file:
+                csv.writer(file).writerows([["text", "label"], *own])
+            whole += [[*row, name] for row in own]
+        with open(tmp_path / "all" / f"{part}.csv", "w", newline="") as file:
+            csv.writer(file).writerows(whole)
+    found = Place(tmp_path, python, free_port())
+    words = ["--method", "lora-a2", "--rank", "[2, 4, 8]", "--rounds", 5, "--model", "base", "--server", f"127.0.0.1:{found.port}"]
+    sets = ("train.rows=1", "train.lr=5e-3", "precision=fp32", "transport.start=3", "transport.timeout=5")
+    found.fedlora("init", "fed", "--clients", ",".join(NAMES), "--data", "all", *words, *(x for s in sets for x in ("--set", s)))
+    yield found
+    for process in found.running.values():
+        process.terminate()
+    for process in found.running.values():
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def certified(place: Place) -> None:
+    """Certificates, and a key for each client, as the README says."""
+    subprocess.run(["sh", "fed/make-certificates.sh", "127.0.0.1"], cwd=place.root, check=True)
+    for name in NAMES:
+        subprocess.run(["sh", "fed/make-key.sh", name], cwd=place.root, check=True)
+
+
+def in_one_process(root: Path) -> Path:
+    """The same run without any network."""
+    tables = {
+        "precision": "fp32",
+        "method": {"name": "lora-a2"},
+        "model": {"source": str(root / "base")},
+        "data": {"source": str(root / "all"), "partition": "column", "column": "owner"},
+        "clients": {"rank": [2, 4, 8]},
+        "train": {"rounds": 5, "lr": 5e-3, "rows": 1},
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    execute(resolve(tables), root / "one", False, Quiet())
+    torch.set_num_threads(threads)
+    return root / "one"
+
+
+def test_it_survives_whatever_is_killed_and_ends_with_the_same_bits(place: Place) -> None:
+    """With TLS and keys: the SuperLink, the server's app, a worker, a SuperNode and the app of a message are killed in turn, and a
+    node without a key of the federation's stays out."""
+    certified(place)
+    place.server()
+    place.until(lambda: "listening" in place.said("server"))
+    for name in NAMES:
+        place.client(name)
+    place.until(lambda: place.rounds() >= 1)
+    (link,) = place.found("flower-superlink", str(place.root))
+    os.kill(link, signal.SIGKILL)
+    assert place.running.pop("server").wait(60) == 1 and "start the server again with --resume" in place.said("server")
+    place.server()
+    place.until(lambda: place.rounds() >= 2)
+    app = json.loads((place.root / "fed/server/status.json").read_text())["pid"]
+    os.kill(app, signal.SIGKILL)
+    assert place.running.pop("server").wait(120) == 1 and "the server's app ended" in place.said("server")
+    place.server()
+    place.until(lambda: place.rounds() >= 3)
+    os.kill(int((reach.place_of(place.root / "fed/home-north") / reach.PID).read_text()), signal.SIGKILL)
+    for pid in place.found("flower-supernode", "home-south"):
+        os.kill(pid, signal.SIGKILL)
+    asking = place.until(lambda: list((place.root / "fed/home-west").glob("asking-*")))
+    os.kill(int(asking[0].name.partition("-")[2]), signal.SIGKILL)
+    assert place.running.pop("server").wait(300) == 0, place.said("server")
+    assert "was killed; the node starts anew" in place.said("west")
+    one, run = in_one_process(place.root), place.root / "fed/server/run"
+    a, b = (load_file(each / "adapter/adapter_model.safetensors") for each in (one, run))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    for ours, theirs in zip(read_rows(run), read_rows(one), strict=True):
+        assert (ours["accuracy"], ours["loss"], ours["upload_bytes"]) == (
+            theirs["accuracy"],
+            theirs["loss"],
+            theirs["upload_bytes"],
+        )
+        assert ours["failed"] == 0
+    said = place.fedlora("status", "fed")
+    assert "done" in said and "5 of 5" in said and "north" in said
+    place.fedlora("export", "fed", "--name", "west", "--to", "west-adapter")
+    assert (place.root / "west-adapter" / "adapter_model.safetensors").exists()
+    for name in NAMES:
+        assert place.stop(name) in (130, 143)
+    assert not place.found(str(place.root))
+
+
+def test_who_has_no_key_or_another_authority_stays_out(place: Place) -> None:
+    certified(place)
+    place.server()
+    place.until(lambda: "listening" in place.said("server"))
+    subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", "other"], cwd=place.root, check=True)
+    # It might have been let in before: it tries for a while.
+    said = place.fedlora(
+        *("client", "fed", "--name", "north", "--data", "north", "--server", f"127.0.0.1:{place.port}", "--key", "other"), status=1
+    )
+    assert "the server does not know its key" in said
+    ours = place.root / "fed/tls/ca.crt"
+    right = ours.read_text()
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "x.key", "-out", str(ours), "-subj", "/CN=x"],
+        cwd=place.root,
+        check=True,
+        capture_output=True,
+    )
+    place.client("south")
+    place.until(lambda: "certificate" in (place.root / "fed/home-south/flower.log").read_text() if place.said("south") else False)
+    ours.write_text(right)
+    assert "not seen yet" in place.fedlora("status", "fed")
+    assert place.stop("server") in (130, 143)
+    assert "stopped; go on with: fedlora federate server fed --resume" in place.said("server")

@@ -20,6 +20,7 @@ from fedlora.runs.federation.session import ENDED, LOG, SESSION, STATUS, Session
 
 Say = Callable[[str], None]
 POLL = 0.5  # seconds between two looks at what the processes say
+PATIENCE, AGAIN = 150.0, 10.0  # seconds in which a node that is not let in tries again, and between two tries
 REGISTERED = "nodes.json"  # name -> the public key and Flower's number of its node
 
 
@@ -145,14 +146,23 @@ def attend(
         next(lines)
         say(f"{name} is ready, and joins {address[0]}, port {address[1]}")
         log = home.path / "flower.log"
+        refused_since = None
         while True:
+            begun = time.monotonic()
             with running(command, environment, log) as process:
                 while process.poll() is None and not _left_alone(home.path):
                     next(lines)
                     time.sleep(POLL)
-            if process.returncode not in (None, 0, -signal.SIGTERM, -signal.SIGKILL):
-                raise RunFailed(f"the node ended with status {process.returncode}: {_why(log)}")
-            say("the node's app was killed; the node starts anew")
+                ended = process.poll()
+            if ended is None or ended < 0:
+                say("the node, or what answers for it, was killed; the node starts anew")
+                continue
+            # Flower lets nobody in who was there less than a minute ago and did not say goodbye.
+            refused_since = refused_since if refused_since and begun - refused_since < PATIENCE else begun
+            if "Failed to activate SuperNode" not in _last(log) or time.monotonic() - refused_since > PATIENCE:
+                raise RunFailed(f"the node ended with status {ended}: {_why(log)}")
+            say("the server does not let the node in: its key is not known there, or it was there a moment ago; trying again")
+            time.sleep(AGAIN)
 
 
 def _left_alone(home: Path) -> bool:
@@ -167,11 +177,15 @@ def _left_alone(home: Path) -> bool:
 
 def _why(log: Path) -> str:
     """The last thing that a node said."""
-    said = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    text = " ".join(said[-3:])
-    if "Failed to activate SuperNode" in text or "NodeNotFound" in text or "305" in text:
+    text = _last(log)
+    if "Failed to activate SuperNode" in text:
         return f"the server does not know its key; the operator puts its .pub into keys/ and starts the server again (see {log})"
     return f"{text[-300:]} (see {log})"
+
+
+def _last(log: Path) -> str:
+    """The last lines of a log, as one."""
+    return " ".join(log.read_text(errors="replace")[-2000:].split())
 
 
 @contextmanager

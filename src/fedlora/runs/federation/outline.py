@@ -95,7 +95,7 @@ def _sample(weight: Tensor) -> Tensor:
 
 def _vocabulary(processor: Any) -> Any:
     """What makes inputs, as plain values: a tokenizer's words and template."""
-    words = getattr(processor, "get_vocab", dict)()
+    words: dict[str, int] = getattr(processor, "get_vocab", dict)()
     return [sorted(words.items()), getattr(processor, "chat_template", None)]
 
 

@@ -41,6 +41,7 @@ from fedlora.server.loop import Federation as Rounds
 from fedlora.server.loop import Server, envelopes
 from fedlora.server.sampling import sampler
 from fedlora.tasks.metrics import Metric, Scoring
+from fedlora.training.trainer import Outlined as AnyOutlined
 from fedlora.transforms import pipeline
 from fedlora.transports.flower.link import SMALL, Link, quorum
 from fedlora.types import Client, Method, asks_of
@@ -147,7 +148,8 @@ def _prepare(
     transforms = pipeline.make(config.transform, method, config.seed, config.model.head)
     if weights:
         loaded = load_model(config, task, expected.schema, listener)
-        trainer, pretrained = loaded.trainer, None
+        trainer: AnyOutlined = loaded.trainer
+        pretrained = None
         theirs = outline.facts(config, expected.schema, loaded)
         if theirs != expected.facts:
             raise BadInput(f"--model {config.model.source}: it is not the model that the federation was set up with")

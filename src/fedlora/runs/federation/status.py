@@ -33,7 +33,7 @@ def status(federation: Federation) -> dict[str, Any]:
     ended = None
     with suppress(OSError, ValueError):
         ended = json.loads((place / session.ENDED).read_text())
-    found = {key: said[key] for key in ("stage", "round", "rounds", "clients") if key in said}
+    found: dict[str, Any] = {key: said[key] for key in ("stage", "round", "rounds", "clients") if key in said}
     found["run"] = how.out
     found["upload_bytes"] = sum(row["upload_bytes"] for row in rows)
     found["download_bytes"] = sum(row["download_bytes"] for row in rows)

@@ -18,7 +18,7 @@ def server_app(play: Callable[[Grid], None]) -> ServerApp:
     """Plays a federation over the grid that Flower gives."""
     app = ServerApp()
 
-    @app.main()
+    @app.main()  # type: ignore[untyped-decorator]
     def main(grid: Grid, context: Context) -> None:
         play(grid)
 
@@ -29,7 +29,7 @@ def client_app(command: Callable[[Path], Sequence[str]]) -> ClientApp:
     """Answers each message with what the worker of this node's home answers, which `command` starts where there is none."""
     app = ClientApp()
 
-    @app.query()
+    @app.query()  # type: ignore[untyped-decorator]
     def query(message: Message, context: Context) -> Message:
         home = Path(str(context.node_config[HOME]))
         mark = home / f"asking-{os.getpid()}"  # by which one sees that this process was killed

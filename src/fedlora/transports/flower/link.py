@@ -245,7 +245,7 @@ class Link:
         (id,) = self.grid.push_messages(
             [Message(content(travels), node.id, "query", group_id=group, ttl=60 * (self.settings.timeout + 60))]
         )
-        if id is None:
+        if not isinstance(id, str):
             raise RuntimeError("Flower takes no message")
         return id
 

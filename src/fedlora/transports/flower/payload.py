@@ -33,7 +33,8 @@ def unpack(data: bytes, limit: int) -> bytes:
         try:
             size = zstandard.frame_content_size(rest)
             if 0 <= size <= limit:
-                return zstandard.ZstdDecompressor().decompress(rest, max_output_size=limit)
+                found: bytes = zstandard.ZstdDecompressor().decompress(rest, max_output_size=limit)
+                return found
         except zstandard.ZstdError as error:
             raise ValueError(f"a damaged message: {error}") from error
     raise ValueError(f"a message of more than {limit:,} bytes, or none at all")
