@@ -81,7 +81,7 @@ ALLOWED: dict[str, set[str]] = {
         *LEAVES,
     },
     "chat": {"runs", "tasks", *LEAVES},
-    "cli_federate": {"api", "runs", "report", "signals", "disk", *LEAVES},
+    "cli_federate": {"api", "comparison", "runs", "report", "summary", "signals", "disk", *LEAVES},
     "cli": {
         "api",
         "chat",

@@ -486,18 +486,12 @@ def _execute(config: Any, folder: Path, resume: bool, profile: bool, quiet: bool
             progress.close()
             kept = f"; what is complete is kept, go on with: fedlora run --resume --out {folder}" if folder.exists() else ""
             _fail(f"{error.filename or folder}: {error.strerror or error}{kept}", 1)
-    from fedlora.summary import advice, in_words, read_metrics, read_rows, rounds
+    from fedlora.summary import advice, last_line, read_metrics, read_rows
 
     metrics = read_metrics(folder)
     for text in () if quiet else advice(read_rows(folder), summary, metrics[0]):
         progress.note(text)
-    totals = summary["totals"]
-    failed = f"failed replies {totals['failed']}  " if totals["failed"] else ""
-    print(
-        f"{in_words(summary, metrics)}  after {rounds(summary)}  {failed}"
-        f"up {totals['upload_bytes'] / 1e6:.1f} MB  down {totals['download_bytes'] / 1e6:.1f} MB  "
-        f"{_where(folder, summary)}"
-    )
+    print(f"{last_line(summary, metrics)}  {_where(folder, summary)}")
 
 
 def _where(folder: Path, summary: Mapping[str, Any]) -> str:

@@ -91,9 +91,11 @@ def server(
 
     Example: `fedlora federate server wards --port 9092 --resume`
     """
+    from fedlora.comparison.run import write_report
     from fedlora.runs.federation.folder import Federation
     from fedlora.runs.federation.operate import serve, to_stdout
     from fedlora.signals import exit_status, terminable
+    from fedlora.summary import last_line, read_metrics
 
     federation = Federation(folder)
     run, again = out or federation.server / "run", f"fedlora federate server {folder} --resume"
@@ -103,7 +105,9 @@ def server(
     except KeyboardInterrupt as stop:
         typer.echo(f"stopped; go on with: {again}", err=True)
         raise SystemExit(exit_status(stop)) from None
-    print(f"done after {summary['rounds']} rounds; result in {run}/{summary['result']}")
+    write_report([run], None)
+    where = "each client's model is its own" if "clients" in summary else f"result in {run / summary['result']}"
+    print(f"{last_line(summary, read_metrics(run))}  {where}")
 
 
 @app.command()

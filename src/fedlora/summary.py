@@ -165,6 +165,14 @@ def advice(rows: Sequence[Row], summary: Mapping[str, Any], metric: Metric) -> I
         yield "the training loss still falls, so more rounds may help"
 
 
+def last_line(summary: Mapping[str, Any], metrics: Sequence[Metric]) -> str:
+    """What a run says last: its scores, after how many rounds, what failed and what crossed the wire."""
+    totals = summary["totals"]
+    failed = f"failed replies {totals['failed']}  " if totals["failed"] else ""
+    traffic = f"up {totals['upload_bytes'] / 1e6:.1f} MB  down {totals['download_bytes'] / 1e6:.1f} MB"
+    return f"{in_words(summary, metrics)}  after {rounds(summary)}  {failed}{traffic}"
+
+
 def rounds(summary: Mapping[str, Any]) -> str:
     """After how many rounds the model is taken that is the result."""
     count, written = summary["rounds"], summary.get("written", {}).get("round", summary["rounds"])

@@ -233,6 +233,24 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
     "module": (("run", *QUICK, "--set", 'model.target_modules=["nonsense"]'), "matches no linear layer"),
     "module of the head": (("run", *QUICK, "--set", 'model.target_modules=["classifier"]'), "head"),
     "pattern": (("run", *QUICK, "--set", "model.target_modules=("), "model.target_modules"),
+    # federations
+    "federation of nobody": (("federate", "init", "new", "--data", "data", "--model", "base"), "--clients"),
+    "federation of one twice": (("federate", "init", "new", "--clients", "a,a", "--data", "data"), "a name of its own"),
+    "federation of a bad name": (("federate", "init", "new", "--clients", "a/b,c", "--data", "data"), "clients.names"),
+    "federation without an address": (("federate", "init", "new", "--clients", "a,b", "--server", "a b"), "'a b' is no address"),
+    "federation that is there": (("federate", "init", "folder", "--clients", "a,b", "--data", "data", "--model", "base"), "exists"),
+    "federation of one class": (
+        ("federate", "init", "new", "--clients", "a,b", "--labels", "x", "--model", "base"),
+        "at least two",
+    ),
+    "federation with weights on the server": (
+        ("federate", "init", "new", "--clients", "a,b", "--data", "data", "--model", "base", "--method", "frlora"),
+        "needs the weights of the model on the server",
+    ),
+    "no federation": (("federate", "status", "folder"), "no server was started here yet"),
+    "no federation to serve": (("federate", "server", "folder"), "folder"),
+    "no home": (("federate", "export", "folder", "--name", "a", "--to", "new"), "no client's home"),
+    "names in one place": (("run", *QUICK, "--set", 'clients.names=["a", "b"]'), "fedlora federate"),
     # methods and transforms
     "method": (("run", "--method", "lora-a3"), "lora-a2"),
     "method empty": (("run", "--method", ""), "method"),

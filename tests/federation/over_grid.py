@@ -192,6 +192,8 @@ def test_it_is_the_run_in_one_process_to_the_bit(method: str, task: str, tmp_pat
         with pytest.raises(BadInput, match="weighs its adapters anew"):
             own.export(Home(tmp_path / "home-north"), tmp_path / "own")
     elif read_rows(one)[-1].get("clients_scored"):
+        with pytest.raises(BadInput, match="on its own machine; there, fedlora federate export"):
+            export_run(tmp_path / "run", tmp_path / "not there", 0, False)
         for i, name in enumerate(NAMES):
             kind = own.export(Home(tmp_path / f"home-{name}"), tmp_path / f"own-{name}")
             assert kind == export_run(one, tmp_path / f"one-{name}", i, False)

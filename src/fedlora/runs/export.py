@@ -158,6 +158,11 @@ def read_result(run: Path, client_id: int | None = None) -> tuple[Config, Roster
             f"--client {client_id}: {method.FACTS.title} with a {config.model.head.value} head trains one model for all; "
             "leave --client out"
         )
+    if config.clients.names is not None:
+        raise BadInput(
+            f"--client {client_id}: what a client of a federation keeps is on its own machine; there, fedlora federate export "
+            "writes its model"
+        )
     server = saved.server
     if client_id not in server.accepted:
         raise BadInput(f"--client {client_id}: this client has not taken part in any round yet")

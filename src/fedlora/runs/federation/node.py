@@ -82,7 +82,7 @@ def prepare(home: Home, listener: Log) -> Node:
     everybody = roster(config)
     mine = everybody[number_of(config, name)]
     client = Client(mine.id, mine.rank, len(train), domain_counts(dataset, np.arange(len(train))))
-    setup = make_setup(config, trainer, everybody)
+    setup = make_setup(config, trainer, [client if each.id == client.id else each for each in everybody])
     fit.check(config, method, setup, trainer, train, loaded.there)
     worker = Worker(
         method,
