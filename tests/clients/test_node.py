@@ -68,6 +68,7 @@ def test_one_worker_answers_all_and_another_one_when_it_was_killed(home: Path) -
     assert third not in (first, second)
 
 
+@pytest.mark.slow
 def test_why_a_worker_does_not_start_is_said(home: Path) -> None:
     (home / "bad").touch()
     with pytest.raises(reach.WorkerDied, match="error: no such data"):
@@ -79,6 +80,7 @@ def test_why_a_worker_does_not_start_is_said(home: Path) -> None:
     assert reach.ask(home, command(home), b"hello").endswith(b" hello")
 
 
+@pytest.mark.slow
 def test_a_worker_that_nobody_asks_ends(home: Path) -> None:
     reach.ask(home, command(home, 0.5), b"hello")
     pid = int((reach.place_of(home) / reach.PID).read_text())
@@ -88,6 +90,7 @@ def test_a_worker_that_nobody_asks_ends(home: Path) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_nobody_else_can_ask(home: Path) -> None:
     reach.ask(home, command(home), b"hello")
     place = reach.place_of(home)

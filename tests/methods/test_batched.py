@@ -172,7 +172,7 @@ def test_law_8_in_float64_together_is_alone(row: Row, folder: Path) -> None:
     play(row, folder, torch.float64, check)
 
 
-@pytest.mark.parametrize("method", ["fedit", "fedlease", *(pytest.param(m, marks=SLOW) for m in ("lora-a2", "feddpa", "fl-tac"))])
+@pytest.mark.parametrize("method", ["fedit", *(pytest.param(m, marks=SLOW) for m in ("fedlease", "lora-a2", "feddpa", "fl-tac"))])
 @pytest.mark.parametrize("shape", ["DeBERTa's", "a pooler's", "a decoder's, whose padding ends its texts"])
 def test_law_8_together_is_alone_on_odd_shapes(shape: str, method: str, tmp_path: Path) -> None:
     """Layers that see a table of positions, or one row a text; texts that end with the padding token."""

@@ -111,6 +111,7 @@ def off(mine: np.ndarray, theirs: Sequence[np.ndarray]) -> float:
     return max(float(np.abs(mine - each).max()) for each in theirs)
 
 
+@pytest.mark.slow
 def test_an_adapter_finds_its_base_and_gives_the_same_logits_under_the_oldest_peft(
     bert_folder: Path, csv_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,7 +148,7 @@ def exports_agree(tried: Tried, method: str, count: int, folder: Path, elsewhere
         assert off_most(elsewhere.logits(to, TEXTS), want) < 1e-5, to.name
 
 
-@pytest.mark.parametrize("name", some_fast(RUN, {"bert", "gpt2", "xlnet"}))
+@pytest.mark.parametrize("name", some_fast(RUN, {"bert"}))
 def test_exports_give_in_another_process_what_predict_gives(tried: Tried, tmp_path: Path, elsewhere: Elsewhere) -> None:
     exports_agree(tried, "fedit", 1, tmp_path, elsewhere)
 

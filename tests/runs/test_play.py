@@ -74,9 +74,9 @@ HEADS = ("frozen", "shared", "personal")
 
 
 def heads_in_turn() -> list[object]:
-    """Every method with every head; every fourth method in the fast suite, the heads by turns (tests/test_before.py resumes
-    ten more)."""
-    whole = [(i % 4 == 0 and i // 4 % 3 == j, name, head) for i, name in enumerate(methods.names()) for j, head in enumerate(HEADS)]
+    """Every method with every head; every eighth method in the fast suite, the heads by turns (tests/test_before.py resumes
+    others)."""
+    whole = [(i % 8 == 0 and i // 8 % 3 == j, name, head) for i, name in enumerate(methods.names()) for j, head in enumerate(HEADS)]
     return [pytest.param(name, head, marks=() if fast else pytest.mark.slow) for fast, name, head in whole]
 
 

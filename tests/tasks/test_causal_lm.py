@@ -237,6 +237,7 @@ def test_a_quantised_base(bits: str, tmp_path: Path) -> None:
     assert f"| base in training | in {bits}, by bitsandbytes |" in (folder / "adapter" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_on_a_quantised_base_goes_on(tmp_path: Path) -> None:
     quantise = {"model": {"quantise": "4bit"}}
     summary = run(tmp_path, quantise, out="whole", name="llama/wide")

@@ -258,6 +258,7 @@ def test_a_method_that_needs_classes_is_refused_before_round_1(tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_from_the_table_to_the_answer(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     tiny.save_model("bert", tmp_path / "base")
     ratings(tmp_path / "prices")

@@ -94,7 +94,7 @@ def padded(data: Encoded, where):
     return {"input_ids": ids, "attention_mask": (ids != 0).long()}
 
 
-@pytest.mark.parametrize("renormalise", [True, False])
+@pytest.mark.parametrize("renormalise", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_routed_mixture_trains_as_a_plain_torch_model(bert_folder, pretrained, data, renormalise: bool) -> None:
     data = data.take(np.arange(12))
     trainer = make(pretrained)
