@@ -55,9 +55,9 @@ def founding(folder: Path) -> Iterator[Path]:
             for stale in part.iterdir():  # of a process that was killed
                 if stale.name != LOCK:
                     rmtree(stale) if stale.is_dir() else stale.unlink()
-            if folder.exists():
-                raise BadInput(f"{folder} exists already; give --resume to go on with it, or another --out")
             try:
+                if folder.exists():
+                    raise BadInput(f"{folder} exists already; give --resume to go on with it, or another --out")
                 yield part
             finally:
                 rmtree(part, ignore_errors=True)

@@ -96,7 +96,7 @@ def problem(seed: int, K: int = 3, r: int = 2, d_out: int = 6, d_in: int = 5):
 
 
 @pytest.mark.parametrize("penalty", [1e-3, 0.01, 0.03])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_cosine_correction_is_no_worse_than_a_general_minimiser_from_many_starts(seed, penalty):
     (B, A, lacking), dense = problem(seed)
     X = cosine_correction(B, A, lacking, penalty, 3000).numpy()

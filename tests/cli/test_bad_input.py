@@ -248,7 +248,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
         "needs the weights of the model on the server",
     ),
     "no federation": (("federate", "status", "folder"), "no server was started here yet"),
-    "no federation to serve": (("federate", "server", "folder"), "folder"),
+    "no Flower to serve with": (("federate", "server", "folder"), "pip install 'fedlora[flower]'"),
     "no home": (("federate", "export", "folder", "--name", "a", "--to", "new"), "no client's home"),
     "names in one place": (("run", *QUICK, "--set", 'clients.names=["a", "b"]'), "fedlora federate"),
     # methods and transforms

@@ -238,6 +238,7 @@ def test_law_8_in_float32_together_is_alone_up_to_rounding(row: Row, folder: Pat
     play(row, folder, torch.float32, check, lr=5e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ONE_A_METHOD, ids=str)
 @law(8)
 def test_law_8_in_float32_with_sgd_together_is_alone(row: Row, folder: Path) -> None:

@@ -329,7 +329,7 @@ def test_law_6_mixed_ranks_work_or_are_refused_by_the_methods_name(row):
             method.init(setup)
 
 
-@every_row
+@long_row
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @law(6)
 def test_law_6_the_dtype_is_kept(row, dtype):
@@ -340,7 +340,7 @@ def test_law_6_the_dtype_is_kept(row, dtype):
     assert set(floats) == {dtype}
 
 
-@every_row
+@long_row
 @pytest.mark.parametrize(
     "ranks, examples",
     [((1, 1), (10, 10)), ((8, 8), (10, 40)), ((14, 14), (10, 40)), ((2,), (10,)), ((2, 2), (1, 40))],
@@ -449,7 +449,7 @@ def ranks_of(slots) -> dict[tuple[str, str], set[bytes]]:
     return {(s, m): {bits(f, m, i) for i in range(len(f.A[m]))} for s, f in slots.items() for m in f.A}
 
 
-@every_row
+@long_row
 @law(7, exempt="starts")
 def test_law_7_a_client_that_skips_rounds_starts_where_one_that_did_not_starts(row):
     """Sixteen clients, every pattern of presence over four rounds; all are there in the fifth. Client 0 is always there."""

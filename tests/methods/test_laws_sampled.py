@@ -316,7 +316,8 @@ def dense_changes(up, setup: Setup) -> dict[tuple[str, str], np.ndarray]:
     return out
 
 
-@long_row
+@pytest.mark.slow
+@every_row
 @law(13)
 def test_law_13_with_error_feedback_nothing_is_lost_in_sixty_rounds(row):
     """Of every client and every entry: all that was received and all that it remembers add up to all that it wanted to send."""

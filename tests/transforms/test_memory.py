@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cases import ROWS, Row, takes_part
+from laws import FIRST
 from toy import Trainer, make_clients, make_setup, play, top_up
 
 from fedlora import methods
@@ -56,7 +57,15 @@ def in_place(name: str, up, down) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("tables", TABLES, ids=lambda tables: " ".join(t["name"] for t in tables))
-@pytest.mark.parametrize("row", [row for row in ROWS if transforms_for(row.make(), TABLES[0])], ids=str)
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, marks=() if id(row) in FIRST else pytest.mark.slow)
+        for row in ROWS
+        if transforms_for(row.make(), TABLES[0])
+    ],
+    ids=str,
+)
 def test_what_was_learned_is_what_arrived_and_what_is_remembered(row: Row, tables):
     """Entry by entry, for every client, over five rounds in which some sit out."""
     method, setup = row.make(), make_setup(make_clients(row.ranks, tasks=row.tasks))

@@ -63,6 +63,8 @@ def init(folder: Path, config: Config, labels: Sequence[str], address: tuple[str
     Raises:
         BadInput: what cannot be; nothing is left then.
     """
+    if os.path.lexists(folder):
+        raise BadInput(f"{folder} exists already; name another folder")
     own = federated(config)
     require(own)
     task, method = make_task(config), make_method(config)
