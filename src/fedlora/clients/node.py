@@ -115,13 +115,20 @@ def _talk(connection: Connection, node: Any, asked: _Clock) -> None:
     try:
         with connection:
             while True:
-                connection.send_bytes(node.answer(connection.recv_bytes(LARGEST)))
+                connection.send_bytes(_answered(node, connection.recv_bytes(LARGEST)))
     except (EOFError, OSError):
         pass
+    finally:
+        asked.move(-1)
+
+
+def _answered(node: Any, data: bytes) -> bytes:
+    """The answer; where there is none the process ends, having said why before who asked hears of it."""
+    try:
+        answer: bytes = node.answer(data)
+        return answer
     except BaseException:
         import traceback
 
         traceback.print_exc()
         os._exit(1)
-    finally:
-        asked.move(-1)
