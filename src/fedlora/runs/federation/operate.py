@@ -19,6 +19,7 @@ from fedlora.runs.federation.processes import Control, executable, follow, runni
 from fedlora.runs.federation.session import ENDED, LOG, SESSION, STATUS, Session, worker_command
 
 Say = Callable[[str], None]
+GOODBYE = 2.0  # seconds in which Flower tells the nodes that the run is over
 POLL = 0.5  # seconds between two looks at what the processes say
 PATIENCE, AGAIN = 150.0, 10.0  # seconds in which a node that is not let in tries again, and between two tries
 REGISTERED = "nodes.json"  # name -> the public key and Flower's number of its node
@@ -63,7 +64,7 @@ def serve(
                         raise RunFailed(f"the server's app ended (see {log}); start the server again with --resume")
                 time.sleep(POLL)
             next(lines)
-            _let_go(process)
+            time.sleep(GOODBYE)
         ended = json.loads((server / ENDED).read_text())
     if ended["status"]:
         raise (BadInput if ended["status"] == 2 else RunFailed)(ended["error"])
@@ -102,11 +103,6 @@ def _gone(status: Path) -> bool:
         os.kill(json.loads(status.read_text())["pid"], 0)
         return False
     return status.exists()
-
-
-def _let_go(process: Any) -> None:
-    """Let Flower tell the nodes that the run is over."""
-    time.sleep(2.0)
 
 
 def attend(

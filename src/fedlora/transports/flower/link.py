@@ -37,15 +37,6 @@ class Seen:
     name: str
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A message that waits for its answer."""
-
-    node: Seen
-    at: float
-    group: str
-
-
 @dataclass
 class Carried:
     """What went over the link since the last time that somebody asked, in bytes as they travelled."""
@@ -92,9 +83,8 @@ class Link:
         self._nodes: dict[int, Seen] = {}  # client -> its node, of those that said Hello and are there
         self._left: dict[int, float] = {}  # client -> when it was last there
         self._met: dict[int, str] = {}  # node -> since when it is there, of those that were greeted
-        self._greeted: dict[str, Asked] = {}  # message -> to whom
+        self._greeted: dict[str, Seen] = {}  # message -> to whom
         self._looked = 0.0
-        self._count = 0
 
     # ---- who is there --------------------------------------------------------------------------------------------------
 
@@ -141,19 +131,19 @@ class Link:
         if self.registered and seen.name not in self.names:
             self.refused[seen.name or f"node {seen.id}"] = "it is not one of the federation's clients"
             return
-        self._greeted[self._push(seen, wire.encode(Hello(self.facts)), "hello")] = Asked(seen, time.monotonic(), "hello")
+        self._greeted[self._push(seen, wire.encode(Hello(self.facts)), "hello")] = seen
 
-    def _meet(self, asked: Asked, message: Message) -> None:
+    def _meet(self, seen: Seen, message: Message) -> None:
         """Take a node's answer to a Hello."""
-        who = asked.node.name or f"node {asked.node.id}"
+        who = seen.name or f"node {seen.id}"
         found, why = None, None
         try:
             found = wire.decode(self._bytes(message, SMALL), MEETING, SMALL)
         except ValueError as error:
             why = first_line(error)
-        if isinstance(found, Present) and (why := self._misfit(asked.node, found)) is None:
+        if isinstance(found, Present) and (why := self._misfit(seen, found)) is None:
             id = self.names.index(found.name)
-            self.present[id], self._nodes[id] = found, asked.node
+            self.present[id], self._nodes[id] = found, seen
             self._left.pop(id, None)
             self.refused.pop(found.name, None)
             return
@@ -161,7 +151,7 @@ class Link:
             why = first_line(found.why[:300])
         self.refused[who] = why or "it answers a greeting with something else"
         if why is not None and why.startswith("its worker"):
-            self._met.pop(asked.node.id, None)  # the next one may start
+            self._met.pop(seen.id, None)  # the next one may start
 
     def _misfit(self, seen: Seen, present: Present) -> str | None:
         """Why a node cannot be who it says, or None. It may have put anything into its answer."""
@@ -184,8 +174,7 @@ class Link:
     def exchange(self, asks: Sequence[Ask]) -> Iterator[Answer]:
         """See `fedlora.messages.Transport`. A client that cannot be reached is waited for, within what the settings allow."""
         waiting = {ask.client.id: ask for ask in asks}
-        packed: dict[int, bytes] = {}
-        asked: dict[str, tuple[int, Asked]] = {}
+        asked: dict[str, tuple[int, Seen]] = {}  # message -> whom, and the node that it went to
         tries, not_before, why = dict.fromkeys(waiting, 0), dict.fromkeys(waiting, 0.0), dict[int, str]()
         begun = time.monotonic()
         end, left = begun + 60 * self.settings.timeout, self._needed(asks)
@@ -193,7 +182,7 @@ class Link:
             self._look()
             now = time.monotonic()
             for message_id, (id, sent) in list(asked.items()):  # a node that was started anew has forgotten what it was asked
-                if self._nodes.get(id) != sent.node:
+                if self._nodes.get(id) != sent:
                     del asked[message_id]
                     why[id] = "its node left"
             under_way = {id for id, _ in asked.values()}
@@ -209,12 +198,11 @@ class Link:
                     if tries[id]:
                         self.carried.asked_again[self.names[id]] = why.get(id, "no answer")
                     tries[id] += 1
-                    packed.setdefault(id, wire.encode(ask))
-                    asked[self._push(node, packed[id], str(ask.round))] = (id, Asked(node, now, str(ask.round)))
+                    asked[self._push(node, wire.encode(ask), str(ask.round))] = id, node
             for message_id, (id, sent) in list(asked.items()):
                 for message in self.grid.pull_messages([message_id]):
                     del asked[message_id]
-                    answer = self._read(waiting[id], sent.node, message)
+                    answer = self._read(waiting[id], sent, message)
                     if isinstance(answer, str):
                         why[id], not_before[id] = answer, time.monotonic() + AGAIN
                         continue
