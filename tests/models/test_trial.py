@@ -6,6 +6,7 @@ tests/models/test_sweep.py holds every architecture to plain PEFT; here stand th
 from types import SimpleNamespace
 from typing import Any
 
+import architectures
 import numpy as np
 import pytest
 import tiny
@@ -58,6 +59,23 @@ def tried(model: Any, limit: int = 100, wanted: Any = "all-linear") -> Findings:
 )
 def test_forms(name: str, form: Form) -> None:
     assert tried(pretrained(name).model).form == form
+
+
+@pytest.mark.parametrize("most", [1 << 32, 0])
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_is_no_difference(seed: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of half precision is what it is in full, also where it is too large to be cast as a whole, and left as it was."""
+    monkeypatch.setattr(trial, "FULL_BYTES", most)
+    model, tokenizer = architectures.causal("llama/wide", seed)
+    targets = find_targets(model, "all-linear")
+    wanted = try_model(model, targets, 64, len(tokenizer), tokens=True)
+    assert (wanted.form.shared, wanted.form.apart) == (Shared.PACKED, False)
+    model = model.to(torch.bfloat16)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    assert try_model(model, targets, 64, len(tokenizer), tokens=True) == wanted
+    after = model.state_dict()
+    assert all(after[name].dtype == x.dtype and torch.equal(after[name], x) for name, x in before.items())
+    assert not any(block._forward_pre_hooks or block._forward_hooks for block in model.modules())
 
 
 def test_a_short_table_is_found_and_its_model_padded() -> None:

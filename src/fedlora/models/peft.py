@@ -24,8 +24,11 @@ from fedlora.models.packing import Form, Inputs, Shared, pack
 from fedlora.models.quantised import was_transposed
 from fedlora.models.quiet import quiet
 from fedlora.models.slots import Adapted, Live, layer_shape, transposed
-from fedlora.models.trial import rows_of_embedding, tolerance
+from fedlora.models.trial import HALF, rows_of_embedding
 from fedlora.types import Factors, Mix, Model
+
+CLOSE = 1e-3  # of logits, relative to the largest one
+ROUGHLY = 0.05  # the same of a model that computes in half precision
 
 
 def is_adapter(model: Model) -> bool:
@@ -167,7 +170,8 @@ def rehearse(pretrained: Pretrained, targets: Sequence[str], form: Form) -> None
     except Exception as error:  # PEFT raises whatever its layers do
         raise BadInput(f"PEFT cannot hold an adapter on these layers of {name}: {first_line(error)}") from error
     off = (got - wanted).abs().max()
-    if not off <= tolerance(pretrained.model, 1e-3) * wanted.abs().max():
+    near = ROUGHLY if next(pretrained.model.parameters()).dtype in HALF else CLOSE
+    if not off <= near * wanted.abs().max():
         raise BadInput(
             f"{name} with an adapter on these layers gives other logits under PEFT than here (off by {off:.2g}), so the result "
             "could not be used; set model.target_modules to fewer layers"

@@ -8,11 +8,12 @@ tokens only) a pass holds one client.
 
 Of a language model, the states from which it says what follows each token are compared, and its head is tried on one text.
 
-Sizes are small beside a step of training: about 300 tokens, or somewhat more than one longest text of at most 1,024 tokens.
+Sizes are small beside a step of training: about 300 tokens, or somewhat more than one longest text of at most 1,024 tokens. All of
+it is computed in fp32, whatever the run computes in: rounding must not be taken for a difference.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -28,6 +29,7 @@ from fedlora.models import attention
 from fedlora.models.casting import cast
 from fedlora.models.heads import Body, logits, logits_of, padding, text_config
 from fedlora.models.packing import Form, Packing, Positions, Reads, Shared, pack, sharing
+from fedlora.models.quantised import compute_in, is_packed
 from fedlora.models.quiet import quiet
 
 MOST = 1024  # tokens of the longest text that is tried
@@ -36,8 +38,9 @@ LENGTHS = (5, 1, 2, 8, 3, 8, 21)  # of the short texts, two of them equal
 PLAIN = "sdpa"  # the attention that from_pretrained chooses, where a model has it
 CLOSE = 1e-4  # of logits, relative to the largest one
 CLOSE_ROWS = 1e-3  # of what layers are given, relative to the largest one
-FULL_BYTES = 1 << 32  # of the largest model that is tried in fp32 where it is loaded in half precision
-ROUGHLY = 0.05  # either, of a model that computes in half precision
+DIRECTIONS = 8  # along which what a layer is given is compared
+FULL_BYTES = 1 << 32  # of the largest model that is cast to fp32 as a whole where it is loaded in half precision
+HALF = (torch.bfloat16, torch.float16)
 
 Ids = np.ndarray
 Calls = Mapping[str, list[Tensor | None]]
@@ -93,7 +96,7 @@ def try_model(
         BadInput: the model does not take plain texts, or gives another answer each time, or no target is a linear layer of the
             forward pass.
     """
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), quiet(), in_full(model), block_by_block(model):
         use(model, PLAIN)
         trial = _Trial(model, targets, _vocabulary(model, words), specials, fewest, tokens)
         alone = trial.alone(limit)
@@ -214,10 +217,9 @@ class _Trial:
             except Exception:  # whatever a model raises over texts in a form that it does not know
                 return None
             wanted = torch.cat([text.answer for text in group])
-            if given.shape != wanted.shape or not close(given, wanted, tolerance(self.model, CLOSE)):
+            if given.shape != wanted.shape or not close(given, wanted, CLOSE):
                 return None
-            near = tolerance(self.model, CLOSE_ROWS)
-            found.append({m: _tokens(form, m, calls, group, near) for m in self.targets})
+            found.append({m: _tokens(form, m, calls, group, CLOSE_ROWS) for m in self.targets})
         return {m: all(each[m] for each in found) for m in self.targets}
 
     def _run(self, form: Form, ids: Sequence[Ids]) -> tuple[Tensor, Calls]:
@@ -238,7 +240,7 @@ class _Trial:
             apart, whole = logits_of(self.model, states), self.model(input_ids=given).logits[0]
         except Exception as error:  # whatever a model raises that is run in halves
             raise BadInput(f"the head of {type(self.model).__name__} cannot be run by itself: {first_line(error)}") from error
-        if not close(apart, whole.to(apart), tolerance(self.model, CLOSE)):
+        if not close(apart, whole.to(apart), CLOSE):
             raise BadInput(
                 f"the head of {type(self.model).__name__} reads more than its body's last states; it cannot be trained here"
             )
@@ -263,17 +265,12 @@ class _Trial:
         return texts
 
 
-def tolerance(model: Any, usual: float) -> float:
-    """How far two ways of computing the same may be apart, relative to the largest number."""
-    return ROUGHLY if next(model.parameters()).dtype in (torch.bfloat16, torch.float16) else usual
-
-
 @contextmanager
 def in_full(model: Any) -> Iterator[None]:
     """Within, a model of half precision that is small enough computes in fp32, so that rounding hides nothing that is tried."""
     dtype = next(model.parameters()).dtype
     small = 4 * sum(p.numel() for p in model.parameters()) <= FULL_BYTES
-    if dtype not in (torch.bfloat16, torch.float16) or not small:
+    if dtype not in HALF or not small:
         yield
         return
     cast(model, torch.float32)
@@ -281,6 +278,56 @@ def in_full(model: Any) -> Iterator[None]:
         yield
     finally:
         cast(model, dtype)
+
+
+@contextmanager
+def block_by_block(model: Any) -> Iterator[None]:
+    """Within, and without gradients, a model of half precision computes in fp32 however large it is: a block's weights are there in
+    fp32 while the block computes, those outside the blocks all the time."""
+    dtype = next(model.parameters()).dtype
+    if dtype not in HALF:
+        yield
+        return
+    blocks = list(_blocks(model))
+    inside = {id(p) for block in blocks for p in block.parameters()}
+    kept: dict[nn.Module, list[tuple[nn.Parameter, Tensor]]] = {}
+
+    def enter(block: nn.Module, args: Any) -> None:
+        kept[block] = _widen(block.parameters())
+
+    def leave(block: nn.Module, args: Any, out: Any) -> None:
+        _put_back(kept.pop(block, []))
+
+    hooks = [block.register_forward_pre_hook(enter) for block in blocks]
+    hooks += [block.register_forward_hook(leave, always_call=True) for block in blocks]
+    others = _widen(p for p in model.parameters() if id(p) not in inside)
+    compute_in(model, torch.float32)
+    try:
+        yield
+    finally:
+        compute_in(model, dtype)
+        _put_back(others)
+        for hook in hooks:
+            hook.remove()
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The members of the outermost lists of modules."""
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else _blocks(child)
+
+
+def _widen(parameters: Iterable[nn.Parameter]) -> list[tuple[nn.Parameter, Tensor]]:
+    """Cast parameters of half precision to fp32; returns what they were."""
+    was = [(p, p.data) for p in parameters if p.dtype in HALF and not is_packed(p)]
+    for p, data in was:
+        p.data = data.float()
+    return was
+
+
+def _put_back(was: Iterable[tuple[nn.Parameter, Tensor]]) -> None:
+    for p, data in was:
+        p.data = data
 
 
 def _tokens(form: Form, module: str, calls: Calls, group: Sequence[_Alone], near: float) -> bool:
@@ -304,7 +351,7 @@ def _tokens(form: Form, module: str, calls: Calls, group: Sequence[_Alone], near
 
 @contextmanager
 def watch(model: nn.Module, targets: Sequence[str]) -> Iterator[dict[str, list[Tensor | None]]]:
-    """What each layer is given in the passes within, call by call: one number a row, the row's product with a fixed random vector
+    """What each layer is given in the passes within, call by call: a few numbers a row, its products with fixed random vectors
     (rows as in x (..., d) flattened to (rows, d)). None stands for a call that is not one tensor in, one tensor out."""
     calls: dict[str, list[Tensor | None]] = {m: [] for m in targets}
 
@@ -324,12 +371,13 @@ def watch(model: nn.Module, targets: Sequence[str]) -> Iterator[dict[str, list[T
 
 
 def _projected(x: Tensor) -> Tensor:
-    return x.flatten(0, -2).float() @ _direction(x.shape[-1]).to(x.device)
+    return x.flatten(0, -2).float() @ _directions(x.shape[-1]).to(x.device)
 
 
 @cache
-def _direction(width: int) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(0).standard_normal(width, dtype=np.float32))
+def _directions(width: int) -> Tensor:
+    """(width, DIRECTIONS). Along one alone a row can be near zero by chance, and then its rounding is all that is seen of it."""
+    return torch.from_numpy(np.random.default_rng(0).standard_normal((width, DIRECTIONS), dtype=np.float32))
 
 
 def used(model: nn.Module, targets: Sequence[str], seen: Sequence[Calls], what: str = "a text") -> tuple[list[str], dict[str, str]]:

@@ -107,7 +107,8 @@ class Learner:
         self.masks = {role: mask for role, own in self.by_role.items() if (mask := _flat_mask(own, masks)) is not None}
         self.before = {role: self.flats[role].clone() for role in self.masks}
         self.sums = {role: torch.zeros_like(x) for role, x in self.flats.items()} if job.ask.want_grad else {}
-        self.fixed = {s: _each_role(f, lambda role, m, x: x.to(device, dtype)) for s, f in job.ask.slots.items()}
+        replaced = {leaf.key for leaf in leaves if leaf.chosen is None}  # by what it is at each step
+        self.fixed = {s: _each_role(f, partial(_there, device, dtype, replaced, s)) for s, f in job.ask.slots.items()}
         for vector in self.flats.values():
             vector.requires_grad_(True)
         self.optimizer = self._optimizer()
@@ -122,7 +123,8 @@ class Learner:
         for role, own in self.by_role.items():
             parts = torch.split(self.flats[role].to(dtype), [math.prod(leaf.shape) for leaf in own])
             for leaf, part in zip(own, parts, strict=True):
-                out[leaf.key] = leaf.put(part.view(leaf.shape), self._fixed(leaf, dtype))
+                own_part = part.view(leaf.shape)
+                out[leaf.key] = own_part if leaf.chosen is None else leaf.put(own_part, self._fixed(leaf, dtype))
         return out
 
     def placed(self, values: Mapping[Key, Tensor]) -> tuple[dict[str, Factors], Gate | None]:
@@ -178,7 +180,7 @@ class Learner:
 
     def _fixed(self, leaf: Leaf, dtype: torch.dtype) -> Tensor:
         """The whole tensor of a leaf of which only a part trains, in the precision asked for."""
-        if leaf.chosen is None or dtype != self.dtype or leaf.key.slot not in self.fixed:
+        if dtype != self.dtype or leaf.key.slot not in self.fixed:
             return leaf.whole.to(dtype)
         return self.fixed[leaf.key.slot].role(leaf.key.role)[leaf.key.name]
 
@@ -286,6 +288,10 @@ def _each_role(slot: Factors, f: Callable[[str, str, Tensor], Tensor]) -> Factor
 def on_device(slots: Slots, device: torch.device, dtype: torch.dtype) -> dict[str, Factors]:
     """Slots as a forward pass without training uses them."""
     return {s: _each_role(f, lambda role, m, x: x.to(device, dtype)) for s, f in slots.items()}
+
+
+def _there(device: torch.device, dtype: torch.dtype, but: Collection[Key], slot: str, role: str, m: str, x: Tensor) -> Tensor:
+    return x if Key(slot, role, m) in but else x.to(device, dtype)
 
 
 def _value_or(values: Mapping[Key, Tensor], slot: str, role: str, m: str, x: Tensor) -> Tensor:
