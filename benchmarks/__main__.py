@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from benchmarks import harness
 from fedlora.errors import unknown
 
-ALL = ("train-short", "train-long", "lora-a2-round", "server", "overhead", "memory", "lm", "gpu", "gpu-lm")
+ALL = ("train-short", "train-long", "lora-a2-round", "server", "overhead", "memory", "lm", "federation", "gpu", "gpu-lm")
 NAMED_ONLY = ("accuracy",)
 
 
@@ -16,11 +17,12 @@ def main(
     names: Annotated[list[str] | None, typer.Argument(help=", ".join((*ALL, *NAMED_ONLY)))] = None,
     quick: Annotated[bool, typer.Option(help="A smoke run of tiny sizes; writes nothing.")] = False,
 ) -> None:
-    """Run benchmarks, each in a process of its own, and write benchmarks/results/NAME.json."""
+    """Run benchmarks, each in a process of its own, and write benchmarks/results/KIND/NAME.json, where KIND is of this machine."""
     chosen = names or list(ALL)
     for name in chosen:
         if name not in (*ALL, *NAMED_ONLY):
             raise typer.BadParameter(str(unknown("benchmark", name, (*ALL, *NAMED_ONLY))))
+    typer.echo(harness.about(harness.machine()))
     failed = [name for name in chosen if _run(name, quick)]
     if failed:
         typer.echo(f"failed: {', '.join(failed)}", err=True)

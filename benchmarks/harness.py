@@ -7,6 +7,7 @@ from one repetition to the next, and the matrix peak is measured once in every r
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -31,6 +32,7 @@ PACKAGES = ("fedlora", "torch", "transformers", "peft", "numpy", "flwr", "ray")
 ROWS = {"cpu": (1024, 4096), "cuda": (8192, 16384)}  # of the activations in the products that find the peak
 SIDES = {"cpu": ((384, 384), (384, 1536)), "cuda": ((768, 3072), (4096, 4096), (8192, 8192))}  # of their weights
 PEAK_S = 0.1  # for each product
+INSTRUCTIONS = {"amx": "amx_bf16", "avx512_bf16": "avx512_bf16", "avx512": "avx512f", "avx2": "avx2"}  # the best first -> its flag
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 Row = dict[str, Any]
@@ -54,10 +56,11 @@ Side = Callable[[], Sample]
 
 def machine() -> Row:
     """What the numbers depend on besides the versions."""
-    about: Row = {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "os": platform.platform(terse=True)}
+    found: Row = {"cpu": _cpu("model name"), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    found |= {"instructions": instructions(_cpu("flags")), "os": platform.platform(terse=True)}
     if torch.cuda.is_available():
-        about["gpu"] = torch.cuda.get_device_name()
-    return about
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -71,10 +74,28 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _cpu() -> str:
+def instructions(flags: str) -> str:
+    """The best matrix instructions among a processor's flags: they set its peak, and its name alone does not tell them."""
+    return next((name for name, flag in INSTRUCTIONS.items() if flag in flags.split()), platform.machine())
+
+
+def kind(machine: Mapping[str, Any]) -> str:
+    """Of a machine (see `machine`): processor, cores, best matrix instructions, GPU. Results of one kind lie together."""
+    words = " ".join(str(machine[key]) for key in ("cpu", "cores", "instructions", "gpu") if key in machine)
+    return re.sub(r"[^a-z0-9_]+", "-", re.sub(r"\((r|tm)\)", "", words.lower())).strip("-")
+
+
+def about(machine: Mapping[str, Any]) -> str:
+    """What numbers of this machine can be held against, in a line."""
+    with_bf16 = "bf16" in machine["instructions"] or machine["instructions"] == "amx"
+    arithmetic = "multiplies in bf16, as the targets have it" if with_bf16 else "has no bf16 units, which the targets are for: fp32"
+    return f"this machine: {kind(machine)}, which {arithmetic}; results of other kinds stay as they are"
+
+
+def _cpu(key: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith(key))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
@@ -172,8 +193,9 @@ def _rate(sample: Sample) -> float:
 # ---- results -----------------------------------------------------------------------------------------------------------------
 
 
-def save(name: str, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], folder: Path = RESULTS) -> Path:
-    """Write NAME.json: the rows, what was run, on what, with which versions, when. Returns its path."""
+def save(name: str, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], results: Path = RESULTS) -> Path:
+    """Write KIND/NAME.json: the rows, what was run, on what kind of machine, with which versions, when. Returns its path."""
+    folder = results / kind(machine())
     whole = {
         "benchmark": name,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -188,9 +210,9 @@ def save(name: str, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any],
     return file
 
 
-def rows(name: str, folder: Path = RESULTS) -> list[Row]:
-    """The rows of NAME.json; none where there is no such file."""
-    file = folder / f"{name}.json"
+def rows(name: str, results: Path = RESULTS) -> list[Row]:
+    """The rows of NAME.json of this kind of machine; none where there is no such file."""
+    file = results / kind(machine()) / f"{name}.json"
     return list(json.loads(file.read_text())["rows"]) if file.exists() else []
 
 

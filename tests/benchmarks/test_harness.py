@@ -51,8 +51,22 @@ def test_peak_is_what_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_results_are_whole(tmp_path: Path) -> None:
     file = harness.save("some", [{"side": "a", "x": 1.5}], {"limit": 3}, tmp_path)
     read = json.loads(file.read_text())
-    assert file.name == "some.json" and read["rows"] == [{"side": "a", "x": 1.5}] and read["facts"] == {"limit": 3}
+    assert (
+        file == tmp_path / harness.kind(harness.machine()) / "some.json"
+        and read["rows"] == [{"side": "a", "x": 1.5}]
+        and read["facts"] == {"limit": 3}
+    )
     assert {"cpu", "cores", "threads"} <= set(read["machine"]) and "torch" in read["versions"] and read["date"].endswith("UTC")
+
+
+def test_machines_are_told_apart_by_what_sets_their_peak() -> None:
+    assert harness.instructions("fpu avx avx2 fma") == "avx2"
+    assert harness.instructions("avx2 avx512f avx512bw") == "avx512"
+    assert harness.instructions("avx2 avx512f avx512_bf16") == "avx512_bf16"
+    assert harness.instructions("avx2 avx512f avx512_bf16 amx_bf16 amx_tile") == "amx"
+    machine = {"cpu": "Intel(R) Xeon(R) Processor", "cores": 16, "threads": 8, "instructions": "amx", "os": "Linux"}
+    assert harness.kind(machine) == "intel-xeon-processor-16-amx"
+    assert harness.kind(machine | {"gpu": "NVIDIA H100 80GB HBM3"}) == "intel-xeon-processor-16-amx-nvidia-h100-80gb-hbm3"
 
 
 def test_a_quick_look_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

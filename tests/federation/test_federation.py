@@ -4,12 +4,18 @@ import csv
 import json
 import os
 import signal
+import socket
+import ssl
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import hosts
 import pytest
 import side
 import tiny
@@ -57,10 +63,11 @@ class Place:
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def start(self, name: str, *words: object) -> None:
+    def start(self, name: str, *words: object, host: Sequence[str] = ()) -> None:
         with open(self.root / f"{name}.out", "ab") as log:
+            command = [*host, *self.command(*words)]
             self.running[name] = subprocess.Popen(
-                self.command(*words), cwd=self.root, env=side.environment(), stdout=log, stderr=log, start_new_session=True
+                command, cwd=self.root, env=side.environment(), stdout=log, stderr=log, start_new_session=True
             )
 
     def server(self, *more: object) -> None:
@@ -106,7 +113,9 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, python: Path) -> Iterator[Place]:
+def place(tmp_path: Path, python: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
+    """With five rounds and five minutes for each, unless the test says otherwise."""
+    keys = {"rounds": 5, "timeout": 5, **getattr(request, "param", {})}
     tiny.save_model("bert", tmp_path / "base")
     tiny.save_data(tmp_path)
     (tmp_path / "all").mkdir()
@@ -122,8 +131,8 @@ def place(tmp_path: Path, python: Path) -> Iterator[Place]:
         with open(tmp_path / "all" / f"{part}.csv", "w", newline="") as file:
             csv.writer(file).writerows(whole)
     found = Place(tmp_path, python, free_port())
-    words = ["--method", "lora-a2", "--rank", "[2, 4, 8]", "--rounds", 5, "--model", "base", "--server", f"127.0.0.1:{found.port}"]
-    sets = ("train.rows=1", "train.lr=5e-3", "precision=fp32", "transport.start=3", "transport.timeout=5")
+    words = ["--method", "lora-a2", "--rank", "[2, 4, 8]", "--rounds", keys["rounds"], "--model", "base", "--server", f"127.0.0.1:{found.port}"]
+    sets = ("train.rows=1", "train.lr=5e-3", "precision=fp32", "transport.start=3", f"transport.timeout={keys['timeout']}")
     found.fedlora("init", "fed", "--clients", ",".join(NAMES), "--data", "all", *words, *(x for s in sets for x in ("--set", s)))
     yield found
     for process in found.running.values():
@@ -136,8 +145,6 @@ def place(tmp_path: Path, python: Path) -> Iterator[Place]:
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
@@ -222,6 +229,7 @@ def test_who_has_no_key_or_another_authority_stays_out(place: Place) -> None:
         *("client", "fed", "--name", "north", "--data", "north", "--server", f"127.0.0.1:{place.port}", "--key", "other"), status=1
     )
     assert "the server does not know its key" in said
+    # An authority of somebody else's: what the server shows of itself is not signed by it.
     ours = place.root / "fed/tls/ca.crt"
     right = ours.read_text()
     subprocess.run(
@@ -230,9 +238,78 @@ def test_who_has_no_key_or_another_authority_stays_out(place: Place) -> None:
         check=True,
         capture_output=True,
     )
-    place.client("south")
-    place.until(lambda: "certificate" in (place.root / "fed/home-south/flower.log").read_text() if place.said("south") else False)
+    south = ("client", "fed", "--name", "south", "--data", "south", "--server")
+    said = place.fedlora(*south, f"127.0.0.1:{place.port}", status=2)
+    assert f"127.0.0.1, port {place.port}: the server's certificate is not to be trusted" in said and "make-certificates.sh" in said
     ours.write_text(right)
     assert "not seen yet" in place.fedlora("status", "fed")
     assert place.stop("server") in (130, 143)
     assert "stopped; go on with: fedlora federate server fed --resume" in place.said("server")
+
+
+def test_a_certificate_that_has_expired(place: Place) -> None:
+    """The server does not start with it, and a client does not join one that shows it."""
+    certified(place)
+    tls, good = place.root / "fed/tls", (place.root / "fed/tls/server.crt").read_text()
+    expire(tls)
+    said = place.fedlora("server", "fed", "--port", place.port, status=2)
+    assert "certificate has expired" in said and "make-certificates.sh" in said
+    shown = (tls / "server.crt").read_text()
+    (tls / "server.crt").write_text(good)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    (place.root / "expired.crt").write_text(shown)
+    context.load_cert_chain(place.root / "expired.crt", tls / "server.key")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            with suppress(OSError), context.wrap_socket(listener.accept()[0], server_side=True):
+                pass
+
+        threading.Thread(target=answer, daemon=True).start()
+        where = f"127.0.0.1:{listener.getsockname()[1]}"
+        said = place.fedlora("client", "fed", "--name", "south", "--data", "south", "--server", where, status=2)
+    assert "certificate has expired" in said
+
+
+@pytest.mark.skipif(not hosts.HERE, reason="needs root and ip")
+@pytest.mark.parametrize("place", [{"rounds": 12, "timeout": 0.4}], indirect=True)
+def test_a_host_that_is_cut_off_for_two_rounds(place: Place) -> None:
+    """Four hosts. The rounds go on without the one whose cable is out, say so, and go on with it when it is back."""
+    subprocess.run(["sh", "fed/make-certificates.sh", hosts.HUB], cwd=place.root, check=True)
+    for name in NAMES:
+        subprocess.run(["sh", "fed/make-key.sh", name], cwd=place.root, check=True)
+    with hosts.hosts(NAMES) as net:
+        place.start("server", "server", "fed", "--host", "0.0.0.0", "--port", place.port, host=net.on("hub"))
+        place.until(lambda: "listening" in place.said("server"))
+        for name in NAMES:
+            where = ("--server", f"{hosts.HUB}:{place.port}", "--threads", 1)
+            place.start(name, "client", "fed", "--name", name, "--data", name, *where, host=net.on(name))
+        place.until(lambda: place.rounds() >= 2)
+        net.cut("west")
+        away = place.rounds()
+        place.until(lambda: place.rounds() >= away + 3)  # the one under way may have had its answer
+        net.join("west")
+        assert place.running.pop("server").wait(400) == 0, place.said("server")
+        for name in NAMES:
+            assert place.stop(name) in (130, 143)
+    rows = read_rows(place.root / "fed/server/run")
+    failed = {row["round"]: row["failures"] for row in rows if row["failed"]}
+    assert len(rows) == 12 and len(failed) >= 2, rows
+    assert all(list(why) == ["2"] and "no answer within" in why["2"] for why in failed.values()), failed
+    assert not rows[0]["failed"] and not rows[-1]["failed"]
+    assert (place.root / "fed/server/run/adapter/adapter_model.safetensors").exists()
+
+
+def expire(tls: Path) -> None:
+    """Make the server's certificate one of yesterday, signed by the same authority."""
+    now = datetime.now(UTC)
+    dates = [(now - timedelta(days=days)).strftime("%Y%m%d%H%M%SZ") for days in (9, 1)]
+    (tls / "ca.cnf").write_text(
+        "[ca]\ndefault_ca=own\n[own]\nnew_certs_dir=.\ndatabase=index.txt\nrand_serial=yes\ndefault_md=sha256\npolicy=any\n"
+        "x509_extensions=more\n[any]\ncommonName=supplied\n[more]\nsubjectAltName=IP:127.0.0.1\n"
+    )
+    (tls / "index.txt").touch()
+    request = ["openssl", "req", "-new", "-key", "server.key", "-subj", "/CN=127.0.0.1", "-out", "server.csr"]
+    sign = ["openssl", "ca", "-batch", "-notext", "-config", "ca.cnf", "-cert", "ca.crt", "-keyfile", "ca.key", "-in", "server.csr"]
+    for command in (request, [*sign, "-startdate", dates[0], "-enddate", dates[1], "-out", "server.crt"]):
+        subprocess.run(command, cwd=tls, check=True, capture_output=True)

@@ -8,6 +8,10 @@ import pytest
 import side
 import tiny
 
+from fedlora.errors import BadInput
+from fedlora.runs.federation import outline
+from fedlora.runs.federation.folder import Federation
+
 pytestmark = pytest.mark.slow
 
 
@@ -51,6 +55,17 @@ def test_scripts_are_sh_and_certificates_are_good(folder: Path) -> None:
     assert again.returncode == 2 and "is there already" in again.stderr
     subprocess.run(["sh", "make-key.sh", "north"], cwd=folder, check=True, capture_output=True)
     assert (folder / "keys/north").stat().st_mode & 0o077 == 0 and (folder / "keys/north.pub").exists()
+
+
+def test_a_configuration_that_was_changed_after_init(folder: Path) -> None:
+    file = folder / "federation.toml"
+    text = file.read_text()
+    file.write_text(text.replace("timeout = 30.0", "timeout = 3.0").replace('device = "auto"', 'device = "cpu"'))
+    assert file.read_text().count("timeout = 3.0") == file.read_text().count('device = "cpu"') == 1
+    outline.read(Federation(folder))
+    file.write_text(text.replace("lr = ", "lr = 1"))
+    with pytest.raises(BadInput, match=r"federation.toml was changed after fedlora federate init: .* put it back"):
+        outline.read(Federation(folder))
 
 
 def test_the_command_line_beside_flower() -> None:

@@ -15,11 +15,12 @@ from fedlora.clients import reach
 from fedlora.disk import alone, write_whole
 from fedlora.errors import BadInput, RunFailed
 from fedlora.runs.federation.folder import Federation, Home, absolute, flower_home, number_of
-from fedlora.runs.federation.processes import Control, executable, follow, running, superlink, supernode
+from fedlora.runs.federation.processes import Control, check_certificate, executable, follow, running, superlink, supernode
 from fedlora.runs.federation.session import ENDED, LOG, SESSION, STATUS, Session, worker_command
 
 Say = Callable[[str], None]
 GOODBYE = 2.0  # seconds in which Flower tells the nodes that the run is over
+LOOK = 60.0  # seconds between two looks at the server's certificate
 POLL = 0.5  # seconds between two looks at what the processes say
 PATIENCE, AGAIN = 150.0, 10.0  # seconds in which a node that is not let in tries again, and between two tries
 REGISTERED = "nodes.json"  # name -> the public key and Flower's number of its node
@@ -134,6 +135,8 @@ def attend(
         environment = flower_home(home.path)
         Path(environment["FLWR_HOME"]).mkdir(parents=True, exist_ok=True)
         command = supernode(federation, home, *address, key)
+        if key is not None:
+            check_certificate(federation, *address)
         try:
             reach.start(home.path, worker_command(home.path))
         except reach.WorkerDied as died:
@@ -143,11 +146,16 @@ def attend(
         say(f"{name} is ready, and joins {address[0]}, port {address[1]}")
         log = home.path / "flower.log"
         refused_since = None
+        looked, trouble = time.monotonic(), ""
         while True:
             begun = time.monotonic()
             with running(command, environment, log) as process:
                 while process.poll() is None and not _left_alone(home.path):
                     next(lines)
+                    if key is not None and time.monotonic() - looked > LOOK:
+                        looked, before, trouble = time.monotonic(), trouble, _distrust(federation, address)
+                        if trouble and trouble != before:
+                            say(trouble)
                     time.sleep(POLL)
                 ended = process.poll()
             if ended is None or ended < 0:
@@ -159,6 +167,15 @@ def attend(
                 raise RunFailed(f"the node ended with status {ended}: {_why(log)}")
             say("the server does not let the node in: its key is not known there, or it was there a moment ago; trying again")
             time.sleep(AGAIN)
+
+
+def _distrust(federation: Federation, address: tuple[str, int]) -> str:
+    """Why the server's certificate is no longer good; "" where it is."""
+    try:
+        check_certificate(federation, *address)
+    except BadInput as error:
+        return str(error)
+    return ""
 
 
 def _left_alone(home: Path) -> bool:

@@ -69,22 +69,27 @@ def outline_of(config: Config, schema: Schema, loaded: Loaded) -> Outline:
 
 def facts(config: Config, schema: Schema, loaded: Loaded) -> dict[str, str]:
     """What machines must agree on, by name. How fast, how exactly and on what they compute is each one's own matter."""
+    trainer = loaded.trainer
+    sampled = [_sample(trainer.base_weight(m)) for m in trainer.shapes]
+    return {
+        "fedlora": __version__,
+        "settings": settings(config),
+        "labels" if schema.label_names else "targets": _digest(asdict(schema)),
+        "adapted layers": _digest({m: list(shape) for m, shape in trainer.shapes.items()}),
+        "weights of the model": digest(torch.cat(sampled).view(torch.int16).numpy().tobytes())[:12],
+        "vocabulary": _digest(_vocabulary(loaded.pretrained.processor)),
+    }
+
+
+def settings(config: Config) -> str:
+    """A digest of what of the configuration must be the same everywhere."""
     tables = decisive(config)
     for place in ("device", "precision"):
         tables.pop(place)
     tables["model"].pop("source")
     for own in ("source", "delimiter", "encoding"):
         tables["data"].pop(own, None)
-    trainer = loaded.trainer
-    sampled = [_sample(trainer.base_weight(m)) for m in trainer.shapes]
-    return {
-        "fedlora": __version__,
-        "settings": _digest(tables),
-        "labels" if schema.label_names else "targets": _digest(asdict(schema)),
-        "adapted layers": _digest({m: list(shape) for m, shape in trainer.shapes.items()}),
-        "weights of the model": digest(torch.cat(sampled).view(torch.int16).numpy().tobytes())[:12],
-        "vocabulary": _digest(_vocabulary(loaded.pretrained.processor)),
-    }
+    return _digest(tables)
 
 
 def _sample(weight: Tensor) -> Tensor:
@@ -108,11 +113,16 @@ def write(federation: Federation, outline: Outline) -> None:
 
 
 def read(federation: Federation) -> Outline:
-    """BadInput: it is missing or damaged."""
+    """BadInput: it is missing or damaged, or the configuration beside it has changed since, so that no client would fit."""
     try:
         found: Outline = wire.decode(federation.outline.read_bytes(), [Outline, Schema, Domain])
     except (OSError, ValueError) as error:
         raise BadInput(f"{federation.outline}: missing or damaged ({error}); fedlora federate init makes it") from error
+    if found.facts["settings"] != settings(federation.config):
+        raise BadInput(
+            f"{federation.path}/federation.toml was changed after fedlora federate init: clients have that of then and would be left "
+            "out; put it back, or make the folder anew with init ([transport], and where and how to compute, may change)"
+        )
     return found
 
 

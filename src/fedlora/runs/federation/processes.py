@@ -5,11 +5,13 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from fedlora.runs.federation.folder import Federation, Home, flower_home
 CONNECTION = "fedlora"  # the name of the SuperLink in Flower's configuration
 GOODBYE = 10.0  # seconds that a process has to end by itself
 UP = 60.0  # seconds within which a SuperLink answers
+HANDSHAKE = 10.0  # seconds within which a server does
 
 
 @contextmanager
@@ -93,10 +96,34 @@ def supernode(federation: Federation, home: Home, host: str, port: int, key: Pat
     ]
 
 
+def check_certificate(federation: Federation, host: str, port: int) -> None:
+    """What a server there shows of itself is signed by the federation's authority, for this host, and has not expired: Flower's own
+    processes try for ever otherwise, and say so in their log alone. A server that is not there yet is none that is wrong.
+
+    Raises:
+        BadInput: why it is not to be trusted.
+    """
+    where = f"{host}, port {port}"
+    try:
+        with socket.create_connection((host, port), HANDSHAKE) as plain:
+            context = ssl.create_default_context(cafile=str(federation.certificate))
+            context.wrap_socket(plain, server_hostname=host).close()
+    except ssl.SSLCertVerificationError as error:
+        raise BadInput(
+            f"{where}: the server's certificate is not to be trusted: {error.verify_message}; on the server make-certificates.sh "
+            f"makes one anew, whose tls/ca.crt each client needs as {federation.certificate}"
+        ) from error
+    except ssl.SSLError as error:
+        raise BadInput(f"{where}: what answers there speaks no TLS; give --insecure if the server was started so") from error
+    except OSError:
+        return
+
+
 class Control:
     """Flower's command line for a SuperLink."""
 
     def __init__(self, federation: Federation, port: int, secure: bool) -> None:
+        self.check = partial(check_certificate, federation, "127.0.0.1", port) if secure else None
         self.environment = flower_home(federation.server)
         where = Path(self.environment["FLWR_HOME"])
         where.mkdir(parents=True, exist_ok=True)
@@ -118,9 +145,11 @@ class Control:
         return found
 
     def wait(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        """Until the SuperLink answers. RunFailed: it does not."""
+        """Until the SuperLink answers. RunFailed: it does not; BadInput: its certificate is no good."""
         end = time.monotonic() + UP
         while True:
+            if self.check is not None:
+                self.check()
             try:
                 self("list", CONNECTION)
                 return
