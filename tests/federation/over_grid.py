@@ -121,7 +121,9 @@ def chat_data(root: Path) -> None:
                         whole.write(json.dumps(row | {"owner": name}) + "\n")
 
 
-def make(root: Path, method: str, task: str = "text_classification", rounds: int = 3, **clients: Any) -> World:
+def make(
+    root: Path, method: str, task: str = "text_classification", rounds: int = 3, evaluate_every: int = 1, **clients: Any
+) -> World:
     (root / "all").mkdir(parents=True)
     (text_data if task == "text_classification" else chat_data)(root)
     tables: dict[str, Any] = {
@@ -131,7 +133,7 @@ def make(root: Path, method: str, task: str = "text_classification", rounds: int
         "model": {"source": str(root / "base")},
         "data": {"source": str(root / "all"), "partition": "column", "column": "owner", "max_length": 48},
         "clients": {"rank": 4} | clients,
-        "train": {"rounds": rounds, "batch_size": 8, "lr": 5e-3, "rows": 1},
+        "train": {"rounds": rounds, "batch_size": 8, "lr": 5e-3, "rows": 1} | {"evaluate_every": evaluate_every},
     }
     config = resolve(defaults(tables), tables)
     own_tables = tables | {"clients": tables["clients"] | {"names": list(NAMES)}}
@@ -187,7 +189,8 @@ def test_it_is_the_run_in_one_process_to_the_bit(method: str, task: str, tmp_pat
             assert ours[key] == theirs[key], key
         for metric in ("accuracy", "macro_f1", "answer_loss", "perplexity", "token_accuracy"):
             if metric in theirs:
-                assert ours[metric] == pytest.approx(theirs[metric], rel=1e-12), metric
+                # In fp32, of test sets that pass apart here and together there.
+                assert ours[metric] == pytest.approx(theirs[metric], rel=1e-6), metric
     if method == "feddpa":  # its models weigh two adapters anew for each input, and no folder can hold that
         with pytest.raises(BadInput, match="weighs its adapters anew"):
             own.export(Home(tmp_path / "home-north"), tmp_path / "own")
@@ -295,7 +298,8 @@ def test_a_node_that_starts_anew_is_greeted_and_asked_again(world: World, tmp_pa
     assert read_rows(tmp_path / "run")[0]["asked_again"] == {"north": "its node left"}
 
 
-def test_a_slow_client_is_dropped_after_the_timeout_and_its_late_answer_does_no_harm(world: World, tmp_path: Path) -> None:
+def test_a_slow_client_is_dropped_after_the_timeout_and_its_late_answer_does_no_harm(tmp_path: Path) -> None:
+    world = make(tmp_path, "fedit", evaluate_every=3)
     grid = world.grid()
     grid.nodes[101].until = 10**9
     world.nodes["south"].present = replace(world.nodes["south"].present, num_test=0)
@@ -308,7 +312,7 @@ def test_a_slow_client_is_dropped_after_the_timeout_and_its_late_answer_does_no_
         return real(data)
 
     grid.nodes[101].answer = slow
-    world.play(grid, tmp_path / "run", timeout=0.002, evaluate_every=3)
+    world.play(grid, tmp_path / "run", timeout=0.002)
     for row in read_rows(tmp_path / "run"):
         assert row["clients"] == 2 and row["failures"] == {"1": "no answer within 0.002 minutes"}
 

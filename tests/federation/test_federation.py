@@ -82,11 +82,11 @@ class Place:
         file = self.root / f"{name}.out"
         return file.read_text() if file.exists() else ""
 
-    def until(self, what: Callable[[], Any], seconds: float = 240.0) -> Any:
+    def until(self, what: Callable[[], Any], seconds: float = 240.0, every: float = 0.2) -> Any:
         end = time.monotonic() + seconds
         while not (found := what()):
             assert time.monotonic() < end, "\n".join(f"== {name}\n{self.said(name)}" for name in ("server", *NAMES))
-            time.sleep(0.2)
+            time.sleep(every)
         return found
 
     def rounds(self) -> int:
@@ -131,7 +131,18 @@ def place(tmp_path: Path, python: Path, request: pytest.FixtureRequest) -> Itera
         with open(tmp_path / "all" / f"{part}.csv", "w", newline="") as file:
             csv.writer(file).writerows(whole)
     found = Place(tmp_path, python, free_port())
-    words = ["--method", "lora-a2", "--rank", "[2, 4, 8]", "--rounds", keys["rounds"], "--model", "base", "--server", f"127.0.0.1:{found.port}"]
+    words = [
+        "--method",
+        "lora-a2",
+        "--rank",
+        "[2, 4, 8]",
+        "--rounds",
+        keys["rounds"],
+        "--model",
+        "base",
+        "--server",
+        f"127.0.0.1:{found.port}",
+    ]
     sets = ("train.rows=1", "train.lr=5e-3", "precision=fp32", "transport.start=3", f"transport.timeout={keys['timeout']}")
     found.fedlora("init", "fed", "--clients", ",".join(NAMES), "--data", "all", *words, *(x for s in sets for x in ("--set", s)))
     yield found
@@ -196,7 +207,7 @@ def test_it_survives_whatever_is_killed_and_ends_with_the_same_bits(place: Place
     os.kill(int((reach.place_of(place.root / "fed/home-north") / reach.PID).read_text()), signal.SIGKILL)
     for pid in place.found("flower-supernode", "home-south"):
         os.kill(pid, signal.SIGKILL)
-    asking = place.until(lambda: list((place.root / "fed/home-west").glob("asking-*")))
+    asking = place.until(lambda: list((place.root / "fed/home-west").glob("asking-*")), every=0.002)
     os.kill(int(asking[0].name.partition("-")[2]), signal.SIGKILL)
     assert place.running.pop("server").wait(300) == 0, place.said("server")
     assert "was killed; the node starts anew" in place.said("west")

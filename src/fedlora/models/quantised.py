@@ -9,7 +9,6 @@ columns in which some row is large: what a model then says of a text hangs on wh
 the tokens after it. Here no row depends on another.
 """
 
-import logging
 from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
@@ -52,7 +51,6 @@ def arguments(key: str, wanted: str | None, hf_config: Any, dtype: torch.dtype) 
     if None not in (wanted, own) and wanted != own:
         raise BadInput(f"model.quantise = '{wanted}': {key} is in {own} already; leave model.quantise out")
     require_package(f"{key}, which is in {own}," if own else f"model.quantise = '{wanted}'")
-    logging.getLogger(PACKAGE).setLevel(logging.ERROR)  # it tells some CPUs of a kernel to download that nothing here would use
     _refuse_narrow(key, hf_config)
     return {"dtype": dtype} | ({} if own else {"quantization_config": _settings(str(wanted), dtype)})
 

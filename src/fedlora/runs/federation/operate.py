@@ -160,9 +160,11 @@ def attend(
                 ended = process.poll()
             if ended is None or ended < 0:
                 say("the node, or what answers for it, was killed; the node starts anew")
+                refused_since = None
                 continue
             # Flower lets nobody in who was there less than a minute ago and did not say goodbye.
-            refused_since = refused_since if refused_since and begun - refused_since < PATIENCE else begun
+            if refused_since is None or time.monotonic() - begun > PATIENCE:  # it was in before
+                refused_since = begun
             if "Failed to activate SuperNode" not in _last(log) or time.monotonic() - refused_since > PATIENCE:
                 raise RunFailed(f"the node ended with status {ended}: {_why(log)}")
             say("the server does not let the node in: its key is not known there, or it was there a moment ago; trying again")

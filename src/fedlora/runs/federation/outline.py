@@ -120,8 +120,8 @@ def read(federation: Federation) -> Outline:
         raise BadInput(f"{federation.outline}: missing or damaged ({error}); fedlora federate init makes it") from error
     if found.facts["settings"] != settings(federation.config):
         raise BadInput(
-            f"{federation.path}/federation.toml was changed after fedlora federate init: clients have that of then and would be left "
-            "out; put it back, or make the folder anew with init ([transport], and where and how to compute, may change)"
+            f"{federation.path}/federation.toml was changed after fedlora federate init, so clients that have it as it was would "
+            "be left out; put it back, or make the folder anew with init ([transport], and where and how to compute, may change)"
         )
     return found
 
