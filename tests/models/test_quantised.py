@@ -99,7 +99,7 @@ def adapter(trainer: Trainer, seed: int, rank: int = 3) -> Factors:
 
 
 def exact(folder: Path, bits: str) -> Any:
-    """What `plain` stands for, in plain layers and float64: bitsandbytes' own products are off by 5e-3 on a CPU beside a GPU."""
+    """What `plain` stands for, in plain layers and float64."""
     return plain(folder, bits).dequantize(dtype=torch.float32).double()
 
 

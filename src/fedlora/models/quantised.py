@@ -52,7 +52,8 @@ def arguments(key: str, wanted: str | None, hf_config: Any, dtype: torch.dtype) 
         raise BadInput(f"model.quantise = '{wanted}': {key} is in {own} already; leave model.quantise out")
     require_package(f"{key}, which is in {own}," if own else f"model.quantise = '{wanted}'")
     _refuse_narrow(key, hf_config)
-    return {"dtype": dtype} | ({} if own else {"quantization_config": _settings(str(wanted), dtype)})
+    # Always rounded on the CPU: a GPU rounds some weights otherwise, and machines of one federation must have one base.
+    return {"dtype": dtype, "device_map": "cpu"} | ({} if own else {"quantization_config": _settings(str(wanted), dtype)})
 
 
 def _settings(wanted: str, dtype: torch.dtype) -> Any:
