@@ -79,7 +79,8 @@ def test_a_run_answers_and_is_exported(name: str, call: Any, tmp_path: Path) -> 
     if status:  # only where no adapter can hold the model
         assert status == 2 and name in ("feddpa", "fedlease", "fl-tac") and "for each input" in err
     else:
-        assert weights(tmp_path / "there")
+        assert weights(tmp_path / "there") and "note:" not in out
+        assert not personal or "note: clients end with models of their own here" in call("export", name, "--to", "all")[1]
 
 
 @pytest.mark.parametrize("name", in_part(make.RUNS, "lora-a2", "pfedloru"))

@@ -70,7 +70,7 @@ def export(
         given: the model, where it is at hand.
         clients: those with trainers of their own, where they are at hand.
         rank: to which an adapter is cut; without it nothing is cut.
-        tell: hears what a cut takes away, in one line.
+        tell: hears what a cut takes away, and that this is nobody's model, a line each.
 
     Raises:
         BadInput: `run` is no run folder or has no checkpoint yet, `to` exists, there is no such client, the method has no
@@ -109,6 +109,8 @@ def export(
         tell(str(lost))
     rows = to_written(read_rows(run), read_metrics(run)[0])
     write_folder(config, roster, pretrained, result, head, to, merged, rows, id, lost)
+    if id is None and has_own_models(config):
+        tell("note: clients end with models of their own here, and this is what they share alone, not scored; name one of them")
     return "model" if merged else "adapter"
 
 
