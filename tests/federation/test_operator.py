@@ -64,7 +64,7 @@ def test_a_configuration_that_was_changed_after_init(folder: Path) -> None:
     assert file.read_text().count("timeout = 3.0") == file.read_text().count('device = "cpu"') == 1
     outline.read(Federation(folder))
     file.write_text(text.replace("lr = ", "lr = 1"))
-    with pytest.raises(BadInput, match=r"federation.toml was changed after fedlora federate init: .* put it back"):
+    with pytest.raises(BadInput, match=r"federation.toml was changed after fedlora federate init, .* put it back"):
         outline.read(Federation(folder))
 
 

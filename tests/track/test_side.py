@@ -73,7 +73,8 @@ def test_an_offline_run_of_wandb_holds_every_round_once(play: Callable[..., dict
     found = play(to=["wandb"], project="tests", name="mine")
     assert not [note for note in found["notes"] if "wandb" in note]
     (first, early), (second, late) = found["wandb"]
-    assert first.rpartition("-")[2] == second.rpartition("-")[2]  # one id
+    # offline-run-TIME-ID, and -1 behind that of a second one within the same second.
+    assert first.split("-")[3] == second.split("-")[3]
     assert [row["_step"] for row in (*early, *late)] == [1, 2, 3]
     told: dict[str, dict[int, float]] = {}
     for row in (*early, *late):
