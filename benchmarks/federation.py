@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks import harness
 from benchmarks.harness import Row
+from fedlora.runs.federation.processes import free_port
 
 NAMES = ("north", "south", "west")
 RANK, EVERY = 32, 3  # rounds between evaluations
@@ -121,9 +122,7 @@ class Federation:
 
     def __init__(self, root: Path, rounds: int, stack: ExitStack) -> None:
         self.root, self.rounds, self.stack = root, rounds, stack
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self.port = free_port()
         save_texts(root)
         keys = {"train.max_steps": 1, "train.evaluate_every": EVERY, "train.rows": 1, "precision": '"fp32"'}
         sets = [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]

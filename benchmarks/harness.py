@@ -87,7 +87,7 @@ def kind(machine: Mapping[str, Any]) -> str:
 
 def about(machine: Mapping[str, Any]) -> str:
     """What numbers of this machine can be held against, in a line."""
-    with_bf16 = "bf16" in machine["instructions"] or machine["instructions"] == "amx"
+    with_bf16 = "bf16" in INSTRUCTIONS.get(machine["instructions"], "")
     arithmetic = "multiplies in bf16, as the targets have it" if with_bf16 else "has no bf16 units, which the targets are for: fp32"
     return f"this machine: {kind(machine)}, which {arithmetic}; results of other kinds stay as they are"
 

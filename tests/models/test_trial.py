@@ -72,7 +72,9 @@ def test_rounding_is_no_difference(seed: int, most: int, monkeypatch: pytest.Mon
     assert (wanted.form.shared, wanted.form.apart) == (Shared.PACKED, False)
     model = model.to(torch.bfloat16)
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    assert try_model(model, targets, 64, len(tokenizer), tokens=True) == wanted
+    with trial.in_full(model):
+        assert next(model.parameters()).dtype is (torch.float32 if most else torch.bfloat16)
+        assert try_model(model, targets, 64, len(tokenizer), tokens=True) == wanted
     after = model.state_dict()
     assert all(after[name].dtype == x.dtype and torch.equal(after[name], x) for name, x in before.items())
     assert not any(block._forward_pre_hooks or block._forward_hooks for block in model.modules())

@@ -96,7 +96,7 @@ def try_model(
         BadInput: the model does not take plain texts, or gives another answer each time, or no target is a linear layer of the
             forward pass.
     """
-    with torch.no_grad(), quiet(), in_full(model), block_by_block(model):
+    with torch.no_grad(), quiet(), block_by_block(model):
         use(model, PLAIN)
         trial = _Trial(model, targets, _vocabulary(model, words), specials, fewest, tokens)
         alone = trial.alone(limit)
