@@ -111,7 +111,7 @@ def check_certificate(federation: Federation, host: str, port: int) -> None:
     except ssl.SSLCertVerificationError as error:
         raise BadInput(
             f"{where}: the server's certificate is not to be trusted: {error.verify_message}; on the server make-certificates.sh "
-            f"makes one anew, whose tls/ca.crt each client needs as {federation.certificate}"
+            f"makes one anew where the folder tls was removed, and each client needs its tls/ca.crt as {federation.certificate}"
         ) from error
     except ssl.SSLError as error:
         raise BadInput(f"{where}: what answers there speaks no TLS; give --insecure if the server was started so") from error
