@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "track": {"config", "tasks/metrics", "disk", *LEAVES},  # told of a run from without
     "runs": {
         *("report", "server", "gather", "transports", "clients", "training", "tasks", "models", "data", "methods", "transforms"),
-        *("messages", "check", "wire", "summary", "config", "settings", "disk", "listener", "track"),
+        *("messages", "check", "wire", "summary", "config", "settings", "disk", "signals", "listener", "track"),
         *VALUES,
     },
     "comparison": {

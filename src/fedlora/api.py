@@ -17,6 +17,7 @@ from fedlora.data.given import Data, given, write
 from fedlora.disk import require_place
 from fedlora.errors import BadInput
 from fedlora.listener import Listener, Passing, Quiet
+from fedlora.names import counted
 from fedlora.summary import in_words, read_metrics, read_rows
 from fedlora.summary import read as read_summary
 from fedlora.tables import merge
@@ -153,7 +154,7 @@ class Run:
     def __str__(self) -> str:
         done, rows = self.summary, self.rows
         if done is not None:
-            return f"{in_words(done, self.metrics)}  after {done['rounds']} rounds"
+            return f"{in_words(done, self.metrics)}  after {counted(done['rounds'], 'round')}"
         return f"{len(rows)} of {self.config.train.rounds} rounds in {self.folder}"
 
     def _repr_html_(self) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fedlora.disk import require_place
+from fedlora.names import counted
 
 app = typer.Typer(
     name="federate",
@@ -98,12 +99,12 @@ def server(
     from fedlora.summary import last_line, read_metrics
 
     federation = Federation(folder)
-    run, again = out or federation.server / "run", f"fedlora federate server {folder} --resume"
+    run = out or federation.server / "run"
     try:
         with terminable():
             summary = serve(federation, run, resume, model, not insecure, (host, port), to_stdout)
     except KeyboardInterrupt as stop:
-        typer.echo(f"stopped; go on with: {again}", err=True)
+        typer.echo(f"stopped; the same command goes on{'' if resume else ' with --resume'}", err=True)
         raise SystemExit(exit_status(stop)) from None
     write_report([run], None)
     where = "each client's model is its own" if "clients" in summary else f"result in {run / summary['result']}"
@@ -154,7 +155,7 @@ def status(
     from rich.live import Live
 
     from fedlora.runs.federation.folder import Federation
-    from fedlora.runs.federation.status import shown
+    from fedlora.runs.federation.status import OVER, shown
     from fedlora.runs.federation.status import status as look
 
     federation = Federation(folder)
@@ -165,7 +166,7 @@ def status(
         Console(highlight=False).print(shown(found))
     else:
         with Live(shown(found), console=Console(highlight=False)) as live:
-            while not str(found.get("stage", "")).startswith(("done", "failed")):
+            while not found["stage"].startswith(OVER):
                 time.sleep(2)
                 found = look(federation)
                 live.update(shown(found))
@@ -187,5 +188,5 @@ def export(
     from fedlora.runs.federation.folder import Home
     from fedlora.runs.federation.own import export as write
 
-    kind = write(Home(home or folder / f"home-{name}"), to, merged)
-    print(f"{kind}: {to}")
+    kind, whose, rounds = write(Home(home or folder / f"home-{name}"), name, to, merged)
+    print(f"{kind} of {whose}, after {counted(rounds, 'round')}: {to}")

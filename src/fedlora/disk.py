@@ -15,8 +15,11 @@ LOCK = ".lock"
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path, instead: str = "use another --out") -> Iterator[None]:
     """Keep other processes out of `folder`, which must exist; the operating system lets go when this one ends, however it ends.
+
+    Args:
+        instead: what people can do who do not get it.
 
     Raises:
         BadInput: another process holds it, or it cannot be written to.
@@ -27,13 +30,26 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout:
-        raise BadInput(f"{folder} is being written by another process; wait for it, or use another --out") from None
+        raise BadInput(f"{folder} is being written by another process; wait for it, or {instead}") from None
     except OSError as error:
-        raise BadInput(f"{folder} cannot be written to: {error.strerror or error}; use another --out") from error
+        raise BadInput(f"{folder} cannot be written to: {error.strerror or error}; {instead}") from error
     try:
         yield
     finally:
         lock.release()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process keeps others out of a folder now."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # of somebody else, or read-only: who looks may not lock it
+        return (folder / LOCK).exists()
 
 
 @contextmanager

@@ -33,8 +33,9 @@ def in_python(text: str) -> str:
 
 
 def first_line(error: object) -> str:
-    """The first line of what another library said, for a message of ours."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+    """The first line of what another library or machine said, for a message of ours: nothing in it moves a terminal's cursor."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+    return "".join(c if c.isprintable() else " " for c in line)
 
 
 def brief(x: object, limit: int = 60) -> str:

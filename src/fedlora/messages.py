@@ -2,6 +2,7 @@
 
     server    Hello               ->  worker    of another machine: says who it is
               Present, Lost       <-
+              Notice              ->            how it stands, for people; answered with Present
               TrainAsk, ScoreAsk  ->            plays each client from the state that the ask names
               Reply, Scored, Behind, Forgot, Lost  <-
 
@@ -111,6 +112,13 @@ class Present:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """Told to a worker of another machine, for the people there: why it is left out, or that all is done."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Scored:
     """Sums over the client's examples, which add up over clients to what scores are made of (see `fedlora.tasks.metrics`)."""
 
@@ -149,7 +157,7 @@ class Answer:
 
 
 CLASSES = (Envelope, TrainAsk, ScoreAsk, Scored, Behind, Forgot, Lost, Answer)  # what crosses the wire beside a method's own
-MEETING = (Hello, Present, Lost)  # the same before a run begins
+MEETING = (Hello, Present, Lost, Notice)  # the same before a run begins
 
 
 class Transport(Protocol):

@@ -1,4 +1,4 @@
-"""What data and models are called in titles, tables and model cards: never by the folders that they lie in."""
+"""What data and models are called in titles, tables and model cards, never by the folders that they lie in; and how many."""
 
 import os
 from collections.abc import Iterable
@@ -20,6 +20,16 @@ def short(source: str) -> str:
     if source.startswith(IN_MEMORY):
         return source.split(":")[1]
     return Path(source).name or source if is_local(source) else source
+
+
+def counted(count: int, what: str) -> str:
+    """So many of something, in words: "1 round", "1,200 rounds"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def part_of(count: int, total: int, what: str) -> str:
+    """The beginning of a sentence on some of what there is: "1 of 63 texts is", "2 of 63 texts are"."""
+    return f"{count:,} of {counted(total, what)} {'is' if count == 1 else 'are'}"
 
 
 def told_apart(sources: Iterable[str]) -> dict[str, str]:

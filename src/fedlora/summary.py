@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import BadInput
+from fedlora.names import counted
 from fedlora.scores import still_falling
 from fedlora.tasks.metrics import CLASSIFICATION, Metric
 
@@ -176,4 +177,4 @@ def last_line(summary: Mapping[str, Any], metrics: Sequence[Metric]) -> str:
 def rounds(summary: Mapping[str, Any]) -> str:
     """After how many rounds the model is taken that is the result."""
     count, written = summary["rounds"], summary.get("written", {}).get("round", summary["rounds"])
-    return f"{count} rounds" if written == count else f"round {written} of {count}"
+    return counted(count, "round") if written == count else f"round {written} of {count}"

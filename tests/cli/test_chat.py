@@ -245,7 +245,7 @@ def test_what_is_learned_of_an_example_is_shown(place: Path, fedlora: Callable[.
     longest = 9 + 1 + 3 + 1 - 2
     assert f"the longest {longest}; 0 of 10 are longer than 300, where they are cut" in out  # the tokenizer allows no more
     status, out, err = fedlora(*source, "--model", place / "base", "--set", "data.max_length=11")
-    assert status == 0 and "1 of 10 training examples are longer than 11 tokens" in out
+    assert status == 0 and "1 of 10 training examples is longer than 11 tokens" in out
     status, out, err = fedlora(*source, "--model", place / "base", "--set", "data.max_length=7")
     assert status == 2 and "can be used: 10 for the prompt fills the 7 tokens; the first: " in err
     status, _, err = fedlora(*source, "--model", "nowhere")

@@ -193,12 +193,13 @@ def test_it_is_the_run_in_one_process_to_the_bit(method: str, task: str, tmp_pat
                 assert ours[metric] == pytest.approx(theirs[metric], rel=1e-6), metric
     if method == "feddpa":  # its models weigh two adapters anew for each input, and no folder can hold that
         with pytest.raises(BadInput, match="weighs its adapters anew"):
-            own.export(Home(tmp_path / "home-north"), tmp_path / "own")
+            own.export(Home(tmp_path / "home-north"), "north", tmp_path / "own")
     elif read_rows(one)[-1].get("clients_scored"):
         with pytest.raises(BadInput, match="on its own machine; there, fedlora federate export"):
             export_run(tmp_path / "run", tmp_path / "not there", 0, False)
         for i, name in enumerate(NAMES):
-            kind = own.export(Home(tmp_path / f"home-{name}"), tmp_path / f"own-{name}")
+            kind, whose, after = own.export(Home(tmp_path / f"home-{name}"), name, tmp_path / f"own-{name}")
+            assert whose == f"{name} alone" and after == 3
             assert kind == export_run(one, tmp_path / f"one-{name}", i, False)
             same_tensors(tmp_path / f"one-{name}", tmp_path / f"own-{name}", f"{kind}_model" if kind == "adapter" else kind)
 

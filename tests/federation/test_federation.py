@@ -225,9 +225,13 @@ def test_it_survives_whatever_is_killed_and_ends_with_the_same_bits(place: Place
     assert "done" in said and "5 of 5" in said and "north" in said
     place.fedlora("export", "fed", "--name", "west", "--to", "west-adapter")
     assert (place.root / "west-adapter" / "adapter_model.safetensors").exists()
-    for name in NAMES:
+    assert "the server says: all is done, after 5 rounds" in place.said("south")
+    for name in NAMES[:2]:
         assert place.stop(name) in (130, 143)
-    assert not place.found(str(place.root))
+    west = place.running.pop("west")
+    west.kill()  # what it has started ends with it
+    west.wait()
+    place.until(lambda: not place.found(str(place.root)), 60)
 
 
 def test_who_has_no_key_or_another_authority_stays_out(place: Place) -> None:
@@ -253,9 +257,42 @@ def test_who_has_no_key_or_another_authority_stays_out(place: Place) -> None:
     said = place.fedlora(*south, f"127.0.0.1:{place.port}", status=2)
     assert f"127.0.0.1, port {place.port}: the server's certificate is not to be trusted" in said and "make-certificates.sh" in said
     ours.write_text(right)
-    assert "not seen yet" in place.fedlora("status", "fed")
+    said = place.fedlora(*south, f"127.0.0.1:{place.port}", "--insecure", status=2)
+    assert "the server speaks TLS, and is joined with a key; leave --insecure out" in said
+    said = place.fedlora("status", "fed")
+    assert "not seen yet" in said and "waiting for 3 clients" in said
     assert place.stop("server") in (130, 143)
-    assert "stopped; go on with: fedlora federate server fed --resume" in place.said("server")
+    assert "stopped; the same command goes on\n" in place.said("server")
+    assert "stopped: no server runs here; fedlora federate server fed --resume goes on" in place.fedlora("status", "fed")
+    other = place.root / "fed/tls/server.key"
+    other.write_text((place.root / "x.key").read_text())
+    said = place.fedlora("server", "fed", "--port", place.port, "--resume", status=2)
+    assert "server.key does not belong to fed/tls/server.crt" in said
+
+
+@pytest.mark.parametrize("place", [{"rounds": 6, "timeout": 0.4}], indirect=True)
+def test_a_client_that_is_slow_and_one_that_joins_otherwise(place: Place) -> None:
+    """Without TLS. A client comes before the server; the worker of one is stopped for longer than the timeout, and its answer is
+    late; each says on its own machine how it stands."""
+    place.client("north", "--insecure")
+    place.until(lambda: "no server is there now; the node goes on trying" in place.said("north"))
+    place.server("--insecure")
+    for name in NAMES[1:]:
+        place.client(name, "--insecure")
+    place.until(lambda: place.rounds() >= 1)
+    worker = int((reach.place_of(place.root / "fed/home-west") / reach.PID).read_text())
+    os.kill(worker, signal.SIGSTOP)
+    place.until(lambda: any(row["failed"] for row in read_rows(place.root / "fed/server/run")))
+    os.kill(worker, signal.SIGCONT)
+    assert place.running.pop("server").wait(300) == 0, place.said("server")
+    rows = read_rows(place.root / "fed/server/run")
+    failed = [row["failures"] for row in rows if row["failed"]]
+    assert len(rows) == 6 and failed and all(list(why) == ["2"] for why in failed), rows
+    assert any("no answer within 0.4 minutes" in why["2"] for why in failed)
+    for name in NAMES:
+        said = place.said(name)
+        assert "the server has greeted it" in said and "round 1: trained in" in said and "all is done, after 6 rounds" in said
+        assert place.stop(name) in (130, 143)
 
 
 def test_a_certificate_that_has_expired(place: Place) -> None:

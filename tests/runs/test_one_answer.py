@@ -92,7 +92,7 @@ def test_odd_texts_have_an_answer_that_depends_on_no_other(kind: str, template: 
     out = run(tmp_path, kind, tokenizer(template, "[PAD]"), [*odd, *TEXTS])
     notes: list[str] = []
     together = predict(out, [*odd, *TEXTS], notes.append)
-    assert notes == ["1 of 11 texts are longer than 64 tokens, and cut"]
+    assert notes == ["1 of 11 texts is longer than 64 tokens, and cut"]
     assert len(together) == len(odd) + len(TEXTS)
     for text, answer in zip([*odd, *TEXTS], together, strict=True):
         (alone,) = predict(out, [text])

@@ -15,7 +15,8 @@ from fedlora.clients.reach import LARGEST, PID, address, key, place_of
 from fedlora.clients.serve import answered, classes
 from fedlora.clients.worker import Worker
 from fedlora.disk import write_whole
-from fedlora.messages import MEETING, Answer, Hello, Lost, Present, ScoreAsk, Scored, TrainAsk
+from fedlora.errors import first_line
+from fedlora.messages import MEETING, Answer, Hello, Lost, Notice, Present, ScoreAsk, Scored, TrainAsk
 from fedlora.types import Client, Reply
 
 IDLE = 3600.0  # seconds
@@ -31,10 +32,13 @@ class Node:
         present: what it says of itself.
         home: where it keeps the ask of which it was scored last, with all that its own model is made of: an export needs no
             server.
+        say: hears, line by line, how its part goes.
     """
 
-    def __init__(self, worker: Worker, client: Client, present: Present, home: Path) -> None:
-        self.worker, self.client, self.present, self.home = worker, client, present, home
+    def __init__(
+        self, worker: Worker, client: Client, present: Present, home: Path, say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self.worker, self.client, self.present, self.home, self.say = worker, client, present, home, say
         self._known = [*classes(worker.method), *MEETING]
         self._last: dict[int, tuple[str, Reply]] = {}
         self._alone = threading.Lock()  # a model trains or scores for one at a time; a Hello need not wait for it
@@ -47,18 +51,27 @@ class Node:
             return wire.encode(Lost(f"it cannot read what it was sent: {error}"))
         if isinstance(message, Hello):
             return wire.encode(self._met(message))
+        if isinstance(message, Notice):
+            self.say(f"the server says: {first_line(str(message.text)[:300])}")
+            return wire.encode(self.present)
         if not isinstance(message, TrainAsk | ScoreAsk):
             return wire.encode(Lost(f"it was sent a {type(message).__name__}"))
         if (message.client.id, message.client.rank) != (self.client.id, self.client.rank):
             return wire.encode(Answer(message.envelope, message.client.id, Lost(f"it is {self.present.name}, not who was asked")))
         with self._alone:
+            begun = time.monotonic()
             (answer,) = answered(self.worker, (message,), self._last)
+            if isinstance(answer.body, Lost):
+                self.say(f"round {message.round}: no answer: {answer.body.why}")
+            elif isinstance(message, TrainAsk):
+                self.say(f"round {message.round}: trained in {time.monotonic() - begun:.1f} s")
             if isinstance(message, ScoreAsk) and isinstance(answer.body, Scored):
                 write_whole(self.home / SCORED, data)
         return wire.encode(answer)
 
     def _met(self, hello: Hello) -> Present | Lost:
         why = disagreement(hello.facts, self.present.facts)
+        self.say("the server has greeted it" if why is None else why)
         return self.present if why is None else Lost(why)
 
 
@@ -71,8 +84,11 @@ def disagreement(server: Mapping[str, str], client: Mapping[str, str]) -> str | 
     return f"it does not fit the federation: {said}"
 
 
-def serve(home: Path, prepare: Callable[[], Node], idle: float = IDLE) -> None:
+def serve(home: Path, prepare: Callable[[], Node], idle: float = IDLE, attended: Callable[[], bool] = lambda: True) -> None:
     """Answer until nothing has been asked for `idle` seconds. Who asks before the model is there waits for it.
+
+    Args:
+        attended: whether somebody here still takes part with it; it ends where nobody does.
 
     Raises:
         BadInput: what `prepare` raises; who has asked meanwhile is told by the end of the connection.
@@ -81,7 +97,7 @@ def serve(home: Path, prepare: Callable[[], Node], idle: float = IDLE) -> None:
     (place / PID).write_text(str(os.getpid()))
     with Listener(address(place), "AF_UNIX", backlog=16, authkey=key(place)) as listener:
         node = prepare()
-        asked = _Clock(idle)
+        asked = _Clock(idle, attended)
         threading.Thread(target=asked.end_when_idle, daemon=True).start()
         while True:
             try:
@@ -94,8 +110,8 @@ def serve(home: Path, prepare: Callable[[], Node], idle: float = IDLE) -> None:
 class _Clock:
     """When somebody was last here."""
 
-    def __init__(self, idle: float) -> None:
-        self.idle, self.here, self.since = idle, 0, time.monotonic()
+    def __init__(self, idle: float, attended: Callable[[], bool]) -> None:
+        self.idle, self.attended, self.here, self.since = idle, attended, 0, time.monotonic()
         self._lock = threading.Lock()
 
     def move(self, count: int) -> None:
@@ -104,7 +120,7 @@ class _Clock:
             self.here, self.since = self.here + count, time.monotonic()
 
     def end_when_idle(self) -> None:
-        while self.here or time.monotonic() - self.since < self.idle:
+        while self.attended() and (self.here or time.monotonic() - self.since < self.idle):
             time.sleep(min(1.0, self.idle))
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -51,7 +51,7 @@ class Facts:
 
 def as_json(facts: Facts) -> str:
     """What its task says, where it comes from and what it scored, as JSON."""
-    config, first, *others = facts.config, *facts.roster.metrics
+    config, (_, *others) = facts.config, facts.roster.metrics
     found = {
         "base_model": facts.result.pretrained.source,
         "base_model_revision": facts.revision,
@@ -63,9 +63,7 @@ def as_json(facts: Facts) -> str:
         "held_out": len(facts.roster.held_out),
         "sample": config.clients.sample,
         "client_ranks": [client.rank for client in facts.roster.clients],
-        "rounds": facts.row.get("round"),
-        **{f"{way}load_bytes": facts.total(f"{way}load_bytes") for way in ("up", "down")},
-        first.name: _score(facts, first),
+        **(_came_of(facts) if facts.rows else {}),
         **{metric.name: score for metric in others if (score := _score(facts, metric)) is not None},
         **({} if facts.cut is None else {"cut": asdict(facts.cut)}),
         "client": facts.client,
@@ -73,6 +71,13 @@ def as_json(facts: Facts) -> str:
         "fedlora": __version__,
     }
     return json.dumps(found, indent=1) + "\n"
+
+
+def _came_of(facts: Facts) -> dict[str, Any]:
+    """What the rounds say that an export comes from."""
+    sent = {f"{way}load_bytes": facts.total(f"{way}load_bytes") for way in ("up", "down")}
+    first = facts.roster.metrics[0]
+    return {"rounds": facts.row["round"], **sent, first.name: _score(facts, first)}
 
 
 def model_card(facts: Facts) -> str:
@@ -117,7 +122,8 @@ def _table(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "base model's revision", f"`{facts.revision}`"
     yield "data", config.data.title
     yield "clients", _clients(len(roster.clients), len(roster.held_out), config.clients)
-    yield "rounds", str(facts.row.get("round", "-"))
+    if facts.rows:
+        yield "rounds", str(facts.row["round"])
     if config.model.quantise:
         yield "base in training", f"in {config.model.quantise}, by bitsandbytes"
     yield "ranks of the clients", _span([client.rank for client in roster.clients])
@@ -128,7 +134,7 @@ def _table(facts: Facts) -> Iterator[tuple[str, str]]:
     if facts.rows:
         up, down = (f"{facts.total(f'{way}load_bytes') / 1e6:,.1f} MB" for way in ("up", "down"))
         yield "sent, by all clients in all rounds", f"{up} up, {down} down"
-    for metric in metrics:
+    for metric in metrics if facts.rows else ():
         score = _score(facts, metric)
         if metric is metrics[0]:
             yield metric.title, "not scored" if score is None else f"{metric.text(score)} {facts.card.of}"

@@ -22,6 +22,7 @@ from fedlora.listener import Listener
 from fedlora.messages import TrainAsk
 from fedlora.models.quantised import bits as quantised_bits
 from fedlora.models.quantised import count
+from fedlora.names import counted
 from fedlora.runs import fit
 from fedlora.runs.connect import initial_head, make_worker
 from fedlora.runs.context import RunContext
@@ -55,7 +56,7 @@ def rehearse(config: Config, listener: Listener) -> str:
     context = prepare(config, listener)
     listener.stage("measuring a few steps")
     pace = _pace(context)
-    listener.stage(f"playing {min(ROUNDS, context.setup.rounds)} rounds with made-up training")
+    listener.stage(f"playing {counted(min(ROUNDS, context.setup.rounds), 'round')} with made-up training")
     start = time.perf_counter()
     participants = sampler(context.setup.clients, context.setup.seed, config.clients.sample)
     heads = wire.measure(context.trainer.head).total if config.model.head is HeadMode.SHARED else 0
@@ -145,7 +146,7 @@ def _lines(context: RunContext, pace: Pace, played: Sequence[Round], serving: fl
         f"{statistics.median(sizes):,.0f} the median, {max(sizes):,} the most",
         f"a round   up {sum(up) / len(up) / 1e6:.2f} MB  down {sum(down) / len(down) / 1e6:.2f} MB, over the first {len(played)}",
         f"in all    up {over_all(up, setup.rounds) / 1e6:.2f} MB  down {over_all(down, setup.rounds) / 1e6:.2f} MB, "
-        f"{setup.rounds} rounds",
+        f"{counted(setup.rounds, 'round')}",
         f"memory    {needs[-1][1]} by estimate: {', '.join(f'{name} {size}' for name, size in needs[:-1])}; "
         f"{_memory(context.trainer.device) / 1e9:.1f} GB at the most so far",
         f"time      {_duration(seconds)}: {pace.training:.0f} {things} a second in training, {pace.scoring:.0f} in scoring",

@@ -18,6 +18,7 @@ from fedlora.gather.gather import RoundCounts
 from fedlora.listener import Listener
 from fedlora.models.load import Given
 from fedlora.models.quantised import bits
+from fedlora.names import counted
 from fedlora.runs.connect import C, Connect, Connection, Kind, connected, in_process, initial_head, score_held_out
 from fedlora.runs.context import Played, RunContext
 from fedlora.runs.export import write_result
@@ -90,7 +91,7 @@ def execute_kind(
             keep_again(keep, out)
             done = read_summary(out)
             if done is not None and complete(done, config.train.rounds, config.train.patience):
-                listener.note(f"{out} is complete: {done['rounds']} rounds; nothing to do")
+                listener.note(f"{out} is complete: {counted(done['rounds'], 'round')}; nothing to do")
                 return done
             held.enter_context(alone(out))
             place = None

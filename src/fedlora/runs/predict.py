@@ -18,6 +18,7 @@ from fedlora.data.dataset import Schema, Split
 from fedlora.errors import BadInput, some, unknown
 from fedlora.models.generate import Hear
 from fedlora.models.load import Given, Pretrained, doing
+from fedlora.names import part_of
 from fedlora.runs.export import located, read_result, which_client
 from fedlora.runs.prepare import has_own_models, load_pretrained, make_task, make_trainer, try_pretrained
 from fedlora.runs.roster import Roster
@@ -85,7 +86,7 @@ class Predictor:
         given = Split(tuple(inputs), np.zeros(len(inputs), dtype=np.int64), domains=self._domains(len(inputs)))
         data = self.task.encode(self.pretrained, given, self.limit)
         if data.cut:
-            self.note(f"{data.cut:,} of {len(inputs):,} {self.task.INPUT}s are longer than {self.limit} tokens, and cut")
+            self.note(f"{part_of(data.cut, len(inputs), self.task.INPUT)} longer than {self.limit} tokens, and cut")
         (found,) = self.trainer.outputs([ScoreJob(self.choice.model, self.choice.head, data)])
         return found
 

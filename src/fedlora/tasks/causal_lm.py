@@ -22,6 +22,7 @@ from fedlora.errors import BadInput, unknown
 from fedlora.models import language
 from fedlora.models.likelihood import words
 from fedlora.models.load import Given, Pretrained
+from fedlora.names import part_of
 from fedlora.tasks import prompts
 from fedlora.tasks.base import Answer, Answering, Card, Result, Survey, Turn, Writing
 from fedlora.tasks.language import METRICS, Answers, extracted
@@ -113,10 +114,11 @@ class CausalLM(TextTask):
             if unfit:
                 counts = Counter(rendered[i].fault for i in unfit).most_common()
                 told = ", ".join(f"{count:,} for {why}" for why, count in counts)
-                which = f"the first: {prompts.excerpt(part.inputs[unfit[0]])}"
+                first = " ".join(prompts.whole(Example.from_json(part.inputs[unfit[0]])).split())
+                which = f"the first: {prompts.excerpt(first)}"
                 if len(unfit) == len(part):
                     raise BadInput(f"no {name} example of {dataset.name} can be used: {told}; {which}")
-                notes.append(f"{len(unfit):,} of {len(part):,} {name} examples are left out: {told}; {which}")
+                notes.append(f"{part_of(len(unfit), len(part), f'{name} example')} left out: {told}; {which}")
             self._require_pattern(dataset.name, parts[name])
             self._require_choices(dataset.name, name, parts[name])
         if not notes:
@@ -159,9 +161,8 @@ class CausalLM(TextTask):
     def notes(self, train: Encoded, test: Encoded, limit: int) -> Iterator[str]:
         for name, part in (("training", train), ("test", test)):
             if part.cut:
-                yield (
-                    f"{part.cut:,} of {len(part):,} {name} examples are longer than {limit} tokens, and lose the end of an answer"
-                )
+                longer = part_of(part.cut, len(part), f"{name} example")
+                yield f"{longer} longer than {limit} tokens, and without the end of an answer"
 
     # ---- model ---------------------------------------------------------------------------------------------------------
 

@@ -50,6 +50,13 @@ def shown(value: Given) -> str:
     return turns[0].content if len(turns) == 1 else "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
 
 
+def whole(value: Example) -> str:
+    """An example for people, its answers with it."""
+    if value.messages:
+        return "\n".join(f"{turn.role}: {turn.content}" for turn in value.messages)
+    return f"{value.prompt} {value.completion}".strip()
+
+
 def shape_of(model: Answering) -> Shape:
     """The shape of the prompts that a model was trained on."""
     name, column = model.schema.prompts[model.domain or 0]

@@ -19,6 +19,7 @@ from fedlora.models import gguf
 from fedlora.models.heads import padding
 from fedlora.models.load import Pretrained, outline
 from fedlora.models.trial import Findings, try_model
+from fedlora.names import part_of
 from fedlora.tasks.base import Answer, Result, Survey
 
 
@@ -71,7 +72,7 @@ class TextTask:
             yield unknown
         for name, part in (("training", train), ("test", test)):
             if part.cut:
-                yield f"{part.cut:,} of {len(part):,} {name} texts are longer than {limit} tokens, and cut"
+                yield f"{part_of(part.cut, len(part), f'{name} text')} longer than {limit} tokens, and cut"
 
     def inputs(self, given: Sequence[Any]) -> Iterator[Any]:
         return texts.arguments(given)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from fedlora.config import Config, read_recipe, resolve
 from fedlora.disk import write_whole
 from fedlora.errors import BadInput, unknown
 from fedlora.runs.roster import client_ranks
+from fedlora.signals import alive
 from fedlora.types import Client
 
 CONFIG, OUTLINE = "federation.toml", "outline.fed"
@@ -82,13 +84,14 @@ def number_of(config: Config, name: str) -> int:
 @dataclass(frozen=True)
 class Home:
     """The folder of one client, on its own machine: what it keeps between rounds, the log of its worker, and `home.json`, which
-    says where the federation's folder, its data and its model are."""
+    says where the federation's folder, its data and its model are, and the process that takes part with it."""
 
     path: Path
 
     def write(self, federation: Path, name: str, data: str, model: str, threads: int | None) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         what = {"federation": str(federation.resolve()), "name": name, "data": data, "model": model, "threads": threads}
+        what["process"] = os.getpid()
         write_whole(self.path / "home.json", json.dumps(what, indent=1).encode())
 
     def read(self) -> dict[str, Any]:
@@ -98,6 +101,12 @@ class Home:
         except (OSError, ValueError) as error:
             raise BadInput(f"{self.path} is no client's home: it has no home.json; fedlora federate client makes one") from error
         return found
+
+    def attended(self) -> bool:
+        """Whether the process that takes part with it is there."""
+        with suppress(BadInput, KeyError):
+            return alive(self.read()["process"])
+        return False
 
 
 def absolute(source: str) -> str:

@@ -14,7 +14,7 @@ from fedlora.disk import founding
 from fedlora.errors import BadInput
 from fedlora.listener import Listener
 from fedlora.runs.federation import outline
-from fedlora.runs.federation.folder import CONFIG, EACH, Federation, roster
+from fedlora.runs.federation.folder import CONFIG, EACH, Federation, absolute, roster
 from fedlora.runs.packages import require
 from fedlora.runs.prepare import load_model, make_method, make_setup, make_task, refuse_unserved
 from fedlora.transforms import pipeline
@@ -45,6 +45,7 @@ def federated(config: Config) -> Config:
         raise BadInput("clients.held_out: in a federation nobody is held out; leave a client out of clients.names")
     if config.train.trainer is not None:
         raise BadInput("train.trainer: in a federation clients train with fedlora's own trainer")
+    tables["model"]["source"] = absolute(config.model.source)
     tables["data"] |= {"source": EACH, "partition": Partition.IID.value}
     for key in ("column", "limit", "test_limit"):
         tables["data"].pop(key, None)

@@ -35,11 +35,14 @@ DIGEST = "data.digest"
 class Log(Quiet):
     """Says what a worker does in its log."""
 
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
     def note(self, text: str) -> None:
-        print(f"note: {text}", flush=True)
+        self.say(f"note: {text}")
 
     def stage(self, text: str) -> None:
-        print(f"{text} ...", flush=True)
+        self.say(f"{text} ...")
 
 
 def own_config(federation: Federation, data: str, model: str) -> Config:
@@ -102,7 +105,7 @@ def prepare(home: Home, listener: Log) -> Node:
         len(parts.get(VALIDATION, ())),
         outline.facts(config, expected.schema, loaded),
     )
-    return Node(worker, client, present, home.path)
+    return Node(worker, client, present, home.path, listener.say)
 
 
 def _all(dataset: Dataset, name: str) -> Parts:
@@ -133,7 +136,7 @@ def main(path: Path) -> int:
             import torch
 
             torch.set_num_threads(threads)
-        serve(home.path, lambda: prepare(home, Log()))
+        serve(home.path, lambda: prepare(home, Log()), attended=home.attended)
     except (BadInput, RunFailed) as error:
         print(f"error: {error}", flush=True)
         return 2

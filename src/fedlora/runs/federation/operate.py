@@ -15,12 +15,13 @@ from fedlora.clients import reach
 from fedlora.disk import alone, write_whole
 from fedlora.errors import BadInput, RunFailed
 from fedlora.runs.federation.folder import Federation, Home, absolute, flower_home, number_of
-from fedlora.runs.federation.processes import Control, check_certificate, executable, follow, running, superlink, supernode
+from fedlora.runs.federation.processes import CONNECTION, Control, check_server, executable, follow, running, superlink, supernode
 from fedlora.runs.federation.session import ENDED, LOG, SESSION, STATUS, Session, worker_command
+from fedlora.signals import alive
 
 Say = Callable[[str], None]
 GOODBYE = 2.0  # seconds in which Flower tells the nodes that the run is over
-LOOK = 60.0  # seconds between two looks at the server's certificate
+LOOK = 30.0  # seconds between two looks at the server
 POLL = 0.5  # seconds between two looks at what the processes say
 PATIENCE, AGAIN = 150.0, 10.0  # seconds in which a node that is not let in tries again, and between two tries
 REGISTERED = "nodes.json"  # name -> the public key and Flower's number of its node
@@ -40,7 +41,7 @@ def serve(
         raise BadInput(f"{out} exists already; give --resume to go on with it, or another --out")
     server.mkdir(exist_ok=True)
     keys = _keys(federation, config.clients.names or []) if secure else {}
-    with alone(server):
+    with alone(server, "stop it first"):
         for name in (ENDED, STATUS):
             (server / name).unlink(missing_ok=True)
         session = Session(str(federation.path.resolve()), str(out.resolve()), resume, model and absolute(model), secure)
@@ -92,8 +93,8 @@ def _register(control: Control, file: Path, keys: dict[str, Path]) -> None:
         if before and before["key"] == text:
             continue
         if before:
-            control("supernode", "unregister", str(before["node"]), "fedlora")
-        found = control("supernode", "register", str(key.resolve()), "fedlora", "--name", name)
+            control("supernode", "unregister", str(before["node"]), CONNECTION)
+        found = control("supernode", "register", str(key.resolve()), CONNECTION, "--name", name)
         known[name] = {"key": text, "node": found["node-id"]}
         write_whole(file, json.dumps(known, indent=1).encode())
 
@@ -101,8 +102,7 @@ def _register(control: Control, file: Path, keys: dict[str, Path]) -> None:
 def _gone(status: Path) -> bool:
     """Whether the process that writes the status is no more."""
     with suppress(OSError, ValueError, KeyError):
-        os.kill(json.loads(status.read_text())["pid"], 0)
-        return False
+        return not alive(json.loads(status.read_text())["pid"])
     return status.exists()
 
 
@@ -129,14 +129,13 @@ def attend(
     config = federation.config
     number_of(config, name)
     home.path.mkdir(parents=True, exist_ok=True)
-    with alone(home.path), worker(home):
+    with alone(home.path, "give this one another --home"), worker(home):
         home.write(federation.path, name, absolute(data), absolute(model or config.model.source), threads)
         lines = follow({home.path / reach.LOG: say})
         environment = flower_home(home.path)
         Path(environment["FLWR_HOME"]).mkdir(parents=True, exist_ok=True)
         command = supernode(federation, home, *address, key)
-        if key is not None:
-            check_certificate(federation, *address)
+        there = check_server(federation, *address, key is not None)
         try:
             reach.start(home.path, worker_command(home.path))
         except reach.WorkerDied as died:
@@ -144,18 +143,23 @@ def attend(
             raise BadInput(str(died).partition("error: ")[2] or str(died)) from died
         next(lines)
         say(f"{name} is ready, and joins {address[0]}, port {address[1]}")
+        trouble = "" if there else _silent(address)
+        if trouble:
+            say(trouble)
         log = home.path / "flower.log"
-        refused_since = None
-        looked, trouble = time.monotonic(), ""
+        refused_since, looked, known = None, time.monotonic(), _pid(home)
         while True:
             begun = time.monotonic()
             with running(command, environment, log) as process:
                 while process.poll() is None and not _left_alone(home.path):
                     next(lines)
-                    if key is not None and time.monotonic() - looked > LOOK:
-                        looked, before, trouble = time.monotonic(), trouble, _distrust(federation, address)
-                        if trouble and trouble != before:
-                            say(trouble)
+                    if _pid(home) != known:
+                        known = _pid(home)
+                        say("its worker had ended, and was started anew")
+                    if time.monotonic() - looked > LOOK:
+                        looked, before, trouble = time.monotonic(), trouble, _trouble(federation, address, key is not None)
+                        if trouble != before:
+                            say(trouble or f"{address[0]}, port {address[1]}: the server is there")
                     time.sleep(POLL)
                 ended = process.poll()
             if ended is None or ended < 0:
@@ -167,24 +171,30 @@ def attend(
                 refused_since = begun
             if "Failed to activate SuperNode" not in _last(log) or time.monotonic() - refused_since > PATIENCE:
                 raise RunFailed(f"the node ended with status {ended}: {_why(log)}")
-            say("the server does not let the node in: its key is not known there, or it was there a moment ago; trying again")
+            say(
+                "the server does not let the node in: its key is not known there, or the node was there a moment ago, or another "
+                "node has this key; trying again"
+            )
             time.sleep(AGAIN)
 
 
-def _distrust(federation: Federation, address: tuple[str, int]) -> str:
-    """Why the server's certificate is no longer good; "" where it is."""
+def _trouble(federation: Federation, address: tuple[str, int], secure: bool) -> str:
+    """Why the server cannot be joined now; "" where it can."""
     try:
-        check_certificate(federation, *address)
+        return "" if check_server(federation, *address, secure) else _silent(address)
     except BadInput as error:
         return str(error)
-    return ""
+
+
+def _silent(address: tuple[str, int]) -> str:
+    return f"{address[0]}, port {address[1]}: no server is there now; the node goes on trying"
 
 
 def _left_alone(home: Path) -> bool:
     """Whether a message is nobody's any more: the process that had it was killed, and Flower's node would wait for it for ever."""
     for file in home.glob("asking-*"):
         pid = int(file.name.partition("-")[2])
-        if not Path(f"/proc/{pid}").exists():
+        if not alive(pid):
             file.unlink(missing_ok=True)
             return True
     return False
@@ -194,7 +204,10 @@ def _why(log: Path) -> str:
     """The last thing that a node said."""
     text = _last(log)
     if "Failed to activate SuperNode" in text:
-        return f"the server does not know its key; the operator puts its .pub into keys/ and starts the server again (see {log})"
+        return (
+            "the server does not know its key: the operator puts its .pub into keys/ and starts the server again; or another node "
+            f"has the same key: each machine makes its own (see {log})"
+        )
     return f"{text[-300:]} (see {log})"
 
 
@@ -209,8 +222,17 @@ def worker(home: Home) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError, ValueError):
-            os.kill(int((reach.place_of(home.path) / reach.PID).read_text()), signal.SIGTERM)
+        process = _pid(home)
+        if process is not None:
+            with suppress(OSError):
+                os.kill(process, signal.SIGTERM)
+
+
+def _pid(home: Home) -> int | None:
+    """The process of a home's worker, or of the last one; None where there never was any."""
+    with suppress(OSError, ValueError):
+        return int((reach.place_of(home.path) / reach.PID).read_text())
+    return None
 
 
 def to_stdout(text: str) -> None:

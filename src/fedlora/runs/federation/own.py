@@ -7,7 +7,7 @@ from fedlora import wire
 from fedlora.clients.node import SCORED
 from fedlora.clients.serve import classes
 from fedlora.clients.state import ClientState, StateStore
-from fedlora.errors import BadInput
+from fedlora.errors import BadInput, first_line
 from fedlora.messages import ScoreAsk
 from fedlora.models import peft
 from fedlora.runs.export import write_folder
@@ -20,8 +20,11 @@ from fedlora.runs.saved import STATES
 from fedlora.wire import message_classes
 
 
-def export(home: Home, to: Path, merged: bool = False) -> str:
-    """Write the model on which a client was scored last, its own where the method gives it one; returns "adapter" or "model".
+def export(home: Home, name: str, to: Path, merged: bool = False) -> tuple[str, str, int]:
+    """Write the model on which a client was scored last, its own where the method gives it one.
+
+    Returns:
+        "adapter" or "model"; whose it is, in words; and after how many rounds.
 
     Raises:
         BadInput: it was not scored yet, what it keeps is gone, or no folder can hold the model.
@@ -29,13 +32,19 @@ def export(home: Home, to: Path, merged: bool = False) -> str:
     if to.exists():
         raise BadInput(f"{to} exists already; give another --to")
     what = home.read()
+    if what["name"] != name:
+        raise BadInput(f"{home.path} is the home of {what['name']}, not of {name}")
     federation = Federation(Path(what["federation"]))
     config = own_config(federation, what["data"], what["model"])
     method: Any = make_method(config)
     try:
         ask: ScoreAsk = wire.decode((home.path / SCORED).read_bytes(), classes(method))
+    except FileNotFoundError as error:
+        raise BadInput(
+            f"{home.path}: {name} was not scored yet, so there is no model of it here; wait for a round to end"
+        ) from error
     except (OSError, ValueError) as error:
-        raise BadInput(f"{home.path}: it was not scored yet, so there is no model of it here ({error})") from error
+        raise BadInput(f"{home.path / SCORED}: damaged ({first_line(error)}); it is written anew in the next round") from error
     kept: ClientState | None = ClientState()
     if has_own_models(config) and ask.held:
         kept = StateStore(home.path / STATES, message_classes(method)).get(ask.client.id, ask.held)
@@ -57,6 +66,7 @@ def export(home: Home, to: Path, merged: bool = False) -> str:
         max_length=expected.max_length,
         padding=expected.padding,
     )
-    number = number_of(config, what["name"]) if has_own_models(config) else None
+    number = number_of(config, name) if ask.model is None else None
     write_folder(config, everybody, pretrained, result, kept.head or ask.head, to, merged, [], number)
-    return "model" if merged else "adapter"
+    whose = f"{name} alone" if ask.model is None else "everybody"
+    return "model" if merged else "adapter", whose, ask.round - 1

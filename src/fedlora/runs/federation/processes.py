@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import BadInput, RunFailed
+from fedlora.runs.federation import guard
 from fedlora.runs.federation.folder import Federation, Home, flower_home
 
 CONNECTION = "fedlora"  # the name of the SuperLink in Flower's configuration
@@ -26,16 +27,23 @@ HANDSHAKE = 10.0  # seconds within which a server does
 
 @contextmanager
 def running(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process with its own group, all of which ends with the block."""
+    """A process with its own group, all of which ends with the block, or with this process where that is killed."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as out:
         process = subprocess.Popen(
-            command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            [sys.executable, "-m", guard.__name__, *command],
+            env=dict(environment),
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
         )
     try:
         yield process
     finally:
         _end(process)
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -75,6 +83,7 @@ def superlink(federation: Federation, host: str, port: int, secure: bool) -> lis
                 f"{file} is missing; make it with: sh {federation.path / 'make-certificates.sh'} HOST (or give --insecure)"
             )
         command += [f"--ssl-{option}", str(file.resolve())]
+    _check_pair(federation.certificate.with_name("server.crt"), federation.certificate.with_name("server.key"))
     return [*command, "--enable-supernode-auth"]
 
 
@@ -96,34 +105,58 @@ def supernode(federation: Federation, home: Home, host: str, port: int, key: Pat
     ]
 
 
-def check_certificate(federation: Federation, host: str, port: int) -> None:
-    """What a server there shows of itself is signed by the federation's authority, for this host, and has not expired: Flower's own
-    processes try for ever otherwise, and say so in their log alone. A server that is not there yet is none that is wrong.
+def _check_pair(certificate: Path, key: Path) -> None:
+    """BadInput: a certificate and a private key that do not belong together, or are none."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        why = "does not belong to" if error.reason == "KEY_VALUES_MISMATCH" else "cannot be read with"
+        raise BadInput(
+            f"{key} {why} {certificate}; bring back the one that does, or remove the folder {key.parent} and make it anew with "
+            "make-certificates.sh"
+        ) from error
+
+
+def check_server(federation: Federation, host: str, port: int, secure: bool) -> bool:
+    """Whether a server is there. It speaks as this client does, and what it shows is signed by the federation's authority, for this
+    host, and has not expired: Flower's own processes try for ever otherwise, and say so in their log alone.
 
     Raises:
-        BadInput: why it is not to be trusted.
+        BadInput: why it cannot be joined so, or is not to be trusted.
     """
     where = f"{host}, port {port}"
+    context = ssl.create_default_context(cafile=str(federation.certificate) if secure else None)
+    if not secure:  # only whether it speaks TLS
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        with socket.create_connection((host, port), HANDSHAKE) as plain:
-            context = ssl.create_default_context(cafile=str(federation.certificate))
-            context.wrap_socket(plain, server_hostname=host).close()
+        plain = socket.create_connection((host, port), HANDSHAKE)
+    except OSError:
+        return False
+    try:
+        context.wrap_socket(plain, server_hostname=host).close()
     except ssl.SSLCertVerificationError as error:
         raise BadInput(
             f"{where}: the server's certificate is not to be trusted: {error.verify_message}; on the server make-certificates.sh "
             f"makes one anew where the folder tls was removed, and each client needs its tls/ca.crt as {federation.certificate}"
         ) from error
     except ssl.SSLError as error:
-        raise BadInput(f"{where}: what answers there speaks no TLS; give --insecure if the server was started so") from error
-    except OSError:
-        return
+        if secure:
+            raise BadInput(f"{where}: what answers there speaks no TLS; give --insecure if the server was started so") from error
+        return True
+    except OSError:  # it goes just now, or, without TLS, has no patience with a handshake
+        return not secure
+    finally:
+        plain.close()
+    if not secure:
+        raise BadInput(f"{where}: the server speaks TLS, and is joined with a key; leave --insecure out")
+    return True
 
 
 class Control:
     """Flower's command line for a SuperLink."""
 
     def __init__(self, federation: Federation, port: int, secure: bool) -> None:
-        self.check = partial(check_certificate, federation, "127.0.0.1", port) if secure else None
+        self.check = partial(check_server, federation, "127.0.0.1", port, secure)
         self.environment = flower_home(federation.server)
         where = Path(self.environment["FLWR_HOME"])
         where.mkdir(parents=True, exist_ok=True)
@@ -148,8 +181,7 @@ class Control:
         """Until the SuperLink answers. RunFailed: it does not; BadInput: its certificate is no good."""
         end = time.monotonic() + UP
         while True:
-            if self.check is not None:
-                self.check()
+            self.check()
             try:
                 self("list", CONNECTION)
                 return
@@ -157,14 +189,6 @@ class Control:
                 if process.poll() is not None or time.monotonic() > end:
                     raise RunFailed(f"the SuperLink does not start: {error}; see {log}") from error
                 time.sleep(0.5)
-
-    def register(self, keys: Mapping[str, Path]) -> None:
-        """Let in the nodes of these clients, by name; those that are in already stay."""
-        listed = self("supernode", "list", CONNECTION).get("nodes", [])
-        known = {each.get("name") for each in listed}
-        for name, key in keys.items():
-            if name not in known:
-                self("supernode", "register", str(key), CONNECTION, "--name", name)
 
     def start(self, app: Path) -> int:
         """Start the app; the number of Flower's run."""
@@ -186,7 +210,10 @@ def executable(name: str) -> str:
 
 def follow(files: Mapping[Path, Callable[[str], None]]) -> Iterator[None]:
     """Tell of each line that is added to files from now on, whenever the next item is asked for."""
-    places = {file: file.stat().st_size if file.exists() else 0 for file in files}
+    return _follow(files, {file: file.stat().st_size if file.exists() else 0 for file in files})
+
+
+def _follow(files: Mapping[Path, Callable[[str], None]], places: dict[Path, int]) -> Iterator[None]:
     while True:
         for file, tell in files.items():
             if file.exists():

@@ -12,11 +12,12 @@ from typing import Any
 from fedlora.clients.serve import classes
 from fedlora.config import Config
 from fedlora.disk import write_whole
-from fedlora.errors import BadInput, RunFailed, some
+from fedlora.errors import BadInput, RunFailed, first_line, some
 from fedlora.gather.mean import Mean
 from fedlora.listener import Listener, Passing, Row
 from fedlora.messages import TEST, VALIDATION, Ask, ScoreAsk
 from fedlora.models.load import Pretrained
+from fedlora.names import counted
 from fedlora.report.progress import Progress
 from fedlora.runs.connect import Connection, Kind
 from fedlora.runs.context import Played
@@ -86,7 +87,7 @@ class Told(Passing):
         now = dict.fromkeys(link.names, "not seen yet")
         for id, present in link.present.items():
             there = id in link.connected
-            now[link.names[id]] = f"{'connected' if there else 'away'}, {present.num_examples:,} examples"
+            now[link.names[id]] = f"{'connected' if there else 'away'}, {counted(present.num_examples, 'example')}"
         now |= {name: f"left out: {why}" for name, why in link.refused.items() if not now.get(name, "").startswith("connected")}
         for name, state in now.items():
             if self._known.get(name) != state and state != "not seen yet":
@@ -132,7 +133,13 @@ def run(session: Session, grid: Any, listener: Listener | None = None) -> dict[s
         write=_write,
         held_out=lambda context, connection, server: {},
     )
-    return execute_kind(config, kind, out, session.resume, told)
+    try:
+        summary = execute_kind(config, kind, out, session.resume, told)
+    except (BadInput, RunFailed) as error:
+        link.tell(f"it has stopped: {first_line(error)}")
+        raise
+    link.tell(f"all is done, after {counted(summary['rounds'], 'round')}")
+    return summary
 
 
 def _prepare(

@@ -9,10 +9,13 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+from fedlora.disk import is_held
 from fedlora.errors import BadInput
 from fedlora.runs.federation import session
 from fedlora.runs.federation.folder import Federation
 from fedlora.summary import read_metrics, read_rows
+
+OVER = ("done", "failed", "stopped")  # how the stage begins of what no longer runs here
 
 
 def status(federation: Federation) -> dict[str, Any]:
@@ -33,7 +36,7 @@ def status(federation: Federation) -> dict[str, Any]:
     ended = None
     with suppress(OSError, ValueError):
         ended = json.loads((place / session.ENDED).read_text())
-    found: dict[str, Any] = {key: said[key] for key in ("stage", "round", "rounds", "clients") if key in said}
+    found: dict[str, Any] = {"stage": "starting"} | {key: said[key] for key in ("stage", "round", "rounds", "clients")}
     found["run"] = how.out
     found["upload_bytes"] = sum(row["upload_bytes"] for row in rows)
     found["download_bytes"] = sum(row["download_bytes"] for row in rows)
@@ -44,6 +47,11 @@ def status(federation: Federation) -> dict[str, Any]:
         found["seconds_left"] = (said["rounds"] - rows[-1]["round"]) * sum(row["wall_s"] for row in last) / len(last)
     if ended is not None:
         found["stage"] = f"failed: {ended['error']}" if ended["status"] else "done"
+    elif not is_held(place):
+        found["stage"] = f"stopped: no server runs here; fedlora federate server {federation.path} --resume goes on"
+    if found["stage"].startswith(OVER):
+        found.pop("seconds_left", None)
+        found["clients"] = {name: state.replace("connected", "was there", 1) for name, state in found["clients"].items()}
     return found
 
 
@@ -57,7 +65,7 @@ def shown(found: Mapping[str, Any]) -> Group:
         head.add_row(metric.title, metric.text(found["score"]))
     head.add_row("bytes", f"up {found['upload_bytes'] / 1e6:.2f} MB  down {found['download_bytes'] / 1e6:.2f} MB")
     left = found.get("seconds_left")
-    if left and found.get("stage") not in ("done",):
+    if left:
         head.add_row("left", f"about {left / 60:.0f} minutes" if left >= 90 else f"about {left:.0f} seconds")
     clients = Table(box=None, pad_edge=False, header_style="bold")
     clients.add_column("client")

@@ -17,7 +17,7 @@ from fedlora import wire
 from fedlora.clients.node import disagreement
 from fedlora.config import TransportConfig
 from fedlora.errors import first_line
-from fedlora.messages import MEETING, Answer, Ask, Hello, Lost, Present, TrainAsk
+from fedlora.messages import MEETING, Answer, Ask, Hello, Lost, Notice, Present, TrainAsk
 from fedlora.transports.flower.payload import bytes_of, content, pack, unpack
 from fedlora.types import Reply
 
@@ -25,6 +25,8 @@ POLL = 0.2  # seconds between two looks for answers
 LOOK = 2.0  # seconds between two looks for nodes
 AGAIN = 5.0  # seconds before a client is asked again that could not answer
 SMALL = 1 << 20  # bytes that an answer to a Hello may have, and a header beside its tensors
+STRANGER = "it is not one of the federation's clients"
+GOODBYE = 10.0  # seconds in which nodes hear that all is done
 LARGEST_TREE = 1 << 22  # bytes of an answer's header: hundreds of times that of a model with a thousand modules
 
 
@@ -129,7 +131,7 @@ class Link:
     def _greet(self, seen: Seen) -> None:
         self._met[seen.id] = seen.since
         if self.registered and seen.name not in self.names:
-            self.refused[seen.name or f"node {seen.id}"] = "it is not one of the federation's clients"
+            self.refused[seen.name or f"node {seen.id}"] = STRANGER
             return
         self._greeted[self._push(seen, wire.encode(Hello(self.facts)), "hello")] = seen
 
@@ -141,12 +143,14 @@ class Link:
             found = wire.decode(self._bytes(message, SMALL), MEETING, SMALL)
         except ValueError as error:
             why = first_line(error)
-        if isinstance(found, Present) and (why := self._misfit(seen, found)) is None:
-            id = self.names.index(found.name)
-            self.present[id], self._nodes[id] = found, seen
-            self._left.pop(id, None)
-            self.refused.pop(found.name, None)
-            return
+        if isinstance(found, Present):
+            if (why := self._misfit(seen, found)) is None:
+                id = self.names.index(found.name)
+                self.present[id], self._nodes[id] = found, seen
+                self._left.pop(id, None)
+                self.refused.pop(found.name, None)
+                return
+            self._push(seen, wire.encode(Notice(f"left out: {why}")), "notice")
         if isinstance(found, Lost) and isinstance(found.why, str):
             why = first_line(found.why[:300])
         self.refused[who] = why or "it answers a greeting with something else"
@@ -157,7 +161,7 @@ class Link:
         """Why a node cannot be who it says, or None. It may have put anything into its answer."""
         counts = [present.num_examples, present.num_test, present.num_validation, *_values(present.domains)]
         if not isinstance(present.name, str) or present.name not in self.names:
-            return "it is not one of the federation's clients"
+            return STRANGER
         if self.registered and present.name != seen.name:
             return f"its key is that of {seen.name}, and it says that it is {present.name}"
         if any(type(n) is not int or not 0 <= n < 1 << 40 for n in counts):
@@ -220,6 +224,14 @@ class Link:
             time.sleep(POLL)
 
     def close(self) -> None: ...
+
+    def tell(self, text: str) -> None:
+        """Say something to whoever is there, and wait a little until they have heard it."""
+        told = {self._push(node, wire.encode(Notice(text)), "notice") for node in self._nodes.values()}
+        end = time.monotonic() + GOODBYE
+        while told and time.monotonic() < end:
+            told -= {id for id in told if any(True for _ in self.grid.pull_messages([id]))}
+            time.sleep(POLL)
 
     def _needed(self, asks: Sequence[Ask]) -> int:
         """How many replies end the wait for others."""

@@ -5,6 +5,8 @@ set -eu
 umask 077
 cd "$(dirname "$0")"
 [ $# -gt 0 ] || { echo "usage: sh make-certificates.sh HOST..." >&2; exit 2; }
+days=${FEDLORA_DAYS:-365}
+case $days in '' | *[!0-9]* | 0*) echo "FEDLORA_DAYS=$days is no number of days" >&2; exit 2 ;; esac
 mkdir -p tls
 cd tls
 [ ! -e server.key ] || { echo "tls/server.key is there already; remove the folder tls to begin anew" >&2; exit 2; }
@@ -16,7 +18,6 @@ for host in "$@"; do
         *) names="$names,IP:$host" ;;
     esac
 done
-days=${FEDLORA_DAYS:-365}
 openssl req -x509 -newkey rsa:3072 -nodes -keyout ca.key -out ca.crt -days "$days" -subj "/CN=fedlora federation" \
     -addext "basicConstraints=critical,CA:TRUE" -addext "keyUsage=critical,keyCertSign,cRLSign" 2>/dev/null
 openssl req -newkey rsa:3072 -nodes -keyout server.key -out server.csr -subj "/CN=$1" 2>/dev/null
