@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from fedlora.clients import reach
 from fedlora.config import resolve
 from fedlora.listener import Quiet
+from fedlora.runs.federation import guard
 from fedlora.runs.play import execute
 from fedlora.summary import read_rows
 
@@ -98,8 +99,8 @@ class Place:
         process.terminate()
         return process.wait(60)
 
-    def found(self, *words: str) -> list[int]:
-        """The processes of this place whose command has these words."""
+    def found(self, *words: str, guards: bool = True) -> list[int]:
+        """The processes of this place whose command has these words; without `guards`, those alone that do the work."""
         out = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -107,7 +108,7 @@ class Place:
                     line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
                 except OSError:
                     continue
-                if all(word in line for word in words):
+                if all(word in line for word in words) and (guards or guard.__name__ not in line):
                     out.append(int(entry.name))
         return out
 
@@ -194,7 +195,7 @@ def test_it_survives_whatever_is_killed_and_ends_with_the_same_bits(place: Place
     for name in NAMES:
         place.client(name)
     place.until(lambda: place.rounds() >= 1)
-    (link,) = place.found("flower-superlink", str(place.root))
+    (link,) = place.found("flower-superlink", str(place.root), guards=False)
     os.kill(link, signal.SIGKILL)
     assert place.running.pop("server").wait(60) == 1 and "start the server again with --resume" in place.said("server")
     place.server()
@@ -205,7 +206,7 @@ def test_it_survives_whatever_is_killed_and_ends_with_the_same_bits(place: Place
     place.server()
     place.until(lambda: place.rounds() >= 3)
     os.kill(int((reach.place_of(place.root / "fed/home-north") / reach.PID).read_text()), signal.SIGKILL)
-    for pid in place.found("flower-supernode", "home-south"):
+    for pid in place.found("flower-supernode", "home-south", guards=False):
         os.kill(pid, signal.SIGKILL)
     asking = place.until(lambda: list((place.root / "fed/home-west").glob("asking-*")), every=0.002)
     os.kill(int(asking[0].name.partition("-")[2]), signal.SIGKILL)

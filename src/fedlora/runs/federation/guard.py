@@ -15,7 +15,7 @@ GOODBYE = 10.0  # seconds that processes have to end by themselves
 
 
 def _end_with_the_pipe() -> None:
-    sys.stdin.buffer.read()
+    os.read(0, 1)  # not by sys.stdin, whose lock would be held at the end of this process
     os.killpg(0, signal.SIGTERM)  # this process only notes it
     time.sleep(GOODBYE)
     os.killpg(0, signal.SIGKILL)
