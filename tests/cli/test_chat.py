@@ -226,6 +226,7 @@ BAD = {
     "a file": (["--chat", "--input", "x.txt"], "leave --input out"),
     "a format": (["--chat", "--format", "csv"], "leave --format out"),
     "no tokens": (["hi", "--max-new-tokens", "0"], "--max-new-tokens"),
+    "more tokens than there is room for": (["hi", "--max-new-tokens", "400"], "max_new_tokens = 400: the model takes 300 tokens"),
     "no room": (["x" * 400], "a prompt of 401 tokens; the model takes 300, its answer among them: xxx"),
 }
 
@@ -247,7 +248,7 @@ def test_what_is_learned_of_an_example_is_shown(place: Path, fedlora: Callable[.
     status, out, err = fedlora(*source, "--model", place / "base", "--set", "data.max_length=11")
     assert status == 0 and "1 of 10 training examples is longer than 11 tokens" in out
     status, out, err = fedlora(*source, "--model", place / "base", "--set", "data.max_length=7")
-    assert status == 2 and "can be used: 10 for the prompt fills the 7 tokens; the first: " in err
+    assert status == 2 and "can be used: 10 for the prompt fills the 7 tokens; the first: 0 and 1? 1!" in err
     status, _, err = fedlora(*source, "--model", "nowhere")
     assert status == 2 and "unknown model 'nowhere'" in err
     (tmp_path / "labels.csv").write_text("text,label\n" + "a,x\nb,y\n" * 10)

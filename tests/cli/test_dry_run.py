@@ -1,8 +1,10 @@
 """`fedlora run --dry-run` says what the run then is, and writes nothing."""
 
+import json
 import re
 from pathlib import Path
 
+import architectures
 import pytest
 import tiny
 
@@ -50,3 +52,26 @@ def test_later_rounds_are_like_the_last_two() -> None:
 def test_what_the_run_would_refuse_is_refused(fedlora, bert_folder: Path, csv_folder: Path, tmp_path: Path) -> None:
     status, out, err = fedlora("run", "--model", bert_folder, "--data", csv_folder, "--rank", "17", "--dry-run", "--quiet")
     assert status == 2 and not out and "17 is above 16" in err and not list(tmp_path.iterdir())
+
+
+def test_answers_that_are_written_take_their_time(
+    fedlora, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a language model is scored by what it writes, the measured examples are written, too."""
+    from fedlora.training import score
+
+    place = tmp_path_factory.mktemp("place")
+    model, tokenizer = architectures.causal("llama")
+    model.save_pretrained(place / "base")
+    tokenizer.save_pretrained(place / "base")
+    rows = [json.dumps({"question": f"{i} and 1?", "answer": f"{i + 1}!"}) for i in range(40)]
+    (place / "pairs.jsonl").write_text("\n".join(rows) + "\n")
+    asked, real = [], score.generate
+    monkeypatch.setattr(score, "generate", lambda model, prompts, *rest: asked.append(len(prompts)) or real(model, prompts, *rest))
+    sets = ("task.metrics=['exact_match']", "task.max_new_tokens=4", "data.partition=iid")
+    status, said, err = fedlora(
+        *("run", "--task", "causal_lm", "--model", place / "base", "--data", place / "pairs.jsonl", "--clients", "2", "--dry-run"),
+        *(x for each in sets for x in ("--set", each)),
+    )
+    assert status == 0 and "in scoring" in said, err
+    assert asked and asked[0] == 8

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -264,7 +265,7 @@ def test_who_has_no_key_or_another_authority_stays_out(place: Place) -> None:
     assert "not seen yet" in said and "waiting for 3 clients" in said
     assert place.stop("server") in (130, 143)
     assert "stopped; the same command goes on\n" in place.said("server")
-    assert "stopped: no server runs here; fedlora federate server fed --resume goes on" in place.fedlora("status", "fed")
+    assert "stopped: no server runs here" in place.fedlora("status", "fed")
     other = place.root / "fed/tls/server.key"
     other.write_text((place.root / "x.key").read_text())
     said = place.fedlora("server", "fed", "--port", place.port, "--resume", status=2)
@@ -290,6 +291,7 @@ def test_a_client_that_is_slow_and_one_that_joins_otherwise(place: Place) -> Non
     failed = [row["failures"] for row in rows if row["failed"]]
     assert len(rows) == 6 and failed and all(list(why) == ["2"] for why in failed), rows
     assert any("no answer within 0.4 minutes" in why["2"] for why in failed)
+    assert re.search(r"note: round \d, west: no answer within 0.4 minutes", place.said("server"))
     for name in NAMES:
         said = place.said(name)
         assert "the server has greeted it" in said and "round 1: trained in" in said and "all is done, after 6 rounds" in said

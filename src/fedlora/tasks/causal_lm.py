@@ -20,6 +20,7 @@ from fedlora.data.source import Part, Source
 from fedlora.data.strata import LENGTHS, bins, in_characters
 from fedlora.errors import BadInput, unknown
 from fedlora.models import language
+from fedlora.models.generate import context
 from fedlora.models.likelihood import words
 from fedlora.models.load import Given, Pretrained
 from fedlora.names import part_of
@@ -181,6 +182,9 @@ class CausalLM(TextTask):
 
     def bind(self, schema: Schema, pretrained: Pretrained | None = None) -> Answers:
         tokenizer, known = (None, 0) if pretrained is None else (pretrained.processor, words(pretrained.model))
+        room = None if pretrained is None else context(pretrained.model)
+        if room is not None and self.max_new_tokens > max(room, CausalLM.max_new_tokens):
+            raise BadInput(f"max_new_tokens = {self.max_new_tokens:,}: the model takes {room:,} tokens, prompt and answer together")
         return Answers(schema, self.metrics, tokenizer, known, self.max_new_tokens, self.pattern)
 
     # ---- answers -------------------------------------------------------------------------------------------------------

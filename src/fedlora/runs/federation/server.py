@@ -61,7 +61,7 @@ class Told(Passing):
 
     def __init__(self, listener: Listener, file: Path, names: Sequence[str], rounds: int) -> None:
         super().__init__(listener)
-        self.file = file
+        self.file, self.names = file, list(names)
         self.said: dict[str, Any] = {
             "pid": os.getpid(),
             "rounds": rounds,
@@ -80,7 +80,10 @@ class Told(Passing):
 
     def round(self, row: Row) -> bool | None:
         self._say(round=row["round"])
-        return super().round(row)
+        found = super().round(row)
+        for id, why in row.get("failures", {}).items():
+            super().note(f"round {row['round']}, {self.names[int(id)]}: {why}")
+        return found
 
     def clients(self, link: Link) -> None:
         """Something has changed with who is there."""
