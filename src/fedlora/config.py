@@ -347,10 +347,12 @@ class TrackConfig(Table):
 
 
 class TransportConfig(Table):
-    """How long a federation between machines waits for its clients. Nothing here concerns a run in one place, and all of it may
-    change on --resume.
+    """Where clients are played, and how a federation waits for them. All of it may change on --resume.
 
     Attributes:
+        name: where; fedlora federate does not ask.
+        workers: by default one a GPU of a Ray cluster, else one for every four processors.
+        address: of a Ray cluster; left out, one is started here.
         quorum: how many (an integer) or what share (up to 1.0) of those who are asked must have answered; later answers of the
             round are dropped.
         oversample: how many more are asked than clients.sample says, as a share of them; the quorum is of those that it says.
@@ -360,6 +362,9 @@ class TransportConfig(Table):
         retries: how often a client is asked again that could not answer, and a round that nobody answered.
     """
 
+    name: Literal["in_process", "processes", "ray"] = "in_process"
+    workers: PositiveInt | None = None
+    address: str | None = None
     quorum: PositiveInt | float = 1.0
     oversample: NonNegativeFloat = 0.0
     timeout: PositiveFloat = 30.0

@@ -78,9 +78,9 @@ class Size:
         )
 
 
-def encode(tree: Any) -> bytes:
-    """The bytes of a tree. TypeError names what cannot travel."""
-    outline, tensors = _flatten(tree)
+def encode(tree: Any, apart: Sequence[Tensor] = ()) -> bytes:
+    """The bytes of a tree. Tensors that are `apart` are left out, for the reader has them. TypeError names what cannot travel."""
+    outline, tensors = _flatten(tree, apart)
     groups: dict[str, list[Tensor]] = {}
     for (dtype, _), t in zip(outline[1], tensors, strict=True):
         groups.setdefault(NAMES[dtype], []).append(_flat(t))
@@ -106,9 +106,9 @@ def _measured(outline: Outline) -> Size:
     return Size(values, sum(size.values()) - values, around + header, numbers)
 
 
-def decode(data: bytes, classes: Iterable[type[Any]], largest_tree: int = LARGEST_TREE) -> Any:
+def decode(data: bytes, classes: Iterable[type[Any]], largest_tree: int = LARGEST_TREE, apart: Sequence[Tensor] = ()) -> Any:
     """The tree of `encode`. `classes` are the dataclasses and enums that may occur, beside those of `fedlora.types`;
-    `largest_tree` the bytes of JSON that its header may have.
+    `largest_tree` the bytes of JSON that its header may have; `apart` the tensors that were left out of it.
 
     Raises:
         ValueError: the bytes are damaged, or ask for something that is not allowed.
@@ -126,7 +126,7 @@ def decode(data: bytes, classes: Iterable[type[Any]], largest_tree: int = LARGES
         if unpack.unconsumed_tail or not unpack.eof:
             raise ValueError("its header is too large or cut off")
         header = json.loads(text)
-        return _build(header["tree"], _cut(stored, header["tensors"]), allowed)
+        return _build(header["tree"], [*apart, *_cut(stored, header["tensors"])], allowed)
     except ValueError:
         raise
     except DAMAGE as error:
@@ -169,12 +169,13 @@ def all_finite(t: Tensor) -> bool:
 # fields...]} a dataclass, {"e": [class, value]} an enum.
 
 
-def _flatten(tree: Any) -> tuple[Outline, list[Tensor]]:
-    """What a tree is but for the numbers in its tensors, and those. Trees of equal outlines differ in numbers only: nodes are
-    tuples (kind, body), and True, which equals 1, is a node of its own."""
-    tensors: dict[int, tuple[int, Tensor]] = {}
+def _flatten(tree: Any, apart: Sequence[Tensor] = ()) -> tuple[Outline, list[Tensor]]:
+    """What a tree is but for the numbers in its tensors, and those; the ones that are `apart` are not among them, and have the
+    first places. Trees of equal outlines differ in numbers only: nodes are tuples (kind, body), and True, which equals 1, is a node
+    of its own."""
+    tensors: dict[int, tuple[int, Tensor]] = {id(t): (i, t) for i, t in enumerate(apart)}
     whole = _node(tree, tensors)
-    own = [t for _, t in tensors.values()]
+    own = [t for _, t in tensors.values()][len(apart) :]
     for t in own:
         if t.dtype not in NAMES:
             raise TypeError(f"a tensor of {t.dtype} cannot travel")

@@ -1,11 +1,14 @@
-"""A worker behind two streams of bytes, as another process or machine has it: asks come in, answers go out.
+"""A worker behind bytes, as another process or machine has it: asks come in, answers go out.
 
-A message is its length, eight bytes, and the bytes of `fedlora.wire`: a tuple of asks, or one answer.
+A tuple of asks comes in two parts (`whole`), so that what several workers are told is encoded once. In streams each part, and each
+answer, is its length, eight bytes, and its bytes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import IO, Any
+
+from torch import Tensor
 
 from fedlora import messages, wire
 from fedlora.clients.worker import Worker
@@ -22,9 +25,26 @@ def classes(method: Method) -> list[type[Any]]:
     return [*messages.CLASSES, *pipeline.message_classes(), *wire.message_classes(method)]
 
 
-def write(stream: IO[bytes], message: Any) -> None:
-    """One message."""
-    data = wire.encode(message)
+def parts(messages: Mapping[int, Any]) -> tuple[bytes, dict[int, bytes]]:
+    """Messages to several workers in two parts: the tensors that more than one of them holds, as a round's update of the base, once
+    for all; and what is each one's own."""
+    uses: dict[int, int] = {}
+    found: dict[int, Tensor] = {}
+    for message in messages.values():
+        for tensor in wire.tensors_of(message):
+            uses[id(tensor)] = uses.get(id(tensor), 0) + 1
+            found[id(tensor)] = tensor
+    apart = [found[key] for key, count in uses.items() if count > 1]
+    return wire.encode(apart), {number: wire.encode(message, apart) for number, message in messages.items()}
+
+
+def whole(shared: bytes, own: bytes, classes: Sequence[type[Any]]) -> Any:
+    """A message of two parts. ValueError: see `wire.decode`."""
+    return wire.decode(own, classes, apart=wire.decode(shared, ()))
+
+
+def write(stream: IO[bytes], data: bytes) -> None:
+    """The bytes of one message, or of a part of it."""
     stream.write(len(data).to_bytes(LENGTH, "big") + data)
     stream.flush()
 
@@ -42,9 +62,10 @@ def serve(worker: Worker, asks: IO[bytes], answers: IO[bytes]) -> None:
     """Answer until there are no more asks. A client that is asked again for what it has just trained sends the same reply again."""
     known = classes(worker.method)
     last: dict[int, tuple[str, Reply]] = {}  # client -> the digest of its ask, and its reply
-    for data in frames(asks):
-        for answer in answered(worker, wire.decode(data, known), last):
-            write(answers, answer)
+    incoming = frames(asks)
+    for shared, own in zip(incoming, incoming, strict=False):
+        for answer in answered(worker, whole(shared, own, known), last):
+            write(answers, wire.encode(answer))
 
 
 def answered(worker: Worker, asks: Sequence[Ask], last: dict[int, tuple[str, Reply]]) -> Iterator[Answer]:

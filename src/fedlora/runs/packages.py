@@ -31,6 +31,8 @@ def require(config: Config) -> None:
         raise BadInput(f"not installed: {', '.join(missing)}, which this model and data need; {' && '.join(lines)}")
     if config.model.quantise is not None:
         require_package(f"model.quantise = '{config.model.quantise}'")
+    if config.transport.name == "ray" and find_spec("ray") is None:
+        raise BadInput("not installed: ray, which transport.name = 'ray' asks for; pip install 'fedlora[ray]'")
     require_trackers(config)
 
 

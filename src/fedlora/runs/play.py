@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from fedlora.listener import Listener
 from fedlora.models.load import Given
 from fedlora.models.quantised import bits
 from fedlora.names import counted
-from fedlora.runs.connect import C, Connect, Connection, Kind, connected, in_process, initial_head, score_held_out
+from fedlora.runs.connect import C, Connect, Connection, Kind, connected, initial_head, score_held_out
 from fedlora.runs.context import Played, RunContext
 from fedlora.runs.export import write_result
 from fedlora.runs.folder import check_roster, finish, found, keep_again, require_same_run
@@ -28,6 +28,7 @@ from fedlora.runs.prepare import prepare, versions
 from fedlora.runs.record import Record, Row
 from fedlora.runs.saved import CHECKPOINT, adopt, load_saved
 from fedlora.runs.trainers import TrainerClient, joined
+from fedlora.runs.worker import reaching
 from fedlora.server import checkpoint
 from fedlora.server.checkpoint import Saved
 from fedlora.server.energy import energy
@@ -46,7 +47,7 @@ def execute(
     resume: bool,
     listener: Listener,
     profile: bool = False,
-    connect: Connect = in_process,
+    connect: Connect | None = None,
     keep: Callable[[Path], None] = lambda data: None,
     given: Given | None = None,
     clients: Sequence[TrainerClient] = (),
@@ -55,7 +56,7 @@ def execute(
     first round that is played leaves trace.json.gz, which chrome://tracing and ui.perfetto.dev open.
 
     Args:
-        connect: says where clients are played.
+        connect: says where clients are played; left out, the configuration does.
         keep: writes the run's data, where no file has it, into a folder of its name in the one that it is given; of a run that
             goes on, to be compared.
         given: the model, where it is at hand.
@@ -67,10 +68,11 @@ def execute(
     """
     if config.clients.names is not None:
         raise BadInput("clients.names: a federation between machines is played by fedlora federate; leave it out to play all here")
-    if config.train.trainer is None:
-        return execute_kind(config, dealt(config, listener, given, connect), out, resume, listener, profile, keep)
-    config, kind = joined(config, listener, clients)
-    return execute_kind(config, kind, out, resume, listener, profile, keep)
+    with reaching(config) if connect is None else nullcontext(connect) as found:
+        if config.train.trainer is None:
+            return execute_kind(config, dealt(config, listener, given, found), out, resume, listener, profile, keep)
+        config, kind = joined(config, listener, clients)
+        return execute_kind(config, kind, out, resume, listener, profile, keep)
 
 
 def execute_kind(

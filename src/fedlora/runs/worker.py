@@ -1,22 +1,58 @@
-"""A process that plays some clients of a run in a folder: `python -m fedlora.runs.worker FOLDER NUMBER`."""
+"""Workers elsewhere: other processes that play some clients of a run in a folder, and how a run reaches them. A process is
+`python -m fedlora.runs.worker FOLDER NUMBER`."""
 
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from hashlib import blake2b
 from pathlib import Path
+from tempfile import gettempdir
 
 from filelock import FileLock
 
 from fedlora.clients.serve import classes, serve
 from fedlora.clients.worker import Worker
-from fedlora.config import read_run
+from fedlora.config import Config, read_run
+from fedlora.data.given import KEPT
+from fedlora.disk import write_whole
+from fedlora.errors import BadInput
 from fedlora.listener import Quiet
 from fedlora.messages import Transport
-from fedlora.runs.connect import Connect, make_worker
+from fedlora.models.load import GIVEN
+from fedlora.runs.connect import Connect, in_process, make_worker
 from fedlora.runs.context import RunContext
 from fedlora.runs.folder import check_roster
 from fedlora.runs.prepare import prepare
 from fedlora.runs.saved import STATES
-from fedlora.transports.processes import Processes
+from fedlora.transports.pool import Pool, balanced
+from fedlora.transports.processes import starting
+
+EACH = 4  # processors for each worker, by default
+FILES = ("config.toml", "federation.json")  # of a run's folder, which make its workers
+
+
+@contextmanager
+def reaching(config: Config) -> Iterator[Connect]:
+    """Where the configuration says that clients are played, while they can be reached. BadInput: it cannot be there."""
+    settings = config.transport
+    if settings.name != "in_process" and (config.train.trainer is not None or config.model.source.startswith(GIVEN)):
+        raise BadInput(
+            f"transport.name = '{settings.name}': a model or trainers that are at hand in this process are in no other one; "
+            "leave it out, or name the model by its folder"
+        )
+    if settings.address is not None and settings.name != "ray":
+        raise BadInput(f"transport.address = '{settings.address}': that is of a Ray cluster; give transport.name = 'ray', too")
+    if settings.name == "in_process":
+        yield in_process
+    elif settings.name == "processes":
+        yield processes(settings.workers or max(1, (os.cpu_count() or 1) // EACH), 60 * settings.timeout)
+    else:
+        from fedlora.transports import ray
+
+        with ray.cluster(settings.address):
+            yield partial(_over_ray, ray.shares(settings.workers))
 
 
 def processes(count: int, patience: float = 600.0, retries: int = 3) -> Connect:
@@ -26,20 +62,67 @@ def processes(count: int, patience: float = 600.0, retries: int = 3) -> Connect:
         def command(number: int) -> list[str]:
             return [sys.executable, "-m", "fedlora.runs.worker", str(out), str(1 + number)]  # 0 is the server's own
 
-        return Processes(command, count, classes(context.method), retries, patience)
+        known = classes(context.method)
+        return Pool(starting(command), count, _numbers(context, count), known, retries, patience, worker.on_examples)
 
     return connect
+
+
+def _over_ray(share: "ray.Share", context: RunContext, worker: Worker, out: Path) -> Transport:  # type: ignore[name-defined]  # noqa: F821
+    from fedlora.transports import ray
+
+    files = {name: file.read_bytes() for name in FILES if (file := out / name).exists()}
+    files |= {f"{KEPT}/{file.name}": file.read_bytes() for file in (out / KEPT).glob("*")}
+    return Pool(
+        ray.starting(lambda number: partial(made, str(out.resolve()), files, 1 + number, os.getcwd()), share),
+        share.count,
+        _numbers(context, share.count),
+        classes(context.method),
+        patience=60 * context.config.transport.timeout,
+        on_examples=worker.on_examples,
+        once=ray.once,
+    )
+
+
+def _numbers(context: RunContext, count: int) -> dict[int, int]:
+    """Who plays which client, so that workers have as many tokens to train on."""
+    return balanced({client.id: int(context.train[client.id].sizes.sum()) for client in context.setup.clients}, count)
+
+
+def made(out: str, files: Mapping[str, bytes], number: int, cwd: str) -> Worker:
+    """The worker of a number, on this machine, which may not be the server's: what clients keep then lies in a folder here.
+
+    Args:
+        out: the run's folder, where the server is.
+        files: what the folder holds of the run's making.
+        cwd: where relative paths begin.
+    """
+    if Path(cwd).is_dir():
+        os.chdir(cwd)
+    place = Path(out)
+    if not all((place / name).is_file() and (place / name).read_bytes() == data for name, data in files.items()):
+        key = blake2b(out.encode() + b"".join(files[name] for name in FILES), digest_size=8).hexdigest()
+        place = Path(gettempdir()) / f"fedlora-{os.getuid()}-{key}"
+        (place / KEPT).mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name, data in files.items():
+            write_whole(place / name, data)
+    return _worker(place, number)
+
+
+def _worker(out: Path, number: int) -> Worker:
+    context = prepare(read_run(out), Quiet(), out)
+    context.trainer.rows = check_roster(context.roster, out)
+    (out / STATES).mkdir(exist_ok=True)
+    return make_worker(context, out / STATES, number)
 
 
 def main(out: Path, number: int) -> None:
     """Answer asks from standard input until it ends."""
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no message
-        context = prepare(read_run(out), Quiet(), out)
-        context.trainer.rows = check_roster(context.roster, out)
         (out / STATES).mkdir(exist_ok=True)
         with FileLock(out / STATES / f"worker-{number}.lock"):  # one that outlived its server may not have noticed yet
-            serve(make_worker(context, out / STATES, number), sys.stdin.buffer, answers)
+            serve(_worker(out, number), sys.stdin.buffer, answers)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,141 @@
+"""Workers on a Ray cluster, or on this machine by Ray: the one module that imports ray.
+
+A worker is an actor with a share of the processors, or a GPU of its own. Replies stay in Ray's object store until they are read,
+one at a time; what a round sends to all is put there once.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from threading import Thread
+from typing import Any
+
+import ray
+
+from fedlora import wire
+from fedlora.clients.serve import answered, classes, whole
+from fedlora.clients.worker import Worker
+from fedlora.errors import BadInput, first_line
+from fedlora.transports.pool import Gone, Heard, Peer
+from fedlora.types import Reply
+
+LOCAL = "local"  # the address of a Ray of our own
+AHEAD = 16  # replies of a worker that may wait to be read
+EACH = 4  # processors of a worker, where nothing else is said and there is no GPU
+PASSED = ("HF_", "FEDLORA_", "TOKENIZERS_", "TRANSFORMERS_", "ONEDNN_")  # beginnings of environment variables that workers get
+
+
+@dataclass(frozen=True)
+class Share:
+    """What each worker has: whole processors, which are its threads, and GPUs."""
+
+    count: int
+    cpus: int
+    gpus: int = 0
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Be connected to a cluster; without an address, to one on this machine that ends with the block. BadInput: it is not there."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    own = {"num_cpus": os.cpu_count(), "include_dashboard": False} if address is None else {}
+    try:
+        ray.init(address or LOCAL, log_to_driver=False, logging_level="error", ignore_reinit_error=False, **own)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise BadInput(f"transport.address = '{address}': no Ray cluster can be joined there: {first_line(error)}") from error
+    finally:
+        for number, handler in handlers.items():  # Ray has its own, which ends the process at once
+            with suppress(ValueError, TypeError):  # not in the main thread
+                signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def shares(wanted: int | None) -> Share:
+    """What the workers of a run get of the cluster: by default one for each GPU, or where there is none, one for every few
+    processors. BadInput: there are not so many."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    if gpus:
+        if wanted is not None and wanted > gpus:
+            raise BadInput(f"transport.workers = {wanted}: the cluster has {gpus} GPUs, one for each worker")
+        count = wanted or gpus
+        return Share(count, max(1, sum(cpus) // gpus), 1)
+    count = wanted or max(1, sum(n // EACH for n in cpus))
+    fitting = [n for n in range(1, max(cpus, default=0) + 1) if sum(each // n for each in cpus) >= count]
+    if not fitting:
+        raise BadInput(f"transport.workers = {count}: the cluster has {sum(cpus)} processors")
+    return Share(count, max(fitting))
+
+
+@ray.remote
+class Host:
+    """A worker in its own process."""
+
+    def __init__(self, make: Callable[[], Worker], threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.worker = make()
+        self.classes = classes(self.worker.method)
+        self.last: dict[int, tuple[str, Reply]] = {}
+
+    def answer(self, shared: bytes, own: bytes) -> Iterator[bytes]:
+        """Each answer as it comes."""
+        for answer in answered(self.worker, whole(shared, own, self.classes), self.last):
+            yield wire.encode(answer)
+
+
+class _Actor:
+    """A worker as the driver has it. `heard` gets references to its answers."""
+
+    def __init__(self, make: Callable[[], Worker], share: Share, heard: Heard, environment: Mapping[str, str]) -> None:
+        self.alive = True
+        self._heard = heard
+        kind: Any = Host
+        around = {"env_vars": dict(environment)}
+        options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0, "runtime_env": around}
+        self._actor = kind.options(**options).remote(make, share.cpus)
+
+    def ask(self, shared: Any, own: bytes) -> None:
+        method = self._actor.answer.options(num_returns="streaming", _generator_backpressure_num_objects=AHEAD)
+        Thread(target=self._listen, args=(method.remote(shared, own),), daemon=True).start()
+
+    def take(self, said: Any) -> bytes:
+        try:
+            found: bytes = ray.get(said)
+            return found
+        except ray.exceptions.RayTaskError as error:  # its own exception, which the next ask would meet again
+            self.alive = False
+            raise Gone(f"its worker failed: {first_line(error.cause)}") from error
+        except ray.exceptions.RayError as error:
+            self.alive = False
+            raise Gone(f"its worker died: {first_line(str(error).strip().rpartition(chr(10))[2])}") from error
+
+    def stop(self) -> None:
+        with suppress(Exception):
+            ray.kill(self._actor)
+
+    def _listen(self, answers: Any) -> None:
+        try:
+            for reference in answers:
+                self._heard.put((self, reference))
+        except Exception:  # as a rule what it met lies in the last reference, and is met there
+            self.alive = False
+            self._heard.put((self, None))
+
+
+def starting(make: Callable[[int], Callable[[], Worker]], share: Share) -> Callable[[int, Heard], Peer]:
+    """Starts workers. `make` gives, for a number, what makes the worker there; it can be pickled."""
+    environment = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
+    return lambda number, heard: _Actor(make(number), share, heard, environment)
+
+
+once = ray.put  # bytes into the object store, where all workers find them

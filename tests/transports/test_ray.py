@@ -1,0 +1,65 @@
+"""Clients played by Ray, in an environment beside `.venv` that has it."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import side
+import tiny
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def python() -> Path:
+    return side.python("ray", side.extra("ray"))
+
+
+def test_runs_over_ray(python: Path) -> None:
+    """The cases of `over_ray.py`."""
+    command = [python, "-m", "pytest", "-q", "-x", "-W", "ignore", "-p", "no:cacheprovider", "over_ray.py"]
+    done = subprocess.run(command, cwd=HERE, env=side.environment(HERE, side.ROOT / "tests"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
+def processes_of_ray() -> set[int]:
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"raylet" in line or b"gcs_server" in line or line.startswith(b"ray::"):
+                found.add(int(entry.name))
+    return found
+
+
+def test_ctrl_c_leaves_nothing_of_ray_and_the_run_goes_on(python: Path, tmp_path: Path) -> None:
+    import signal
+    import time
+
+    tiny.save_model("bert", tmp_path / "base")
+    tiny.save_data(tmp_path)
+    before = processes_of_ray()
+    command = [python, "-m", "fedlora", "run", "--model", "base", "--data", str(tmp_path), "--clients", "4", "--rounds", "200"]
+    command += ["--out", "run", "--set", "transport.name=ray", "--set", "transport.workers=2"]
+    with open(tmp_path / "said", "wb") as said:
+        process = subprocess.Popen(command, cwd=tmp_path, env=side.environment(), stdout=said, stderr=said)
+        end = time.monotonic() + 120
+        while not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "metrics.jsonl").read_text():
+            assert time.monotonic() < end and process.poll() is None, (tmp_path / "said").read_text()
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert "--resume" in (tmp_path / "said").read_text()
+    end = time.monotonic() + 30
+    while processes_of_ray() - before and time.monotonic() < end:
+        time.sleep(0.5)
+    assert not processes_of_ray() - before
+    again = [*command, "--resume"]
+    done = subprocess.run(again, cwd=tmp_path, env=side.environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "after 200 rounds" in done.stdout
