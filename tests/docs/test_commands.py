@@ -18,7 +18,7 @@ from fedlora import cli
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-ELSEWHERE = {ROOT / "docs" / "evaluate.md", ROOT / "docs" / "federation.md"}  # run by tests of their own
+ELSEWHERE = {ROOT / "docs" / name for name in ("evaluate.md", "federation.md", "workers.md")}  # run by tests of their own
 LONG = {ROOT / "docs" / name for name in ("compare.md", "tracking.md", "language.md")}  # whole grids, and whole runs
 SMALL = {
     "run": ["--rounds", "2", "--set", "data.limit=100", "--set", "data.test_limit=100", "--set", "data.max_length=16"],

@@ -1,11 +1,14 @@
 """Clients played by Ray, in an environment beside `.venv` that has it."""
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 import side
 import tiny
+import torch
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 
@@ -63,3 +66,17 @@ def test_ctrl_c_leaves_nothing_of_ray_and_the_run_goes_on(python: Path, tmp_path
     done = subprocess.run(again, cwd=tmp_path, env=side.environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "after 200 rounds" in done.stdout
+
+
+def test_the_commands_of_the_page(python: Path, tmp_path: Path) -> None:
+    tiny.save_model("bert", tmp_path / "base")
+    tiny.save_data(tmp_path)
+    (tmp_path / "letters.csv").write_text((tmp_path / "train.csv").read_text())
+    commands = re.findall(r"^\$ (fedlora .*)$", (side.ROOT / "docs" / "workers.md").read_text(), re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        words = [str(python), "-m", *command.split(), "--model", "base", "--set", "precision=fp32", "--set", "train.rows=1"]
+        done = subprocess.run(words, cwd=tmp_path, env=side.environment(), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0 and "after 3 rounds" in done.stdout, done.stdout + done.stderr
+    a, b = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("two", "ray"))
+    assert a.keys() == b.keys() and all(torch.allclose(a[key], b[key], atol=1e-5) for key in a)
