@@ -9,7 +9,7 @@ import typer
 from benchmarks import harness
 from fedlora.errors import unknown
 
-ALL = ("train-short", "train-long", "lora-a2-round", "server", "overhead", "memory", "lm", "federation", "gpu", "gpu-lm")
+ALL = ("train-short", "train-long", "lora-a2-round", "server", "overhead", "memory", "lm", "federation", "ray", "gpu", "gpu-lm")
 NAMED_ONLY = ("accuracy",)
 
 

@@ -1,5 +1,5 @@
 """Workers elsewhere: other processes that play some clients of a run in a folder, and how a run reaches them. A process is
-`python -m fedlora.runs.worker FOLDER NUMBER`."""
+`python -m fedlora.runs.worker FOLDER NUMBER THREADS`."""
 
 import os
 import sys
@@ -9,7 +9,9 @@ from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import gettempdir
+from typing import Any
 
+import torch
 from filelock import FileLock
 
 from fedlora.clients.serve import classes, serve
@@ -26,10 +28,9 @@ from fedlora.runs.context import RunContext
 from fedlora.runs.folder import check_roster
 from fedlora.runs.prepare import prepare
 from fedlora.runs.saved import STATES
-from fedlora.transports.pool import Pool, balanced
+from fedlora.transports.pool import EACH, Pool, balanced
 from fedlora.transports.processes import starting
 
-EACH = 4  # processors for each worker, by default
 FILES = ("config.toml", "federation.json")  # of a run's folder, which make its workers
 
 
@@ -56,11 +57,13 @@ def reaching(config: Config) -> Iterator[Connect]:
 
 
 def processes(count: int, patience: float = 600.0, retries: int = 3) -> Connect:
-    """Clients are played by so many processes, which share the folder of what clients keep."""
+    """Clients are played by so many processes, which share the folder of what clients keep, and the threads of this one."""
+
+    threads = max(1, torch.get_num_threads() // count)
 
     def connect(context: RunContext, worker: Worker, out: Path) -> Transport:
         def command(number: int) -> list[str]:
-            return [sys.executable, "-m", "fedlora.runs.worker", str(out), str(1 + number)]  # 0 is the server's own
+            return [sys.executable, "-m", "fedlora.runs.worker", str(out), str(1 + number), str(threads)]  # 0 is the server's own
 
         known = classes(context.method)
         return Pool(starting(command), count, _numbers(context, count), known, retries, patience, worker.on_examples)
@@ -68,7 +71,7 @@ def processes(count: int, patience: float = 600.0, retries: int = 3) -> Connect:
     return connect
 
 
-def _over_ray(share: "ray.Share", context: RunContext, worker: Worker, out: Path) -> Transport:  # type: ignore[name-defined]  # noqa: F821
+def _over_ray(share: Any, context: RunContext, worker: Worker, out: Path) -> Transport:
     from fedlora.transports import ray
 
     files = {name: file.read_bytes() for name in FILES if (file := out / name).exists()}
@@ -116,8 +119,9 @@ def _worker(out: Path, number: int) -> Worker:
     return make_worker(context, out / STATES, number)
 
 
-def main(out: Path, number: int) -> None:
+def main(out: Path, number: int, threads: int) -> None:
     """Answer asks from standard input until it ends."""
+    torch.set_num_threads(threads)
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no message
         (out / STATES).mkdir(exist_ok=True)
@@ -126,4 +130,4 @@ def main(out: Path, number: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

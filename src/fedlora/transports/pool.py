@@ -12,6 +12,8 @@ from fedlora.clients.serve import parts
 from fedlora.messages import Answer, Ask, Lost
 from fedlora.types import Reply
 
+EACH = 4  # processors of a worker, where nothing else is said and there is no GPU
+
 
 class Gone(Exception):
     """A worker is gone, and why, in a few words."""

@@ -18,12 +18,11 @@ from fedlora import wire
 from fedlora.clients.serve import answered, classes, whole
 from fedlora.clients.worker import Worker
 from fedlora.errors import BadInput, first_line
-from fedlora.transports.pool import Gone, Heard, Peer
+from fedlora.transports.pool import EACH, Gone, Heard, Peer
 from fedlora.types import Reply
 
 LOCAL = "local"  # the address of a Ray of our own
 AHEAD = 16  # replies of a worker that may wait to be read
-EACH = 4  # processors of a worker, where nothing else is said and there is no GPU
 PASSED = ("HF_", "FEDLORA_", "TOKENIZERS_", "TRANSFORMERS_", "ONEDNN_")  # beginnings of environment variables that workers get
 
 
@@ -46,7 +45,8 @@ def cluster(address: str | None) -> Iterator[None]:
     try:
         ray.init(address or LOCAL, log_to_driver=False, logging_level="error", ignore_reinit_error=False, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise BadInput(f"transport.address = '{address}': no Ray cluster can be joined there: {first_line(error)}") from error
+        what = "Ray does not start here" if address is None else f"transport.address = '{address}': there is no Ray cluster"
+        raise BadInput(f"{what}: {first_line(error)}") from error
     finally:
         for number, handler in handlers.items():  # Ray has its own, which ends the process at once
             with suppress(ValueError, TypeError):  # not in the main thread
