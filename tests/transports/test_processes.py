@@ -62,7 +62,7 @@ def workers(out: Path) -> list[int]:
 def test_thirty_kills_of_workers_and_of_the_server_change_nothing(world: Path, tmp_path: Path) -> None:
     """Clients with heads of their own, merges into the base, half of the clients a round. What workers are sent to be level again
     is more to download; nothing else differs."""
-    config = configured(world, "pfedloru", train={"rounds": 120, "evaluate_every": 15})
+    config = configured(world, "pfedloru", train={"rounds": 250, "evaluate_every": 25})
     whole = run(config, tmp_path / "whole")
     recipe, out = tmp_path / "recipe.toml", tmp_path / "run"
     recipe.write_text(to_toml(config))

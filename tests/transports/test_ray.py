@@ -1,7 +1,9 @@
 """Clients played by Ray, in an environment beside `.venv` that has it."""
 
 import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -41,16 +43,20 @@ def processes_of_ray() -> set[int]:
 
 
 def test_ctrl_c_leaves_nothing_of_ray_and_the_run_goes_on(python: Path, tmp_path: Path) -> None:
-    import signal
-    import time
-
     tiny.save_model("bert", tmp_path / "base")
     tiny.save_data(tmp_path)
     before = processes_of_ray()
     command = [python, "-m", "fedlora", "run", "--model", "base", "--data", str(tmp_path), "--clients", "4", "--rounds", "200"]
     command += ["--out", "run", "--set", "transport.name=ray", "--set", "transport.workers=2"]
     with open(tmp_path / "said", "wb") as said:
-        process = subprocess.Popen(command, cwd=tmp_path, env=side.environment(), stdout=said, stderr=said)
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=side.environment(),
+            stdout=said,
+            stderr=said,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        )
         end = time.monotonic() + 120
         while not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "metrics.jsonl").read_text():
             assert time.monotonic() < end and process.poll() is None, (tmp_path / "said").read_text()
