@@ -25,6 +25,14 @@ def python(name: str, packages: Sequence[str]) -> Path:
     return ROOT / f".venv-{name}" / "bin" / "python"
 
 
+def passes(python: Path, file: Path) -> None:
+    """All cases of a file pass there."""
+    command = [python, "-m", "pytest", "-q", "-x", "-W", "ignore", "-p", "no:cacheprovider", file.name]
+    around = environment(file.parent, ROOT / "tests")
+    done = subprocess.run(command, cwd=file.parent, env=around, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
 def environment(*folders: Path) -> dict[str, str]:
     """Of a process there, which then imports the package that is tested, and what is in these folders."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (Path(fedlora.__file__).parents[1], *folders)))}

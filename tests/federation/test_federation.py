@@ -43,9 +43,7 @@ def python() -> Path:
 
 def test_federations_over_a_grid(python: Path) -> None:
     """The cases of `over_grid.py`."""
-    command = [python, "-m", "pytest", "-q", "-x", "-W", "ignore", "-p", "no:cacheprovider", "over_grid.py"]
-    done = subprocess.run(command, cwd=HERE, env=side.environment(HERE, side.ROOT / "tests"), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-5000:]
+    side.passes(python, HERE / "over_grid.py")
 
 
 class Place:

@@ -24,9 +24,7 @@ def python() -> Path:
 
 def test_runs_over_ray(python: Path) -> None:
     """The cases of `over_ray.py`."""
-    command = [python, "-m", "pytest", "-q", "-x", "-W", "ignore", "-p", "no:cacheprovider", "over_ray.py"]
-    done = subprocess.run(command, cwd=HERE, env=side.environment(HERE, side.ROOT / "tests"), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-5000:]
+    side.passes(python, HERE / "over_ray.py")
 
 
 def processes_of_ray() -> set[int]:

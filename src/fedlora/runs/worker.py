@@ -74,7 +74,7 @@ def processes(count: int, patience: float = 600.0, retries: int = 3) -> Connect:
 def _over_ray(share: Any, context: RunContext, worker: Worker, out: Path) -> Transport:
     from fedlora.transports import ray
 
-    files = {name: file.read_bytes() for name in FILES if (file := out / name).exists()}
+    files = {name: (out / name).read_bytes() for name in FILES}
     files |= {f"{KEPT}/{file.name}": file.read_bytes() for file in (out / KEPT).glob("*")}
     return Pool(
         ray.starting(lambda number: partial(made, str(out.resolve()), files, 1 + number, os.getcwd()), share),

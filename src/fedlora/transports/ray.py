@@ -133,7 +133,7 @@ class _Actor:
 
 
 def starting(make: Callable[[int], Callable[[], Worker]], share: Share) -> Callable[[int, Heard], Peer]:
-    """Starts workers. `make` gives, for a number, what makes the worker there; it can be pickled."""
+    """Starts workers. `make` gives, for a number, what makes the worker there: a function to import, and plain values."""
     environment = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
     return lambda number, heard: _Actor(make(number), share, heard, environment)
 
