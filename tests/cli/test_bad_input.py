@@ -249,6 +249,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "no federation": (("federate", "status", "folder"), "no server was started here yet"),
     "no Flower to serve with": (("federate", "server", "folder"), "pip install 'fedlora[flower]'"),
+    "no Ray to run with": (("run", *QUICK, "--set", "transport.name=ray"), "pip install 'fedlora[ray]'"),
     "no home": (("federate", "export", "folder", "--name", "a", "--to", "new"), "no client's home"),
     "names in one place": (("run", *QUICK, "--set", 'clients.names=["a", "b"]'), "fedlora federate"),
     # methods and transforms

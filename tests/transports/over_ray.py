@@ -112,6 +112,8 @@ def test_a_folder_that_is_not_shared(world: Path, tmp_path: Path, monkeypatch: p
 def test_what_cannot_be(world: Path) -> None:
     for more, said in (
         ({"name": "ray", "workers": 9}, "the cluster has 4 processors"),
+        ({"name": "ray", "address": "127.0.0.1:9"}, "nobody answers there"),
+        ({"workers": 2}, "give transport.name = 'processes' or 'ray', too"),
         ({"name": "processes", "address": "10.0.0.5:6379"}, "that is of a Ray cluster"),
     ):
         with pytest.raises(BadInput, match=said), reaching(configured(world, "fedit", transport=more)):

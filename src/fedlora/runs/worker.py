@@ -26,6 +26,7 @@ from fedlora.models.load import GIVEN
 from fedlora.runs.connect import Connect, in_process, make_worker
 from fedlora.runs.context import RunContext
 from fedlora.runs.folder import check_roster
+from fedlora.runs.packages import require
 from fedlora.runs.prepare import prepare
 from fedlora.runs.saved import STATES
 from fedlora.transports.pool import EACH, Pool, balanced
@@ -45,11 +46,14 @@ def reaching(config: Config) -> Iterator[Connect]:
         )
     if settings.address is not None and settings.name != "ray":
         raise BadInput(f"transport.address = '{settings.address}': that is of a Ray cluster; give transport.name = 'ray', too")
+    if settings.workers is not None and settings.name == "in_process":
+        raise BadInput(f"transport.workers = {settings.workers}: give transport.name = 'processes' or 'ray', too")
     if settings.name == "in_process":
         yield in_process
     elif settings.name == "processes":
         yield processes(settings.workers or max(1, (os.cpu_count() or 1) // EACH), 60 * settings.timeout)
     else:
+        require(config)
         from fedlora.transports import ray
 
         with ray.cluster(settings.address):
@@ -126,7 +130,11 @@ def main(out: Path, number: int, threads: int) -> None:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no message
         (out / STATES).mkdir(exist_ok=True)
         with FileLock(out / STATES / f"worker-{number}.lock"):  # one that outlived its server may not have noticed yet
-            serve(_worker(out, number), sys.stdin.buffer, answers)
+            try:
+                worker = _worker(out, number)
+            except BadInput as error:
+                sys.exit(f"error: worker {number} cannot start: {error}")
+            serve(worker, sys.stdin.buffer, answers)
 
 
 if __name__ == "__main__":

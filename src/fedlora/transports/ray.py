@@ -6,6 +6,7 @@ one at a time; what a round sends to all is put there once.
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from fedlora.transports.pool import EACH, Gone, Heard, Peer
 from fedlora.types import Reply
 
 LOCAL = "local"  # the address of a Ray of our own
+SOON = 5.0  # seconds in which a cluster's machine answers
 AHEAD = 16  # replies of a worker that may wait to be read
 PASSED = ("HF_", "FEDLORA_", "TOKENIZERS_", "TRANSFORMERS_", "ONEDNN_")  # beginnings of environment variables that workers get
 
@@ -38,6 +40,12 @@ class Share:
 @contextmanager
 def cluster(address: str | None) -> Iterator[None]:
     """Be connected to a cluster; without an address, to one on this machine that ends with the block. BadInput: it is not there."""
+    if address is not None and ":" in address:  # Ray itself would try for minutes
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), SOON).close()
+        except (OSError, ValueError) as error:
+            raise BadInput(f"transport.address = '{address}': nobody answers there: {error}") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
