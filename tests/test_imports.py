@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "comparison": {
         "runs",
+        "transports",
         "methods",
         "transforms",
         "report",

@@ -2,11 +2,13 @@
 there."""
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from shutil import rmtree
+from tempfile import gettempdir
 
 from fedlora.errors import BadInput
 
@@ -129,6 +131,17 @@ def require_place(name: str, path: Path, suffixes: tuple[str, ...] = ()) -> None
         raise BadInput(f"{name} {path}: {there} is a file, not a folder")
     if not os.access(there, os.W_OK):
         raise BadInput(f"{name} {path}: {there} cannot be written to")
+
+
+def private(name: str) -> Path:
+    """A folder of this name under the machine's temporary one that is this user's alone, made where it is not there. OSError: it is
+    somebody else's."""
+    place = Path(gettempdir()) / f"fedlora-{os.getuid()}-{name}"
+    place.mkdir(mode=0o700, exist_ok=True)
+    found = place.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700:
+        raise OSError(f"{place} is not a folder of this user's alone")
+    return place
 
 
 def write_whole(path: Path, data: bytes) -> str:

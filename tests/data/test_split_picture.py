@@ -35,8 +35,8 @@ def test_names_that_are_mathematics_long_or_in_another_script(tmp_path: Path) ->
     assert image.imread(tmp_path / "split.png").shape[1] < 3000
 
 
-def draw(path: Path, monkeypatch: pytest.MonkeyPatch, held_out: int = 0, kind: str = "classes") -> Figure:
-    """The figure for two clients: 3 and 2 training examples, of the classes 0, 1, 2 and of 0 alone."""
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are drawn from now on."""
     figures: list[Figure] = []
 
     class Kept(Figure):
@@ -45,6 +45,22 @@ def draw(path: Path, monkeypatch: pytest.MonkeyPatch, held_out: int = 0, kind: s
             figures.append(self)
 
     monkeypatch.setattr("matplotlib.figure.Figure", Kept)
+    return figures
+
+
+def test_what_is_drawn_does_not_grow_with_the_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand lines and bars thinner than a pixel took half a minute and 700 MB."""
+    figures = kept(monkeypatch)
+    for clients in (400, 4000):
+        data = dataset(20, clients // 4)
+        picture.plot_split(iid(data, clients, 0), data, tmp_path / "split.png")
+    few, many = (len(figure.findobj()) for figure in figures)
+    assert many <= few + 200
+
+
+def draw(path: Path, monkeypatch: pytest.MonkeyPatch, held_out: int = 0, kind: str = "classes") -> Figure:
+    """The figure for two clients: 3 and 2 training examples, of the classes 0, 1, 2 and of 0 alone."""
+    figures = kept(monkeypatch)
     data = Dataset("toy", Split(("",) * 5, np.array([0, 1, 2, 0, 0])), Split(("",), np.array([1])), Schema(("x", "y", "z")))
     parts = Parts(
         (np.array([0, 1, 2]), np.array([3, 4])), (np.array([0]), np.array([], dtype=np.int64)), ("a", "b"), "Dirichlet(0.5)"

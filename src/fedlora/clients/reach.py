@@ -7,16 +7,16 @@ bytes on is quick to start.
 
 import os
 import secrets
-import stat
 import subprocess
 import time
 from collections.abc import Sequence
 from hashlib import blake2b
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
-from tempfile import gettempdir
 
 from filelock import FileLock
+
+from fedlora.disk import private
 
 LARGEST = 1 << 32  # bytes of a message
 SOON = 0.05  # seconds between two looks whether a worker is there
@@ -31,12 +31,7 @@ class WorkerDied(Exception):
 def place_of(home: Path) -> Path:
     """The private folder of the worker of a client's home; made where it is not there. OSError: somebody else has it."""
     where = blake2b(os.fsencode(home.resolve()), digest_size=8).hexdigest()
-    place = Path(gettempdir()) / f"fedlora-{os.getuid()}-{where}"
-    place.mkdir(mode=0o700, exist_ok=True)
-    found = place.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700:
-        raise OSError(f"{place} is not a folder of this user's alone")
-    return place
+    return private(where)
 
 
 def address(place: Path) -> str:

@@ -69,12 +69,14 @@ def serve(worker: Worker, asks: IO[bytes], answers: IO[bytes]) -> None:
 
 
 def answered(worker: Worker, asks: Sequence[Ask], last: dict[int, tuple[str, Reply]]) -> Iterator[Answer]:
-    """The answers to asks; `last` holds the last reply of each client, and is brought up to date."""
+    """The answers to asks; `last` holds the replies of the last exchange in which was trained, and is brought up to date."""
     new: list[Ask] = []
-    digests: dict[int, str] = {}
+    digests = _digests(asks)
+    if digests:  # a new exchange: what belongs to the one before is not asked for any more
+        for id in last.keys() - digests.keys():
+            del last[id]
     for ask in asks:
         if isinstance(ask, TrainAsk):
-            digests[ask.client.id] = digest(wire.encode(replace(ask, envelope=UNSENT)))
             known, reply = last.get(ask.client.id, ("", None))
             if known == digests[ask.client.id] and reply is not None:
                 yield Answer(ask.envelope, ask.client.id, reply)
@@ -84,3 +86,18 @@ def answered(worker: Worker, asks: Sequence[Ask], last: dict[int, tuple[str, Rep
         if isinstance(answer.body, Reply):
             last[answer.client] = digests[answer.client], answer.body
         yield answer
+
+
+def _digests(asks: Sequence[Ask]) -> dict[int, str]:
+    """Of each client that is asked to train, what its ask is told by; a tensor that many are sent is read once."""
+    told: dict[int, bytes] = {}
+    found = {}
+    for ask in asks:
+        if isinstance(ask, TrainAsk):
+            tensors = wire.tensors_of(ask)
+            for tensor in tensors:
+                if id(tensor) not in told:
+                    told[id(tensor)] = digest(wire.encode([tensor])).encode()
+            outline = wire.encode(replace(ask, envelope=UNSENT), tensors)
+            found[ask.client.id] = digest(b"".join([outline, *(told[id(tensor)] for tensor in tensors)]))
+    return found

@@ -1,26 +1,26 @@
-"""Running cells: one after the other in this process, or several at a time in processes of their own."""
+"""Running cells: one after the other in this process, or several at a time elsewhere."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Event
 
 from fedlora.comparison.folder import Folder
 from fedlora.comparison.grid import Cell
-from fedlora.config import as_tables
+from fedlora.comparison.places import Place, Received, Work
 from fedlora.errors import BadInput, RunFailed
 from fedlora.listener import Listener
+from fedlora.transports.pool import Gone
 
 Follow = Callable[[Cell], Listener]  # a cell begins: gives what follows its run
 
 
-def play(cells: Sequence[Cell], folder: Folder, follow: Follow, jobs: int = 1) -> Generator[Cell]:
+def play(cells: Sequence[Cell], folder: Folder, follow: Follow, place: Place) -> Generator[Cell]:
     """Run or resume each cell, in order; yields each as it is done or has failed. A cell that fails leaves its reason in the folder
     and does not keep the others from running. Closing the iterator stops whatever runs. With several jobs, `follow` and the
     listeners that it gives are called from several threads."""
-    return _one_by_one(cells, folder, follow) if jobs == 1 else _side_by_side(cells, folder, follow, jobs)
+    if place.begin is None:
+        return _one_by_one(cells, folder, follow)
+    return _side_by_side(cells, folder, follow, place.jobs, place.begin)
 
 
 def _one_by_one(cells: Sequence[Cell], folder: Folder, follow: Follow) -> Generator[Cell]:
@@ -44,28 +44,19 @@ def attempt(cell: Cell, folder: Folder, listener: Listener) -> None:
         folder.succeeded(cell)
 
 
-def _side_by_side(cells: Sequence[Cell], folder: Folder, follow: Follow, jobs: int) -> Generator[Cell]:
-    import torch
-
-    threads = max(1, torch.get_num_threads() // jobs)
-    children: list[subprocess.Popen[str]] = []
+def _side_by_side(
+    cells: Sequence[Cell], folder: Folder, follow: Follow, jobs: int, begin: Callable[[Cell, Folder], Work]
+) -> Generator[Cell]:
+    works: list[Work] = []
     stopped = Event()
 
     def tend(cell: Cell) -> Cell:
-        with subprocess.Popen(
-            [sys.executable, "-m", "fedlora.comparison.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,  # Ctrl-C comes to us alone, and we stop them
-        ) as child:
-            children.append(child)
-            if stopped.is_set():
-                child.terminate()
-            _converse(child, cell, folder, threads, follow(cell))
-        if child.returncode and not stopped.is_set():
-            folder.failed(cell, f"its process ended with status {child.returncode}")
+        if stopped.is_set():
+            return cell
+        works.append(work := begin(cell, folder))
+        if stopped.is_set():  # in between
+            work.stop()
+        _follow(cell, folder, work, follow(cell), stopped)
         return cell
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -76,21 +67,32 @@ def _side_by_side(cells: Sequence[Cell], folder: Folder, follow: Follow, jobs: i
         finally:
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            for child in children:
-                child.terminate()
+            for work in works:
+                work.stop()
 
 
-def _converse(child: "subprocess.Popen[str]", cell: Cell, folder: Folder, threads: int, listener: Listener) -> None:
-    """Tell a child process what to do and hear what it says: see `comparison.child`."""
-    assert child.stdin is not None and child.stdout is not None
-    job = {"config": as_tables(cell.config), "folder": str(folder.path), "threads": threads}
+def _follow(cell: Cell, folder: Folder, work: Work, listener: Listener, stopped: Event) -> None:
+    """Hear what is said of a cell that is played elsewhere, until it ends."""
+    received = Received(cell, folder)
     try:
-        print(json.dumps(job), file=child.stdin, flush=True)
-    except BrokenPipeError:
-        return  # it is gone; its status says so
-    for line in child.stdout:
-        match json.loads(line):
-            case {"note": text}:
-                listener.note(text)
-            case {"round": number, "score": score}:
-                listener.round({"round": number, "score": score})
+        for message in work.said():
+            match message:
+                case {"note": text}:
+                    listener.note(text)
+                case {"round": number, "score": score}:
+                    listener.round({"round": number, "score": score})
+                case {"again": why}:
+                    listener.note(why)
+                    received = Received(cell, folder)
+                case {"file": name, "data": data}:
+                    received.add(name, data)
+                case {"ended": 0}:
+                    received.settle()
+                    if folder.summary(cell) is not None:
+                        folder.succeeded(cell)
+                case {"ended": status} if not stopped.is_set():
+                    received.settle()
+                    folder.failed(cell, f"its process ended with status {status}")
+    except Gone as gone:
+        if not stopped.is_set():
+            folder.failed(cell, str(gone))

@@ -1,7 +1,7 @@
 """A comparison from its recipe to its report."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from fedlora.comparison import folder as folders
 from fedlora.comparison import markdown, recipe, results
 from fedlora.comparison.folder import Folder
 from fedlora.comparison.grid import Grid, expand
+from fedlora.comparison.places import places
 from fedlora.comparison.play import play
 from fedlora.comparison.recipe import Recipe, Scale
 from fedlora.disk import alone, write_whole
@@ -28,7 +29,7 @@ def compare(
     Args:
         name: a packaged recipe or a TOML file.
         out: the folder; `compare/NAME-SCALE` where there is none.
-        jobs: how many cells run at a time; `usual_jobs` where there is none.
+        jobs: how many cells run at a time; `places.usual_jobs` where there is none.
         settings: tables laid over the recipe's, as `config.setting` gives them.
 
     Raises:
@@ -62,32 +63,25 @@ def play_recipe(
         from fedlora.comparison.check import check
 
         check(grid, left, plan.published)
-    at_once = min(jobs or usual_jobs(), max(1, len(left)))
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{out} cannot be made: {error.strerror or error}; use another --out") from error
-    with alone(folder.path):
+    with ExitStack() as held:
+        place = held.enter_context(places(left, jobs))
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"{out} cannot be made: {error.strerror or error}; use another --out") from error
+        held.enter_context(alone(folder.path))
         folders.begin(folder, plan)
         if not quiet:
             print(_announcement(plan, len(grid.cells), len(grid.cells) - len(left)), flush=True)
-        with LiveTable(grid, folder, at_once, quiet, note) as live, closing(play(left, folder, live.follow, at_once)) as played:
-            for cell in played:
-                live.finished(cell)
-                write_results(grid, plan, folder)
+        live = held.enter_context(LiveTable(grid, folder, place.jobs, quiet, note))
+        for cell in held.enter_context(closing(play(left, folder, live.follow, place))):
+            live.finished(cell)
+            write_results(grid, plan, folder)
         write_results(grid, plan, folder)
     failed = sum(folder.summary(cell) is None for cell in grid.cells)
     if failed < len(grid.cells):
         write_report([folder.path])
     return failed, len(grid.cells)
-
-
-def usual_jobs() -> int:
-    """How many cells run at a time when nobody says: on a CPU one a thread, for two runs of one thread each are faster than one of
-    two, though no more than the memory of a usual machine holds; on a GPU one, which fills it."""
-    import torch
-
-    return 1 if torch.cuda.is_available() else min(4, torch.get_num_threads())
 
 
 def write_results(grid: Grid, plan: Recipe, folder: Folder) -> None:

@@ -14,6 +14,7 @@ from fedlora.report.words import one
 INK = "#2b2b2b"
 DARK, LIGHT = "#1f4e79", "#9dc3e6"  # training and test: as far apart in lightness as in colour
 MAX_LABELS = 80  # beyond so many clients or strata, only some are labelled
+MAX_APART = 300  # beyond so many, lines between them and bars of their own would be thinner than a pixel
 
 
 def plot_split(parts: Parts, dataset: Dataset, path: Path | str) -> None:
@@ -67,9 +68,10 @@ def _draw_counts(figure: Any, axes: Any, table: Any, dataset: Dataset, names: tu
     image = axes.imshow(np.ma.masked_equal(table, 0), cmap=shades, norm=norm, aspect="auto", interpolation="nearest")
     _label(axes.set_xticks, dataset.strata_names, rotation=90)
     _label(axes.set_yticks, names)
-    axes.set_xticks(np.arange(strata + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(clients + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="#e3e3e3", linewidth=0.4)
+    for set_ticks, axis, many in ((axes.set_xticks, "x", strata), (axes.set_yticks, "y", clients)):
+        if many <= MAX_APART:
+            set_ticks(np.arange(many + 1) - 0.5, minor=True)
+            axes.grid(which="minor", axis=axis, color="#e3e3e3", linewidth=0.4)
     axes.tick_params(which="both", length=0, colors=INK)
     bar = figure.colorbar(image, ax=axes, location="top", anchor=(0, 0), shrink=0.5, aspect=0.4 * strata + 28, pad=0.02)
     bar.set_label(f"training examples of a {one(dataset.strata_kind)} (white: none)", color=INK, fontsize=9, loc="left")
@@ -79,8 +81,12 @@ def _draw_counts(figure: Any, axes: Any, table: Any, dataset: Dataset, names: tu
 
 def _draw_sizes(axes: Any, parts: Parts) -> None:
     rows = np.arange(len(parts.names))
-    axes.barh(rows, [len(mine) for mine in parts.train], height=0.8, color=DARK, label="training")
-    axes.barh(rows, [len(mine) for mine in parts.test], height=0.35, color=LIGHT, label="test")
+    for name, own, height, color in (("training", parts.train, 0.8, DARK), ("test", parts.test, 0.35, LIGHT)):
+        sizes = [len(mine) for mine in own]
+        if len(rows) <= MAX_APART:
+            axes.barh(rows, sizes, height=height, color=color, label=name)
+        else:  # one shape for all
+            axes.fill_betweenx(rows, sizes, step="mid", color=color, linewidth=0, label=name)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(which="both", axis="y", length=0, labelleft=False)
     axes.tick_params(axis="x", colors=INK, labelsize=9)

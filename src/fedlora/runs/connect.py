@@ -174,8 +174,9 @@ def examples(context: RunContext) -> dict[int, Examples]:
         servers = parts | {VALIDATION: context.validation.take(chosen)}
     found = {SERVER: Examples(nothing, servers, everybody)}
     found |= {client.id: Examples(nothing, part_of(client), everybody) for client in context.held_out}
+    own = has_own_models(context.config)
     for client in context.setup.clients:
-        if has_own_models(context.config):
+        if own:
             constant = objective.constant(context.train[client.id], everybody)
             found[client.id] = Examples(context.train[client.id], part_of(client), constant)
         else:

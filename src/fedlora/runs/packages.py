@@ -31,9 +31,15 @@ def require(config: Config) -> None:
         raise BadInput(f"not installed: {', '.join(missing)}, which this model and data need; {' && '.join(lines)}")
     if config.model.quantise is not None:
         require_package(f"model.quantise = '{config.model.quantise}'")
-    if config.transport.name == "ray" and find_spec("ray") is None:
-        raise BadInput("not installed: ray, which transport.name = 'ray' asks for; pip install 'fedlora[ray]'")
+    if config.transport.name == "ray":
+        require_ray("transport.name = 'ray'")
     require_trackers(config)
+
+
+def require_ray(what: str) -> None:
+    """BadInput where ray is not installed, which `what` asks for."""
+    if find_spec("ray") is None:
+        raise BadInput(f"not installed: ray, which {what} asks for; pip install 'fedlora[ray]'")
 
 
 def require_trackers(config: Config) -> None:

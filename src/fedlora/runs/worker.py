@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from fedlora.clients.serve import classes, serve
 from fedlora.clients.worker import Worker
 from fedlora.config import Config, read_run
 from fedlora.data.given import KEPT
-from fedlora.disk import write_whole
+from fedlora.disk import private, write_whole
 from fedlora.errors import BadInput
 from fedlora.listener import Quiet
 from fedlora.messages import Transport
@@ -109,8 +108,8 @@ def made(out: str, files: Mapping[str, bytes], number: int, cwd: str) -> Worker:
     place = Path(out)
     if not all((place / name).is_file() and (place / name).read_bytes() == data for name, data in files.items()):
         key = blake2b(out.encode() + b"".join(files[name] for name in FILES), digest_size=8).hexdigest()
-        place = Path(gettempdir()) / f"fedlora-{os.getuid()}-{key}"
-        (place / KEPT).mkdir(mode=0o700, parents=True, exist_ok=True)
+        place = private(key)
+        (place / KEPT).mkdir(exist_ok=True)
         for name, data in files.items():
             write_whole(place / name, data)
     return _worker(place, number)

@@ -7,7 +7,7 @@ one at a time; what a round sends to all is put there once.
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Thread
@@ -65,21 +65,30 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def shares(wanted: int | None) -> Share:
-    """What the workers of a run get of the cluster: by default one for each GPU, or where there is none, one for every few
-    processors. BadInput: there are not so many."""
+def shares(wanted: int | None, most: int | None = None, name: str = "transport.workers") -> Share:
+    """What each of several workers gets of the cluster: by default there is one for each GPU, or where there is none, one for every
+    few processors.
+
+    Args:
+        wanted: how many.
+        most: how many a machine without a GPU has by default, if it has so many processors.
+        name: of what says how many.
+
+    Raises:
+        BadInput: the cluster has too little for them.
+    """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     cpus = [int(node.get("CPU", 0)) for node in nodes]
     if gpus:
         if wanted is not None and wanted > gpus:
-            raise BadInput(f"transport.workers = {wanted}: the cluster has {gpus} GPUs, one for each worker")
+            raise BadInput(f"{name} = {wanted}: the cluster has {gpus} GPUs, one for each")
         count = wanted or gpus
         return Share(count, max(1, sum(cpus) // gpus), 1)
-    count = wanted or max(1, sum(n // EACH for n in cpus))
+    count = wanted or max(1, sum(min(n, most) if most else n // EACH for n in cpus))
     fitting = [n for n in range(1, max(cpus, default=0) + 1) if sum(each // n for each in cpus) >= count]
     if not fitting:
-        raise BadInput(f"transport.workers = {count}: the cluster has {sum(cpus)} processors")
+        raise BadInput(f"{name} = {count}: the cluster has {sum(cpus)} processors")
     return Share(count, max(fitting))
 
 
@@ -104,13 +113,11 @@ class Host:
 class _Actor:
     """A worker as the driver has it. `heard` gets references to its answers."""
 
-    def __init__(self, make: Callable[[], Worker], share: Share, heard: Heard, environment: Mapping[str, str]) -> None:
+    def __init__(self, make: Callable[[], Worker], share: Share, heard: Heard) -> None:
         self.alive = True
         self._heard = heard
         kind: Any = Host
-        around = {"env_vars": dict(environment)}
-        options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0, "runtime_env": around}
-        self._actor = kind.options(**options).remote(make, share.cpus)
+        self._actor = kind.options(**_options(share), max_restarts=0).remote(make, share.cpus)
 
     def ask(self, shared: Any, own: bytes) -> None:
         method = self._actor.answer.options(num_returns="streaming", _generator_backpressure_num_objects=AHEAD)
@@ -118,14 +125,11 @@ class _Actor:
 
     def take(self, said: Any) -> bytes:
         try:
-            found: bytes = ray.get(said)
+            found: bytes = _got(said)
             return found
-        except ray.exceptions.RayTaskError as error:  # its own exception, which the next ask would meet again
+        except Gone:  # were it its own exception, the next ask would meet it again
             self.alive = False
-            raise Gone(f"its worker failed: {first_line(error.cause)}") from error
-        except ray.exceptions.RayError as error:
-            self.alive = False
-            raise Gone(f"its worker died: {first_line(str(error).strip().rpartition(chr(10))[2])}") from error
+            raise
 
     def stop(self) -> None:
         with suppress(Exception):
@@ -142,8 +146,52 @@ class _Actor:
 
 def starting(make: Callable[[int], Callable[[], Worker]], share: Share) -> Callable[[int, Heard], Peer]:
     """Starts workers. `make` gives, for a number, what makes the worker there: a function to import, and plain values."""
-    environment = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
-    return lambda number, heard: _Actor(make(number), share, heard, environment)
+    return lambda number, heard: _Actor(make(number), share, heard)
 
 
 once = ray.put  # bytes into the object store, where all workers find them
+
+
+class Errand:
+    """Something that is done somewhere on the cluster, and says what comes of it as it comes. `work` is a function to import."""
+
+    def __init__(self, work: Callable[..., Iterator[Any]], values: tuple[Any, ...], share: Share) -> None:
+        options = {"num_returns": "streaming", "max_retries": 0, "_generator_backpressure_num_objects": AHEAD}
+        self._said: Any = ray.remote(work).options(**_options(share), **options).remote(*values)
+
+    def __iter__(self) -> Iterator[Any]:
+        """What it says. Gone: it failed, or its machine or process is lost."""
+        try:
+            for said in self._said:
+                yield _got(said)
+        except ray.exceptions.RayError as error:
+            raise _gone(error) from error
+
+    def stop(self) -> None:
+        with suppress(Exception):
+            ray.cancel(self._said, force=True)
+
+
+def _options(share: Share) -> dict[str, Any]:
+    """Of what runs with a share of the cluster, spread over its machines."""
+    passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
+    return {
+        "num_cpus": share.cpus,
+        "num_gpus": share.gpus,
+        "scheduling_strategy": "SPREAD",
+        "runtime_env": {"env_vars": passed},
+    }
+
+
+def _got(said: Any) -> Any:
+    """What a reference stands for. Gone: there is none."""
+    try:
+        return ray.get(said)
+    except ray.exceptions.RayError as error:
+        raise _gone(error) from error
+
+
+def _gone(error: Exception) -> Gone:
+    if isinstance(error, ray.exceptions.RayTaskError):  # its own exception
+        return Gone(f"its worker failed: {first_line(error.cause)}")
+    return Gone(f"its worker died: {first_line(str(error).strip().rpartition(chr(10))[2])}")
