@@ -119,6 +119,13 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class Unstarted:
+    """Said by a worker that cannot play any client, and why."""
+
+    why: str
+
+
+@dataclass(frozen=True)
 class Scored:
     """Sums over the client's examples, which add up over clients to what scores are made of (see `fedlora.tasks.metrics`)."""
 
@@ -156,7 +163,17 @@ class Answer:
     body: Body
 
 
-CLASSES = (Envelope, TrainAsk, ScoreAsk, Scored, Behind, Forgot, Lost, Answer)  # what crosses the wire beside a method's own
+CLASSES = (
+    Envelope,
+    TrainAsk,
+    ScoreAsk,
+    Scored,
+    Behind,
+    Forgot,
+    Lost,
+    Unstarted,
+    Answer,
+)  # what crosses the wire beside a method's own
 MEETING = (Hello, Present, Lost, Notice)  # the same before a run begins
 
 

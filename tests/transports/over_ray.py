@@ -116,9 +116,10 @@ def test_a_folder_that_is_not_shared(world: Path, tmp_path: Path, monkeypatch: p
     out = run(config, tmp_path / "run")
     files = {name: (out / name).read_bytes() for name in worker.FILES}
     monkeypatch.setattr(disk, "gettempdir", lambda: str(tmp_path))
-    made = worker.made("/nowhere/run", files, 1, str(tmp_path))
-    assert made.states.folder.parent.parent == tmp_path and made.states.folder.parent.name.startswith("fedlora-")
-    assert worker.made(str(out), files, 1, str(tmp_path)).states.folder == out / "states"
+    with worker.made("/nowhere/run", files, 1, str(tmp_path)) as made:
+        assert made.states.folder.parent.parent == tmp_path and made.states.folder.parent.name.startswith("fedlora-")
+    with worker.made(str(out), files, 1, str(tmp_path)) as made:
+        assert made.states.folder == out / "states"
 
 
 # ---- comparisons ---------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ def cluster(count: int, trouble: Trouble | None = None) -> Connect:
     """So many workers, the same ones for every server that is connected so."""
     workers: Any = ({}, {}, [])
     met = trouble or Trouble(0)
-    return lambda context, worker, out: Cluster(context, out, count, met, *workers)
+    return lambda context, worker, out, listener: Cluster(context, out, count, met, *workers)
 
 
 @pytest.mark.parametrize(

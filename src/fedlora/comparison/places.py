@@ -134,7 +134,7 @@ class _Errand:
             except Gone as gone:
                 if self._stopped or not left:
                     raise
-                yield {"again": f"{gone}; another one goes on"}
+                yield {"again": f"the process of a cell {gone}; another one goes on"}
                 self._begin()
 
     def stop(self) -> None:

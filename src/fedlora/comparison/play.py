@@ -95,4 +95,4 @@ def _follow(cell: Cell, folder: Folder, work: Work, listener: Listener, stopped:
                     folder.failed(cell, f"its process ended with status {status}")
     except Gone as gone:
         if not stopped.is_set():
-            folder.failed(cell, str(gone))
+            folder.failed(cell, f"its process {gone}")

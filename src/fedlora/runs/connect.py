@@ -31,10 +31,11 @@ from fedlora.types import Client, Tensors
 from fedlora.wire import message_classes
 
 QUIET = Quiet()
-Connect = Callable[[RunContext, Worker, Path], Transport]  # to where clients are: the worker here, or others of the run in a folder
+# To where clients are: the worker here, or others of the run in a folder. The listener hears what befalls them.
+Connect = Callable[[RunContext, Worker, Path, Listener], Transport]
 
 
-def in_process(context: RunContext, worker: Worker, out: Path) -> Transport:
+def in_process(context: RunContext, worker: Worker, out: Path, listener: Listener) -> Transport:
     """All clients are played here."""
     return InProcess(worker)
 
@@ -92,7 +93,7 @@ def connected(
         watched[update.id] = update
 
     worker = make_worker(context, out and out / STATES, 0, listener.examples, watch)
-    transport = connect(context, worker, out or worker.states.folder)
+    transport = connect(context, worker, out or worker.states.folder, listener)
     try:
         gather = Mean(context.method, context.setup, context.transforms)
         participants = sampler(context.setup.clients, context.setup.seed, context.config.clients.sample)

@@ -4,7 +4,7 @@
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from fedlora.clients.serve import classes, serve
+from fedlora import wire
+from fedlora.clients.serve import classes, serve, write
 from fedlora.clients.worker import Worker
 from fedlora.config import Config, read_run
 from fedlora.data.given import KEPT
 from fedlora.disk import private, write_whole
 from fedlora.errors import BadInput
-from fedlora.listener import Quiet
-from fedlora.messages import Transport
+from fedlora.listener import Listener, Quiet
+from fedlora.messages import Transport, Unstarted
 from fedlora.models.load import GIVEN
+from fedlora.names import counted
 from fedlora.runs.connect import Connect, in_process, make_worker
 from fedlora.runs.context import RunContext
 from fedlora.runs.folder import check_roster
@@ -64,29 +66,33 @@ def processes(count: int, patience: float = 600.0, retries: int = 3) -> Connect:
 
     threads = max(1, torch.get_num_threads() // count)
 
-    def connect(context: RunContext, worker: Worker, out: Path) -> Transport:
+    def connect(context: RunContext, worker: Worker, out: Path, listener: Listener) -> Transport:
         def command(number: int) -> list[str]:
             return [sys.executable, "-m", "fedlora.runs.worker", str(out), str(1 + number), str(threads)]  # 0 is the server's own
 
-        known = classes(context.method)
-        return Pool(starting(command), count, _numbers(context, count), known, retries, patience, worker.on_examples)
+        listener.stage(f"starting {counted(count, 'worker')}")
+        numbers, known = _numbers(context, count), classes(context.method)
+        return Pool(starting(command), count, numbers, known, retries, patience, listener.examples, listener.note)
 
     return connect
 
 
-def _over_ray(share: Any, context: RunContext, worker: Worker, out: Path) -> Transport:
+def _over_ray(share: Any, context: RunContext, worker: Worker, out: Path, listener: Listener) -> Transport:
     from fedlora.transports import ray
 
     files = {name: (out / name).read_bytes() for name in FILES}
     files |= {f"{KEPT}/{file.name}": file.read_bytes() for file in (out / KEPT).glob("*")}
+    listener.stage(f"starting {counted(share.count, 'worker')}")
     return Pool(
         ray.starting(lambda number: partial(made, str(out.resolve()), files, 1 + number, os.getcwd()), share),
         share.count,
         _numbers(context, share.count),
         classes(context.method),
         patience=60 * context.config.transport.timeout,
-        on_examples=worker.on_examples,
+        on_examples=listener.examples,
+        note=listener.note,
         once=ray.once,
+        room=partial(ray.room, share),
     )
 
 
@@ -95,7 +101,8 @@ def _numbers(context: RunContext, count: int) -> dict[int, int]:
     return balanced({client.id: int(context.train[client.id].sizes.sum()) for client in context.setup.clients}, count)
 
 
-def made(out: str, files: Mapping[str, bytes], number: int, cwd: str) -> Worker:
+@contextmanager
+def made(out: str, files: Mapping[str, bytes], number: int, cwd: str) -> Iterator[Worker]:
     """The worker of a number, on this machine, which may not be the server's: what clients keep then lies in a folder here.
 
     Args:
@@ -112,14 +119,18 @@ def made(out: str, files: Mapping[str, bytes], number: int, cwd: str) -> Worker:
         (place / KEPT).mkdir(exist_ok=True)
         for name, data in files.items():
             write_whole(place / name, data)
-    return _worker(place, number)
+    with _worker(place, number) as worker:
+        yield worker
 
 
-def _worker(out: Path, number: int) -> Worker:
-    context = prepare(read_run(out), Quiet(), out)
-    context.trainer.rows = check_roster(context.roster, out)
+@contextmanager
+def _worker(out: Path, number: int) -> Iterator[Worker]:
+    """The only one of its number: one that outlived its server may not have noticed yet."""
     (out / STATES).mkdir(exist_ok=True)
-    return make_worker(context, out / STATES, number)
+    with FileLock(out / STATES / f"worker-{number}.lock"):
+        context = prepare(read_run(out), Quiet(), out)
+        context.trainer.rows = check_roster(context.roster, out)
+        yield make_worker(context, out / STATES, number)
 
 
 def main(out: Path, number: int, threads: int) -> None:
@@ -127,12 +138,12 @@ def main(out: Path, number: int, threads: int) -> None:
     torch.set_num_threads(threads)
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no message
-        (out / STATES).mkdir(exist_ok=True)
-        with FileLock(out / STATES / f"worker-{number}.lock"):  # one that outlived its server may not have noticed yet
+        with ExitStack() as held:
             try:
-                worker = _worker(out, number)
+                worker = held.enter_context(_worker(out, number))
             except BadInput as error:
-                sys.exit(f"error: worker {number} cannot start: {error}")
+                write(answers, wire.encode(Unstarted(str(error))))
+                return
             serve(worker, sys.stdin.buffer, answers)
 
 

@@ -1,15 +1,15 @@
 """Clients that several workers elsewhere play, each client always by the same one. A worker that dies is started again, and what it
 had not answered is asked again."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, Queue
 from typing import Any, Protocol
 
 from fedlora import wire
 from fedlora.clients.serve import parts
-from fedlora.messages import Answer, Ask, Lost
+from fedlora.errors import BadInput, RunFailed
+from fedlora.messages import Answer, Ask, Lost, Unstarted
 from fedlora.types import Reply
 
 EACH = 4  # processors of a worker, where nothing else is said and there is no GPU
@@ -48,7 +48,10 @@ class Pool:
         retries: how often a client is asked again within an exchange, before it counts as lost.
         patience: seconds without any answer after which those who owe one are asked again.
         on_examples: hears how many examples a client has whose reply came.
+        note: hears what a user should know.
         once: where what all workers of an exchange are told is put.
+        room: how many workers can be there now; None where that does not change. Clients of one for which there is none are
+            played by the others.
     """
 
     start: Callable[[int, Heard], Peer]
@@ -58,16 +61,20 @@ class Pool:
     retries: int = 3
     patience: float = 600.0
     on_examples: Callable[[int], None] = lambda n: None
+    note: Callable[[str], None] = lambda text: None
     once: Callable[[bytes], Any] = bytes
+    room: Callable[[], int | None] = lambda: None
     peers: dict[int, Peer] = field(default_factory=dict)
     heard: Heard = field(default_factory=Queue)
+    left: int | None = None  # how many workers play, when that was last said
 
     def exchange(self, asks: Sequence[Ask]) -> Iterator[Answer]:
         waiting = {ask.client.id: ask for ask in asks}
         why = "no answer"
         for _ in range(1 + self.retries):
-            asked = self._send(waiting)
-            while waiting and any(peer in asked for peer in self._owing(waiting)):
+            owing = self._send(waiting)
+            asked = list(owing.values())
+            while waiting and any(owing[id] in asked for id in waiting):
                 try:
                     peer, said = self.heard.get(timeout=self.patience)
                 except Empty:
@@ -75,14 +82,12 @@ class Pool:
                     break
                 if peer not in self.peers.values():  # of one that was given up
                     continue
-                if said is None:
-                    asked = [each for each in asked if each is not peer]
-                    why = "its worker died"
-                    continue
                 try:
-                    answer = self._read(peer.take(said))
+                    answer = self._read(peer, said)
                 except Gone as gone:
                     why = str(gone)
+                    if peer in asked and any(owing[id] is peer for id in waiting):
+                        self.note(f"{why}; what it has not answered is asked again")
                     asked = [each for each in asked if each is not peer]
                     continue
                 if answer is None:
@@ -102,17 +107,29 @@ class Pool:
             peer.stop()
         self.peers.clear()
 
-    def _of(self, id: int) -> int:
-        return self.number.get(id, id % self.count)
+    def _there(self) -> list[int]:
+        """The numbers of workers that live, or that can be started. RunFailed: there are none."""
+        alive = {number for number, peer in self.peers.items() if peer.alive}
+        missing = [number for number in range(self.count) if number not in alive]
+        room = self.room()
+        there = sorted([*alive, *(missing if room is None else missing[: max(0, room - len(alive))])])
+        if not there:
+            raise RunFailed("no worker is left, and there is no machine that has room for one; the run goes on with --resume")
+        if len(there) != (self.left or self.count):
+            whole = len(there) == self.count
+            self.note(
+                f"{len(there)} of {self.count} workers: {'each has its own clients again' if whole else 'they play all clients'}"
+            )
+        self.left = len(there)
+        return there
 
-    def _owing(self, waiting: Iterable[int]) -> Iterator[Peer]:
-        yield from (self.peers[number] for number in {self._of(id) for id in waiting})
-
-    def _send(self, waiting: Mapping[int, Ask]) -> list[Peer]:
-        """Ask those who owe an answer, each worker in one message."""
+    def _send(self, waiting: Mapping[int, Ask]) -> dict[int, Peer]:
+        """Ask those who owe an answer, each worker in one message. Client -> the worker that is asked."""
+        there = self._there()
         by_worker: dict[int, list[Ask]] = {}
         for id, ask in waiting.items():
-            by_worker.setdefault(self._of(id), []).append(ask)
+            number = self.number.get(id, id % self.count)
+            by_worker.setdefault(number if number in there else there[id % len(there)], []).append(ask)
         shared, own = parts({number: tuple(asks) for number, asks in sorted(by_worker.items())})
         for number in by_worker:
             peer = self.peers.get(number)
@@ -124,15 +141,27 @@ class Pool:
         told = self.once(shared)
         for number, data in own.items():
             self.peers[number].ask(told, data)
-        return [self.peers[number] for number in by_worker]
+        return {ask.client.id: self.peers[number] for number, asks in by_worker.items() for ask in asks}
 
-    def _read(self, data: bytes) -> Answer | None:
-        """An answer, or None where it is damaged: who owes one is then asked again."""
-        with suppress(ValueError):
-            answer = wire.decode(data, self.classes)
-            if isinstance(answer, Answer) and type(answer.client) is int:
-                return answer
-        return None
+    def _read(self, peer: Peer, said: Any) -> Answer | None:
+        """An answer, or None where it is damaged: who owes one is then asked again.
+
+        Raises:
+            Gone: there is none, for the worker is gone.
+            BadInput: it cannot start.
+        """
+        number = next(number for number, each in self.peers.items() if each is peer)
+        if said is None:
+            raise Gone(f"worker {1 + number} died")
+        try:
+            answer = wire.decode(peer.take(said), self.classes)
+        except Gone as gone:
+            raise Gone(f"worker {1 + number} {gone}") from gone
+        except ValueError:
+            return None
+        if isinstance(answer, Unstarted):
+            raise BadInput(f"worker {1 + number} cannot start: {answer.why}")
+        return answer if isinstance(answer, Answer) and type(answer.client) is int else None
 
 
 def balanced(loads: Mapping[int, int], count: int) -> dict[int, int]:

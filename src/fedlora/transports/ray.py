@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from threading import Thread
 from typing import Any
@@ -19,6 +19,7 @@ from fedlora import wire
 from fedlora.clients.serve import answered, classes, whole
 from fedlora.clients.worker import Worker
 from fedlora.errors import BadInput, first_line
+from fedlora.messages import Unstarted
 from fedlora.transports.pool import EACH, Gone, Heard, Peer
 from fedlora.types import Reply
 
@@ -26,6 +27,9 @@ LOCAL = "local"  # the address of a Ray of our own
 SOON = 5.0  # seconds in which a cluster's machine answers
 AHEAD = 16  # replies of a worker that may wait to be read
 PASSED = ("HF_", "FEDLORA_", "TOKENIZERS_", "TRANSFORMERS_", "ONEDNN_")  # beginnings of environment variables that workers get
+
+
+Make = Callable[[], AbstractContextManager[Worker]]
 
 
 @dataclass(frozen=True)
@@ -92,28 +96,43 @@ def shares(wanted: int | None, most: int | None = None, name: str = "transport.w
     return Share(count, max(fitting))
 
 
+def room(share: Share) -> int:
+    """How many workers of this share the cluster holds, as it is now."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(
+        int(min(node.get("CPU", 0) // share.cpus, node.get("GPU", 0) // share.gpus if share.gpus else share.count))
+        for node in nodes
+    )
+
+
 @ray.remote
 class Host:
     """A worker in its own process."""
 
-    def __init__(self, make: Callable[[], Worker], threads: int) -> None:
+    def __init__(self, make: Make, threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self.worker = make()
-        self.classes = classes(self.worker.method)
-        self.last: dict[int, tuple[str, Reply]] = {}
+        self._held = ExitStack()
+        self._last: dict[int, tuple[str, Reply]] = {}
+        try:
+            self._worker: Worker | Unstarted = self._held.enter_context(make())
+        except BadInput as error:
+            self._worker = Unstarted(str(error))
 
     def answer(self, shared: bytes, own: bytes) -> Iterator[bytes]:
         """Each answer as it comes."""
-        for answer in answered(self.worker, whole(shared, own, self.classes), self.last):
+        if isinstance(self._worker, Unstarted):
+            yield wire.encode(self._worker)
+            return
+        for answer in answered(self._worker, whole(shared, own, classes(self._worker.method)), self._last):
             yield wire.encode(answer)
 
 
 class _Actor:
     """A worker as the driver has it. `heard` gets references to its answers."""
 
-    def __init__(self, make: Callable[[], Worker], share: Share, heard: Heard) -> None:
+    def __init__(self, make: Make, share: Share, heard: Heard) -> None:
         self.alive = True
         self._heard = heard
         kind: Any = Host
@@ -144,7 +163,7 @@ class _Actor:
             self._heard.put((self, None))
 
 
-def starting(make: Callable[[int], Callable[[], Worker]], share: Share) -> Callable[[int, Heard], Peer]:
+def starting(make: Callable[[int], Make], share: Share) -> Callable[[int, Heard], Peer]:
     """Starts workers. `make` gives, for a number, what makes the worker there: a function to import, and plain values."""
     return lambda number, heard: _Actor(make(number), share, heard)
 
@@ -193,5 +212,5 @@ def _got(said: Any) -> Any:
 
 def _gone(error: Exception) -> Gone:
     if isinstance(error, ray.exceptions.RayTaskError):  # its own exception
-        return Gone(f"its worker failed: {first_line(error.cause)}")
-    return Gone(f"its worker died: {first_line(str(error).strip().rpartition(chr(10))[2])}")
+        return Gone(f"failed: {first_line(error.cause)}")
+    return Gone(f"died: {first_line(str(error).strip().rpartition(chr(10))[2])}")
