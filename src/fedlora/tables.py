@@ -7,12 +7,14 @@ from typing import Any
 
 from fedlora.errors import BadInput
 
+# Tables with a name -> the fields that are of one name alone; None is all of them.
+OWN: Mapping[str, frozenset[str] | None] = {"method": None, "task": None, "transport": frozenset({"workers", "address"})}
 OLD = {"clients.tasks": "clients.domains"}  # keys in files of earlier versions -> what they are called now
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables laid over each other, the later ones winning; the fields of one method do not carry over to another. Keys of
-    earlier versions get their names of today."""
+    """Nested tables laid over each other, the later ones winning; the fields of one method, task or transport do not carry
+    over to another. Keys of earlier versions get their names of today."""
     merged: dict[str, Any] = {}
     for layer in layers:
         _merge(merged, renamed(layer, OLD))
@@ -67,8 +69,9 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
         if isinstance(new, Mapping):
             kept = into.get(key)
             table: dict[str, Any] = dict(kept) if isinstance(kept, Mapping) else {}
-            if key in ("method", "task") and "name" in new and new["name"] != table.get("name"):
-                table = {}  # the own fields of another do not carry over
+            if key in OWN and "name" in new and new["name"] != table.get("name"):  # the own fields of another do not carry over
+                own = OWN[key]
+                table = {} if own is None else {name: value for name, value in table.items() if name not in own}
             _merge(table, new)
             into[key] = table
         else:

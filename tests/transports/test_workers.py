@@ -12,6 +12,7 @@ from cluster import METHODS, Cluster, Trouble, configured, learned, rows, run, s
 from safetensors.torch import load_file
 from tiny import Silent
 
+from fedlora.config import resolve
 from fedlora.runs import play, prepare
 from fedlora.runs.connect import Connect
 from fedlora.summary import read_rows
@@ -25,6 +26,15 @@ def cluster(count: int, trouble: Trouble | None = None) -> Connect:
     workers: Any = ({}, {}, [])
     met = trouble or Trouble(0)
     return lambda context, worker, out, listener: Cluster(context, out, count, met, *workers)
+
+
+def test_another_place_has_none_of_the_settings_of_the_one_before() -> None:
+    """A run over Ray can go on in one process; how long is waited stays."""
+    before = {"transport": {"name": "ray", "workers": 2, "address": "10.0.0.5:6379", "timeout": 5.0}}
+    after = resolve(before, {"transport": {"name": "in_process"}}).transport
+    assert (after.workers, after.address, after.timeout) == (None, None, 5.0)
+    same = resolve(before, {"transport": {"name": "ray"}}).transport
+    assert (same.workers, same.address) == (2, "10.0.0.5:6379")
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def made_up_rounds(
         nonlocal seen
         if isinstance(ask, Train):
             seen += examples(ask)
-        return _make_up(ask, setup, t, client)
+        return make_up(ask, setup, t, client)
 
     def replies(t: int) -> Iterator[Reply]:
         nonlocal up, down
@@ -222,7 +222,7 @@ def served(facts: Facts) -> str:
     return f"all but {', '.join(lacking)}" if lacking else "all"
 
 
-def _make_up(ask: Train | Observe, setup: Setup, t: int, client: Client) -> Trained | Observed:
+def make_up(ask: Train | Observe, setup: Setup, t: int, client: Client) -> Trained | Observed:
     """What training or looking at data could have answered."""
     draw = torch.Generator().manual_seed(seeds.derive(0, "made up", t, client.id))
     hidden = min(d_in for _, d_in in setup.shapes.values())

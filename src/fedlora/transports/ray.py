@@ -44,16 +44,17 @@ class Share:
 @contextmanager
 def cluster(address: str | None) -> Iterator[None]:
     """Be connected to a cluster; without an address, to one on this machine that ends with the block. BadInput: it is not there."""
+    own: dict[str, Any] = {"num_cpus": os.cpu_count(), "include_dashboard": False} if address is None else {}
     if address is not None and ":" in address:  # Ray itself would try for minutes
         host, _, port = address.rpartition(":")
         try:
-            socket.create_connection((host, int(port)), SOON).close()
+            with socket.create_connection((host, int(port)), SOON) as reached:
+                own = {"_node_ip_address": reached.getsockname()[0]}  # Ray itself would ask a server far away for the way
         except (OSError, ValueError) as error:
             raise BadInput(f"transport.address = '{address}': nobody answers there: {error}") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    own = {"num_cpus": os.cpu_count(), "include_dashboard": False} if address is None else {}
     try:
         ray.init(address or LOCAL, log_to_driver=False, logging_level="error", ignore_reinit_error=False, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
