@@ -11,15 +11,17 @@ import subprocess
 import sys
 import time
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
 
-from benchmarks import harness
+from benchmarks import against, harness
 from benchmarks.harness import Sample
 from benchmarks.peers import peft_lm, peft_loop
 from fedlora.config import Config, resolve
@@ -122,10 +124,10 @@ def play(side: str, source: str, data: str, steps: int) -> dict[str, float]:
     }
 
 
-def apart(side: str, source: str, data: str, steps: int) -> dict[str, float]:
-    """The same in a process of its own."""
+def apart(side: str, source: str, data: str, steps: int, src: Path = against.ROOT / "src") -> dict[str, float]:
+    """The same in a process of its own, which imports the package from `src`."""
     command = [sys.executable, "-m", "benchmarks.lm", "--side", side, "--model", source, "--data", data, "--steps", str(steps)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env=against.environment(src), check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -137,23 +139,31 @@ def main(
     model: str = "smollm2",
     data: Annotated[str, typer.Option(help="gsm8k, where FEDLORA_DATA or the Hub has it, or arithmetic.")] = "gsm8k",
     side: Annotated[str, typer.Option(help="Play one side once, and print what it took.")] = "",
+    commit: Annotated[
+        str, typer.Option("--against", metavar="COMMIT", help="An earlier version of ours beside it, not PEFT.")
+    ] = "",
 ) -> None:
     """Tokens a second, peak memory and share of the matrix peak, ours against PEFT."""
     if side:
         print(json.dumps(play(side, model, data, steps)))
         return
     repetitions, steps = (1, 4) if quick else (repetitions, steps)
-    peak = harness.peak()
-    sides = [*AT_ONCE, *(name for name, kinds in PEFT.items() if BF16 not in kinds or peak["bf16"] > peak["fp32"])]
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    peak, here = harness.peak(), against.ROOT / "src"
+    with against.source(commit) if commit else nullcontext(here) as earlier:
+        sides = {name: (name, here) for name in AT_ONCE}
+        if commit:
+            sides |= {f"{name}, {commit}": (name, earlier) for name in AT_ONCE}
+        else:
+            sides |= {name: (name, here) for name, kinds in PEFT.items() if BF16 not in kinds or peak["bf16"] > peak["fp32"]}
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
 
-    def once(name: str) -> Sample:
-        own = apart(name, model, data, steps)
-        found[name].append(own)
-        return Sample(own["seconds"], int(own["examples"]), int(own["tokens"]))
+        def once(name: str) -> Sample:
+            own = apart(sides[name][0], model, data, steps, sides[name][1])
+            found[name].append(own)
+            return Sample(own["seconds"], int(own["examples"]), int(own["tokens"]))
 
-    measured = harness.interleave({name: partial(once, name) for name in sides}, repetitions)
-    first = found[sides[0]][0]
+        measured = harness.interleave({name: partial(once, name) for name in sides}, repetitions)
+    first = next(iter(found.values()))[0]
     rows = harness.speeds(measured, int(first["weights"]), TARGETS)
     for row in rows:
         row["peak, GB"] = max(own["peak"] for own in found[row["side"]])
@@ -165,7 +175,13 @@ def main(
         "frozen weights adapted": first["weights"],
         "peak GFLOP/s": {name: round(x / 1e9) for name, x in measured.peak.items()},
     }
-    harness.finish("lm", f"lm: {model} on {data}, rank {RANK} on all linear layers, batch {BATCH}", rows, facts, quick)
+    harness.finish(
+        "lm-against" if commit else "lm",
+        f"lm: {model} on {data}, rank {RANK} on all linear layers, batch {BATCH}",
+        rows,
+        facts,
+        quick,
+    )
 
 
 if __name__ == "__main__":

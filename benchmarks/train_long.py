@@ -5,8 +5,9 @@ from benchmarks import harness, training
 TARGETS = {training.FP32: 5.0, training.BF16: 2.0}
 
 
-def main(quick: bool = False, limit: int = 300, repetitions: int = 3) -> None:
-    """Examples a second, ours against PEFT and Flower, on --limit examples split as unevenly as all of them would be."""
+def main(quick: bool = False, limit: int = 300, repetitions: int = 3, against: str = "") -> None:
+    """Examples a second, ours against PEFT and Flower, on --limit examples split as unevenly as all of them would be; or, with
+    --against COMMIT, against an earlier version of ours."""
     limit, repetitions = (40, 1) if quick else (limit, repetitions)
     training.run(
         "train-long",
@@ -15,6 +16,7 @@ def main(quick: bool = False, limit: int = 300, repetitions: int = 3) -> None:
         TARGETS,
         repetitions,
         quick,
+        against,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness, ours
+from benchmarks.against import versions
 from benchmarks.harness import Measured, Sample, Side
 from benchmarks.peers import flower_sim, peft_loop
 from benchmarks.peers.peft_loop import Loop
@@ -66,12 +67,25 @@ def measure(context: RunContext, repetitions: int, flower: bool = True) -> Measu
         return harness.interleave(sides, repetitions)
 
 
-def run(name: str, title: str, tables: Mapping[str, Any], targets: Mapping[str, float], repetitions: int, quick: bool) -> None:
-    """Measure, show and keep one comparison."""
+def run(
+    name: str,
+    title: str,
+    tables: Mapping[str, Any],
+    targets: Mapping[str, float],
+    repetitions: int,
+    quick: bool,
+    against: str = "",
+) -> None:
+    """Measure, show and keep one comparison: with the peers, or with an earlier version of ours, which is kept by itself."""
     few = {"clients": {"count": 6}} if quick else {}
     context = ours.context(tables, few, {"train": {"rounds": repetitions}})
-    measured = measure(context, repetitions)
+    if against:
+        with versions(against, {**tables, **few}) as sides:
+            measured = harness.interleave(sides, repetitions)
+    else:
+        measured = measure(context, repetitions)
     rows = harness.speeds(measured, ours.weights(context), targets)
+    name = f"{name}-against" if against else name
     harness.finish(name, title, rows, facts(context, measured) | {"repetitions": repetitions}, quick)
 
 

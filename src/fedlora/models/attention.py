@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 NAME = "fedlora_packed"
+SHORT = 64  # keys, up to which a softmax of half precision is computed in fp32
 FILL = 0.75  # the shortest sequence of a bucket has at least this share of the longest one's length
 
 
@@ -81,13 +82,61 @@ def _by_length(lengths: np.ndarray) -> Iterator[np.ndarray]:
         order = order[fits:]
 
 
-_layout: ContextVar[Layout] = ContextVar("layout")
+@dataclass(frozen=True)
+class Block:
+    """A bucket as attention computes it.
+
+    Attributes:
+        count, longest: sequences, and places of each.
+        places: where its (sequence, head, place) lie among those of all buckets.
+        bias: what is added to scores, 0, or -inf where a query does not see a key: (longest, longest), or (count, 1, 1 or longest,
+            longest) where it differs by sequence; None where all see all.
+        keep: 0 for padded queries, (count, 1, longest, 1); None where there is no padding.
+    """
+
+    count: int
+    longest: int
+    places: slice
+    bias: Tensor | None
+    keep: Tensor | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all layers of a pass have in common: which row of a matrix (rows * heads, size) each (sequence, head, place) is, of
+    queries and of the keys that they read, and where each (row, head) finds its place again."""
+
+    queries: Tensor
+    keys: Tensor
+    inverse: Tensor
+    blocks: tuple[Block, ...]
+
+
+def plan(layout: Layout, heads: int, shared: int, causal: bool, window: int, dtype: torch.dtype) -> Plan:
+    """The plan of a layout for layers of so many query heads, `shared` of which read one key head."""
+    blocks, taken = [], 0
+    for bucket in layout.buckets:
+        count, longest = bucket.rows.shape
+        hidden = _hidden(bucket, causal, window)
+        bias = (
+            None
+            if hidden is None
+            else torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+        )
+        keep = None if bucket.pad is None else (~bucket.pad[:, None, :, None]).to(dtype)
+        blocks.append(Block(count, longest, slice(taken, taken := taken + count * heads * longest), bias, keep))
+    queries, keys = (torch.cat([_index(bucket.rows, heads, each) for bucket in layout.buckets]) for each in (1, shared))
+    return Plan(queries, keys, _inverse(layout, heads), tuple(blocks))
+
+
+Plans = dict[tuple[int, int, bool, int, torch.dtype], Plan]
+_layout: ContextVar[tuple[Layout, Plans]] = ContextVar("layout")
 
 
 @contextmanager
 def laid_out(layout: Layout) -> Iterator[None]:
     """Within it, packed attention is over these sequences."""
-    token = _layout.set(layout)
+    token = _layout.set((layout, {}))
     try:
         yield
     finally:
@@ -96,7 +145,8 @@ def laid_out(layout: Layout) -> Iterator[None]:
 
 def current() -> Layout | None:
     """Where the sequences of the pass that is under way lie; None outside one of packed sequences."""
-    return _layout.get(None)
+    found = _layout.get(None)
+    return None if found is None else found[0]
 
 
 def register() -> None:
@@ -124,7 +174,7 @@ def packed_attention(
     Raises:
         NotImplementedError: the model wants something of its attention that this one does not do.
     """
-    layout = _layout.get()
+    layout, plans = _layout.get()
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     strange = [name for name in ("s_aux", "position_bias", "head_mask") if kwargs.get(name) is not None]
     window = layout.longest if sliding_window is None else sliding_window
@@ -136,7 +186,10 @@ def packed_attention(
     kernel = _kernel() if can else None
     if kernel is not None:
         return _on_gpu(kernel, q, k, v, layout, scale, causal, window)[None], None
-    out: Tensor = _Bucketed.apply(q, k, v, layout, scale, causal, window, softcap)  # type: ignore[no-untyped-call]
+    kind = (q.shape[1], q.shape[1] // k.shape[1], causal, window, q.dtype)
+    if kind not in plans:  # the first layer of its kind
+        plans[kind] = plan(layout, *kind)
+    out: Tensor = _Bucketed.apply(q, k, v, plans[kind], scale, softcap)  # type: ignore[no-untyped-call]
     return out[None], None
 
 
@@ -166,62 +219,62 @@ class _Bucketed(torch.autograd.Function):
     cap * tanh(s / cap)."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layout: Layout,
-        scale: float,
-        causal: bool,
-        window: int,
-        cap: float | None,
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, cap: float | None) -> Tensor:
         rows, heads, size = q.shape
-        shared = heads // k.shape[1]  # query heads that read one key head
-        flat = [x.reshape(-1, size) for x in (q, k, v)]
-        outs: list[Tensor] = []
+        indices = (plan.queries, plan.keys, plan.keys)
+        Q, K, V = (x.reshape(-1, size).index_select(0, index) for x, index in zip((q, k, v), indices, strict=True))
+        out = torch.empty_like(Q)
         saved: list[Tensor] = []
-        for bucket in layout.buckets:
-            Q = flat[0].index_select(0, _index(bucket.rows, heads))
-            K, V = (x.index_select(0, _index(bucket.rows, heads, shared)) for x in flat[1:])
-            Q, K, V = (x.view(-1, bucket.rows.shape[1], size) for x in (Q, K, V))
-            hidden = _hidden(bucket, heads, causal, window)
-            P = torch.bmm(Q, K.mT).mul_(scale)
-            capped = None if cap is None else P.div_(cap).tanh_()  # of which the backward pass needs the slope
-            P = P if capped is None or cap is None else capped * cap
-            if hidden is not None:
-                P = P.view(len(bucket.rows), heads, *P.shape[1:]).masked_fill_(hidden, -torch.inf).view_as(P)
-            P = torch.softmax(P, dim=-1)
-            if bucket.pad is not None:  # padded queries must not reach the gradients of keys and values
-                P.view(len(bucket.rows), heads, *P.shape[1:]).masked_fill_(bucket.pad[:, None, :, None], 0.0)
-            outs.append(torch.bmm(P, V).view(-1, size))
-            saved += [Q, K, V, P] if capped is None else [Q, K, V, P, capped]
-        ctx.layout, ctx.scale, ctx.cap, ctx.shapes = layout, scale, cap, (q.shape, k.shape)
-        ctx.save_for_backward(*saved)
-        return torch.cat(outs).index_select(0, _inverse(layout, heads)).view(rows, heads, size)
+        for block in plan.blocks:
+            own, keys, values, outs = (x[block.places].view(-1, block.longest, size) for x in (Q, K, V, out))
+            square = block.bias is not None and block.bias.ndim == 2 and cap is None
+            S = _products(own, keys.mT, scale if cap is None else scale / cap, block.bias if square else None)
+            if cap is not None:
+                saved.append(S.tanh_())  # of which the backward pass needs the slope
+                S = S * cap
+            if block.bias is not None and not square:
+                S.view(block.count, heads, block.longest, block.longest).add_(block.bias)
+            saved.append(_softmax(S))
+            torch.bmm(saved[-1], values, out=outs)
+        ctx.plan, ctx.scale, ctx.cap, ctx.shapes = plan, scale, cap, (q.shape, k.shape)
+        ctx.save_for_backward(Q, K, V, *saved)
+        return out.index_select(0, plan.inverse).view(rows, heads, size)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (rows, heads, size), (_, key_heads, _) = ctx.shapes
-        layout: Layout = ctx.layout
-        flat = grad.reshape(-1, size)
-        grads: list[list[Tensor]] = [[], [], []]
-        saved = ctx.saved_tensors  # read once: a pass that is checkpointed is computed again for it
-        for i, bucket in enumerate(layout.buckets):
-            each = 4 if ctx.cap is None else 5
-            Q, K, V, P, *capped = saved[each * i : each * i + each]
-            G = flat.index_select(0, _index(bucket.rows, heads)).view(Q.shape)
-            grads[2].append(torch.bmm(P.mT, G))
-            S = torch._softmax_backward_data(torch.bmm(G, V.mT), P, -1, P.dtype).mul_(ctx.scale)
+        plan: Plan = ctx.plan
+        Q, K, V, *saved = ctx.saved_tensors  # read once: a pass that is checkpointed is computed again for it
+        G = grad.reshape(-1, size).index_select(0, plan.queries)
+        slopes = [torch.empty_like(Q) for _ in range(3)]
+        each = 1 if ctx.cap is None else 2
+        for i, block in enumerate(plan.blocks):
+            own, keys, values, g, dq, dk, dv = (x[block.places].view(-1, block.longest, size) for x in (Q, K, V, G, *slopes))
+            *capped, P = saved[each * i : each * i + each]
+            if block.keep is not None:  # padded queries must not reach the gradients of keys and values
+                g.view(block.count, heads, block.longest, size).mul_(block.keep)
+            torch.bmm(P.mT, g, out=dv)
+            S = torch._softmax_backward_data(torch.bmm(g, values.mT), P, -1, P.dtype)
             for tanh in capped:
                 S = S * (1 - tanh.square())
-            grads[0].append(torch.bmm(S, K))
-            grads[1].append(torch.bmm(S.mT, Q))
-        inverse = _inverse(layout, heads)
-        q, k, v = (torch.cat([x.view(-1, size) for x in each]).index_select(0, inverse) for each in grads)
+            _products(S, keys, ctx.scale, out=dq)
+            _products(S.mT, own, ctx.scale, out=dk)
+        q, k, v = (x.index_select(0, plan.inverse) for x in slopes)
         k, v = (x.view(rows, key_heads, -1, size).sum(2) if key_heads != heads else x.view(rows, heads, size) for x in (k, v))
-        return q.view(rows, heads, size), k, v, None, None, None, None, None
+        return q.view(rows, heads, size), k, v, None, None, None
+
+
+def _products(a: Tensor, b: Tensor, scale: float, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """bias + scale * a b of a batch, in one pass over the result."""
+    start, beta = (a.new_zeros(()), 0) if bias is None else (bias, 1)
+    return torch.baddbmm(start, a, b, beta=beta, alpha=scale, out=out)
+
+
+def _softmax(S: Tensor) -> Tensor:
+    """Over the last axis. Short rows of half precision are several times faster by way of fp32 on a CPU."""
+    if S.dtype in (torch.bfloat16, torch.float16) and S.shape[-1] <= SHORT:
+        return torch.softmax(S, dim=-1, dtype=torch.float32).to(S.dtype)
+    return torch.softmax(S, dim=-1)
 
 
 def _index(rows: Tensor, heads: int, shared: int = 1) -> Tensor:
@@ -236,8 +289,9 @@ def _inverse(layout: Layout, heads: int) -> Tensor:
     return (layout.first[:, None] * heads + head * layout.width[:, None] + layout.place[:, None]).flatten()
 
 
-def _hidden(bucket: Bucket, heads: int, causal: bool, window: int) -> Tensor | None:
-    """Which keys a query does not see: broadcasts to (n, heads, longest, longest)."""
+def _hidden(bucket: Bucket, causal: bool, window: int) -> Tensor | None:
+    """Which keys a query does not see: (longest, longest), or, where it differs by sequence, what broadcasts to (n, heads, longest,
+    longest)."""
     longest = bucket.rows.shape[1]
     hidden = None if bucket.pad is None else bucket.pad[:, None, None, :]
     if causal:

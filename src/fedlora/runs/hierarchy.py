@@ -13,6 +13,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,13 @@ def measured(name: str) -> Cost:
     def decoded(data: Iterable[bytes]) -> list[Any]:
         return [wire.decode(each, known) for each in data]
 
+    def summed(data: Iterable[bytes]) -> Any:
+        return lifted_mean(zip(weights, decoded(data), strict=True))
+
     if name != STACK:
         mean = lifted_mean(zip(weights, ups, strict=True))
         folded = [wire.encode(mean)] * MANY
-        seconds, again = (
-            _timed(lambda data=data: lifted_mean(zip(weights, decoded(data), strict=True))) for data in (sent, folded)
-        )
+        seconds, again = (_timed(partial(summed, data)) for data in (sent, folded))
         error = _distance(fold_linear(list(zip(weights, ups, strict=True)), 3), mean)
         return Cost(len(sent[0]), lambda n: len(folded[0]), seconds / MANY, again / MANY, error)
 
