@@ -8,7 +8,7 @@ from time import sleep
 import pytest
 
 from fedlora import disk
-from fedlora.disk import alone, founding
+from fedlora.disk import alone, founding, write_all
 from fedlora.errors import BadInput
 
 
@@ -80,3 +80,31 @@ def test_a_folder_that_could_not_be_made_is_not_there(tmp_path: Path) -> None:
         disk.made_once(tmp_path / "kept", fails)
     assert not [place for place in tmp_path.iterdir() if place.is_dir()]
     assert not list(disk.made_once(tmp_path / "kept", lambda part: None).iterdir())
+
+
+@pytest.mark.parametrize("fails", range(4))
+def test_files_that_belong_together_are_there_in_their_order(fails: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it stops, each file is whole, old or new, and none is new before those that stand before it."""
+    files = {tmp_path / name: f"new {name}".encode() for name in ("data", "manifest")}
+    for path in files:
+        path.write_bytes(b"old")
+    left, real = [fails], {name: getattr(os, name) for name in ("fsync", "replace")}
+
+    def counting(name: str):
+        def call(*args: object) -> object:
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(28, "No space left on device")
+            return real[name](*args)
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(disk.os, name, counting(name))
+    with pytest.raises(OSError, match="No space left"):
+        write_all(files)
+    found = [path.read_bytes() for path in files]
+    assert found == [b"new data" if fails == 3 else b"old", b"old"]
+    monkeypatch.undo()
+    write_all(files)
+    assert [path.read_bytes() for path in files] == list(files.values()) and len(list(tmp_path.iterdir())) == 2

@@ -3,8 +3,8 @@ there."""
 
 import os
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from shutil import rmtree
@@ -146,13 +146,25 @@ def private(name: str) -> Path:
 
 def write_whole(path: Path, data: bytes) -> str:
     """Write a file so that it is either there with all of `data` or not at all; returns the digest of the data."""
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_all({path: data})
     return digest(data)
+
+
+def write_all(files: Mapping[Path, bytes]) -> None:
+    """Write several files so that each is either there with all of its data or not at all, and none before those that stand before
+    it. The disk is waited for once: what a file system flushes for the first of them, it has for all."""
+    parts = {path: path.with_name(path.name + ".part") for path in files}
+    with ExitStack() as opened:
+        written = []
+        for path, data in files.items():
+            file = opened.enter_context(open(parts[path], "wb"))
+            file.write(data)
+            file.flush()
+            written.append(file)
+        for file in written:
+            os.fsync(file.fileno())
+    for path, part in parts.items():
+        os.replace(part, path)
 
 
 def digest(data: bytes) -> str:

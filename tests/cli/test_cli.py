@@ -218,10 +218,10 @@ def test_a_signal_leaves_a_resumable_run(stop, expected: int, fedlora, quick, mo
 def test_a_full_disk_is_one_line_and_status_1(fedlora, quick, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedlora.server import checkpoint
 
-    def full(path: Path, data: bytes) -> str:
-        raise OSError(28, "No space left on device", str(path))
+    def full(files: dict[Path, bytes]) -> None:
+        raise OSError(28, "No space left on device", str(next(iter(files))))
 
-    monkeypatch.setattr(checkpoint, "write_whole", full)
+    monkeypatch.setattr(checkpoint, "write_all", full)
     status, _, err = fedlora("run", *quick, "--out", "one")
     assert status == 1 and "No space left on device" in err.splitlines()[-1]
 

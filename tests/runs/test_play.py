@@ -444,20 +444,21 @@ def test_refused_before_anything_is_written(base: dict, tmp_path: Path) -> None:
 def test_a_full_disk_leaves_a_resumable_run(base: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     play.execute(configure(base), tmp_path / "whole", False, Silent())
     out = tmp_path / "run"
-    write, calls = checkpoint.write_whole, []
+    write, calls = checkpoint.write_all, []
 
-    def full(path: Path, data: bytes) -> str:
+    def full(files: dict[Path, bytes]) -> None:
+        path, data = next(iter(files.items()))
         if path.name == "server-00003.fed":
             calls.append(path)
             path.with_name(path.name + ".part").write_bytes(data[:100])
             raise OSError(28, "No space left on device", str(path))
-        return write(path, data)
+        write(files)
 
-    monkeypatch.setattr(checkpoint, "write_whole", full)
+    monkeypatch.setattr(checkpoint, "write_all", full)
     with pytest.raises(OSError, match="No space left"):
         play.execute(configure(base), out, False, Silent())
     assert calls
-    monkeypatch.setattr(checkpoint, "write_whole", write)
+    monkeypatch.setattr(checkpoint, "write_all", write)
     play.execute(configure(base), out, True, Silent())
     same(tmp_path / "whole", out)
 

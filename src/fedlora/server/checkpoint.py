@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora import wire
-from fedlora.disk import digest, write_whole
+from fedlora.disk import digest, write_all, write_whole
 from fedlora.errors import BadInput
 from fedlora.server.loop import Server
 
@@ -62,9 +62,9 @@ def save(folder: Path, server: Server, config: Mapping[str, Any] | None = None, 
     folder.mkdir(exist_ok=True)
     tag = f"{server.round:05d}"
     name = f"server-{tag}.fed"
-    written = write_whole(folder / name, wire.encode(server))
-    manifest = {"round": server.round, "server": [name, written], "config": config}
-    write_whole(_manifest(folder, server.round), json.dumps(manifest).encode())
+    data = wire.encode(server)
+    manifest = {"round": server.round, "server": [name, digest(data)], "config": config}
+    write_all({folder / name: data, _manifest(folder, server.round): json.dumps(manifest).encode()})
     _sweep(folder, best)
 
 
