@@ -297,5 +297,6 @@ def _hidden(bucket: Bucket, causal: bool, window: int) -> Tensor | None:
     if causal:
         i = torch.arange(longest, device=bucket.rows.device)
         outside = (i > i[:, None]) | (i <= i[:, None] - window)
-        hidden = outside if hidden is None else hidden | outside
+        # A padded query may have nothing but padding in its window. It sees itself, for a softmax over nothing is no number.
+        hidden = outside if hidden is None else (hidden | outside) & (i != i[:, None])
     return hidden
