@@ -294,7 +294,7 @@ class Deaf(InProcess):
 def test_who_gives_no_scores_is_named(ids: tuple[int, ...], base: dict[str, Any], bert_folder: Path, tmp_path: Path) -> None:
     """Those that are held out come after the three that train."""
     config = resolve(base, {"train": {"rounds": 1}})
-    summary = play.execute(config, tmp_path / "run", False, Silent(), connect=lambda _, worker, out: Deaf(worker, ids))
+    summary = play.execute(config, tmp_path / "run", False, Silent(), connect=lambda _, worker, out, listener: Deaf(worker, ids))
     names, found = names_held_out(tmp_path / "run"), summary["held_out"]
     assert found["clients_not_scored"] == [names[id - 3] for id in ids] and found["clients"] == 2 - len(ids)
     told = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_constant=pytest.fail)["held_out"]  # nan is no JSON
