@@ -18,7 +18,7 @@ from benchmarks.harness import Sample, Side
 from fedlora.errors import BadInput, first_line
 
 ROOT = Path(__file__).parents[1]
-PRESENT = "fedlora"
+OURS = "fedlora"
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def versions(commit: str, tables: Mapping[str, Any], rounds: int = 1, passes: in
         _side(ROOT / "src", tables, rounds, passes) as now,
         _side(earlier, tables, rounds, passes) as before,
     ):
-        yield {PRESENT: now, f"fedlora {commit}": before}
+        yield {OURS: now, f"{OURS} {commit}": before}
 
 
 @contextmanager

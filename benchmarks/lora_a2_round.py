@@ -1,7 +1,7 @@
 """LoRA-A2 at rank 1 of 16, probe included: a B-round and an A-round of 30 clients on BANKING77."""
 
 from benchmarks import harness, ours, training
-from benchmarks.against import versions
+from benchmarks.against import OURS, versions
 from benchmarks.peers import lora_a2_peft, peft_loop
 from fedlora.methods.lora_a2 import LoRAA2
 from fedlora.runs.context import RunContext
@@ -38,7 +38,7 @@ def measure(context: RunContext, repetitions: int) -> harness.Measured:
     peer = lora_a2_peft.LoRAA2Loop(training.peft(context, rank=method.global_rank), context.config.clients.rank)
     start = peft_loop.as_state(context.setup.fresh(method.global_rank))
     sides = {
-        training.OURS: ours.side(context, rounds=2, passes=2),
+        OURS: ours.side(context, rounds=2, passes=2),
         PEER: lora_a2_peft.side(peer, context.train, start, rounds=2),
     }
     return harness.interleave(sides, repetitions)

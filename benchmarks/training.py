@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from benchmarks import harness, ours
-from benchmarks.against import versions
+from benchmarks.against import OURS, versions
 from benchmarks.harness import Measured, Sample, Side
 from benchmarks.peers import flower_sim, peft_loop
 from benchmarks.peers.peft_loop import Loop
 from fedlora.runs.context import RunContext
 
-OURS, FP32, BF16, FLOWER = "fedlora", "(a) PEFT fp32", "(b) PEFT bf16 autocast", "(c) Flower simulation"
+FP32, BF16, FLOWER = "(a) PEFT fp32", "(b) PEFT bf16 autocast", "(c) Flower simulation"
 
 
 def peft(context: RunContext, autocast: torch.dtype | None = None, rank: int | None = None) -> Loop:

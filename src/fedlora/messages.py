@@ -163,17 +163,8 @@ class Answer:
     body: Body
 
 
-CLASSES = (
-    Envelope,
-    TrainAsk,
-    ScoreAsk,
-    Scored,
-    Behind,
-    Forgot,
-    Lost,
-    Unstarted,
-    Answer,
-)  # what crosses the wire beside a method's own
+# What crosses the wire beside a method's own.
+CLASSES = (Envelope, TrainAsk, ScoreAsk, Scored, Behind, Forgot, Lost, Unstarted, Answer)
 MEETING = (Hello, Present, Lost, Notice)  # the same before a run begins
 
 

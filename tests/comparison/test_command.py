@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
-from fedlora.comparison import places, run
+from fedlora.comparison import executor, run
 from fedlora.report import html
 
 Call = Callable[..., tuple[int, str, str]]
@@ -136,7 +136,7 @@ def test_the_list_names_every_packaged_comparison(fedlora: Call):
 def test_how_many_run_at_a_time_when_nobody_says(gpu: bool, threads: int, jobs: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
-    assert places.usual_jobs() == jobs
+    assert executor.usual_jobs() == jobs
 
 
 def test_a_folder_that_another_comparison_works_in_is_left_alone(fedlora: Call, save: Save, tmp_path: Path):

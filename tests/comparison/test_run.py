@@ -17,9 +17,9 @@ import torch
 
 from fedlora.comparison import folder as folders
 from fedlora.comparison import recipe as recipes
+from fedlora.comparison.executor import executor
 from fedlora.comparison.folder import Folder
 from fedlora.comparison.grid import Cell, Grid, expand
-from fedlora.comparison.places import places
 from fedlora.comparison.play import play
 from fedlora.comparison.recipe import Recipe
 from fedlora.comparison.run import write_results
@@ -66,8 +66,8 @@ def compare(recipe: str, out: Path, jobs: int = 1, settings: tuple[str, ...] = (
     grid, folder, hears = expand(plan), folders.claim(plan, out), Hears()
     folders.begin(folder, plan)
     left = [cell for cell in grid.cells if folder.summary(cell) is None]
-    with places(left, jobs) as place:
-        hears.ends += [cell.hash for cell in play(left, folder, hears.follow, place)]
+    with executor(left, jobs) as player:
+        hears.ends += [cell.hash for cell in play(left, folder, hears.follow, player)]
     write_results(grid, plan, folder)
     return grid, folder, hears
 
@@ -193,7 +193,7 @@ def test_a_process_that_is_killed_is_a_failed_cell_and_closing_stops_all(save: S
                 pids.append(children()[0])
                 os.kill(pids[0], signal.SIGKILL)
 
-    with places(grid.cells, 2) as place, closing(play(grid.cells, folder, Kills().follow, place)) as played:
+    with executor(grid.cells, 2) as player, closing(play(grid.cells, folder, Kills().follow, player)) as played:
         cell = next(played)
     assert folder.failure(cell) == "its process ended with status -9"
     assert not children()

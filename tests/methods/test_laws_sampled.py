@@ -28,6 +28,7 @@ from fedlora import methods, seeds
 from fedlora.config import resolve
 from fedlora.errors import BadInput
 from fedlora.gather.lifted import lifted_mean
+from fedlora.runs.hierarchy import fold_linear
 from fedlora.server.loop import Server
 from fedlora.transforms import pipeline
 from fedlora.types import BASE, ClassMixtures, Client, Nothing, Observe, Reply, Setup, Train, asks_of, own_model
@@ -200,10 +201,8 @@ def test_law_9_where_it_is_linear_the_lifted_mean_of_all_ups_is_as_good_as_each(
         if facts.linear(method, setup, t):
             assert far < 1e-9
             if not facts.holders:  # the mean of means of edge servers is the same
-                weighted = [(facts.weight(method, r.client), r.up) for r in replies]
-                parts = [each for each in (weighted[::2], weighted[1::2]) if each]
-                means = [(sum(w for w, _ in part), lifted_mean(part)) for part in parts]
-                folded = method.aggregate(state, iter([replace(r, up=lifted_mean(means)) for r in replies]), t)[0]
+                twice = fold_linear([(facts.weight(method, r.client), r.up) for r in replies], 2)
+                folded = method.aggregate(state, iter([replace(r, up=twice) for r in replies]), t)[0]
                 assert max(map(distance, one, models_of(method, setup, folded, held, heard, t + 1))) < 1e-9
         else:
             apart.append(far)

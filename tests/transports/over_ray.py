@@ -16,7 +16,7 @@ import ray
 import torch
 from cluster import METHODS, configured, rows, run, same_end
 
-from fedlora.comparison import places
+from fedlora.comparison import executor
 from fedlora.comparison import run as run_module
 from fedlora.comparison.recipe import Header, Recipe
 from fedlora.comparison.run import play_recipe
@@ -155,7 +155,7 @@ def test_cells_of_a_comparison_on_a_cluster(
     """Also on machines that do not see its folder: what they have comes here, and does not stay there."""
     identity = os.urandom(8).hex()
     if not seen:
-        monkeypatch.setattr(places, "_identity", lambda folder: identity)
+        monkeypatch.setattr(executor, "_identity", lambda folder: identity)
     assert play_recipe(recipe(world, 4, **CLUSTER), tmp_path / "out", 2, True) == (0, 2)
     assert results(tmp_path / "out") == results(compared)
     for ours, theirs in zip(sorted(compared.glob("cells/*")), sorted((tmp_path / "out").glob("cells/*")), strict=True):
@@ -187,7 +187,7 @@ def test_a_cell_whose_process_is_lost_goes_on(compared: Path, world: Path, tmp_p
 @pytest.mark.usefixtures("one_thread")
 def test_a_cell_that_cannot_be_says_why(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its machine does not see the folder either, so that the reason has to come here."""
-    monkeypatch.setattr(places, "_identity", lambda folder: "0" * 16)
+    monkeypatch.setattr(executor, "_identity", lambda folder: "0" * 16)
     monkeypatch.setattr("fedlora.comparison.check.check", lambda *args: None)
     plan = recipe(world, 4, **CLUSTER)
     shutil.copytree(world / "bert", tmp_path / "broken")

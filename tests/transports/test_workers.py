@@ -85,7 +85,11 @@ def test_a_worker_that_lost_what_clients_keep_says_so_and_they_start_anew(
             return super().exchange(asks)
 
     play.execute(
-        config, out, False, Silent(), connect=lambda context, worker, to: Forgetful(context, to, 2, Trouble(0), {}, {}, [])
+        config,
+        out,
+        False,
+        Silent(),
+        connect=lambda context, worker, to, listener: Forgetful(context, to, 2, Trouble(0), {}, {}, []),
     )
     found = read_rows(out)
     forgotten = {t: row["forgotten"] for t, row in enumerate(found, start=1) if "forgotten" in row}

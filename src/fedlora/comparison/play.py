@@ -4,9 +4,9 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Event
 
+from fedlora.comparison.executor import Executor, Job, Received
 from fedlora.comparison.folder import Folder
 from fedlora.comparison.grid import Cell
-from fedlora.comparison.places import Place, Received, Work
 from fedlora.errors import BadInput, RunFailed
 from fedlora.listener import Listener
 from fedlora.transports.pool import Gone
@@ -14,13 +14,13 @@ from fedlora.transports.pool import Gone
 Follow = Callable[[Cell], Listener]  # a cell begins: gives what follows its run
 
 
-def play(cells: Sequence[Cell], folder: Folder, follow: Follow, place: Place) -> Generator[Cell]:
+def play(cells: Sequence[Cell], folder: Folder, follow: Follow, executor: Executor) -> Generator[Cell]:
     """Run or resume each cell, in order; yields each as it is done or has failed. A cell that fails leaves its reason in the folder
     and does not keep the others from running. Closing the iterator stops whatever runs. With several jobs, `follow` and the
     listeners that it gives are called from several threads."""
-    if place.begin is None:
+    if executor.submit is None:
         return _one_by_one(cells, folder, follow)
-    return _side_by_side(cells, folder, follow, place.jobs, place.begin)
+    return _side_by_side(cells, folder, follow, executor.jobs, executor.submit)
 
 
 def _one_by_one(cells: Sequence[Cell], folder: Folder, follow: Follow) -> Generator[Cell]:
@@ -45,18 +45,18 @@ def attempt(cell: Cell, folder: Folder, listener: Listener) -> None:
 
 
 def _side_by_side(
-    cells: Sequence[Cell], folder: Folder, follow: Follow, jobs: int, begin: Callable[[Cell, Folder], Work]
+    cells: Sequence[Cell], folder: Folder, follow: Follow, jobs: int, submit: Callable[[Cell, Folder], Job]
 ) -> Generator[Cell]:
-    works: list[Work] = []
+    begun: list[Job] = []
     stopped = Event()
 
     def tend(cell: Cell) -> Cell:
         if stopped.is_set():
             return cell
-        works.append(work := begin(cell, folder))
+        begun.append(job := submit(cell, folder))
         if stopped.is_set():  # in between
-            work.stop()
-        _follow(cell, folder, work, follow(cell), stopped)
+            job.stop()
+        _follow(cell, folder, job, follow(cell), stopped)
         return cell
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -67,15 +67,15 @@ def _side_by_side(
         finally:
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            for work in works:
-                work.stop()
+            for job in begun:
+                job.stop()
 
 
-def _follow(cell: Cell, folder: Folder, work: Work, listener: Listener, stopped: Event) -> None:
+def _follow(cell: Cell, folder: Folder, job: Job, listener: Listener, stopped: Event) -> None:
     """Hear what is said of a cell that is played elsewhere, until it ends."""
     received = Received(cell, folder)
     try:
-        for message in work.said():
+        for message in job.said():
             match message:
                 case {"note": text}:
                     listener.note(text)
@@ -86,13 +86,10 @@ def _follow(cell: Cell, folder: Folder, work: Work, listener: Listener, stopped:
                     received = Received(cell, folder)
                 case {"file": name, "data": data}:
                     received.add(name, data)
-                case {"ended": 0}:
+                case {"ended": status}:
                     received.settle()
-                    if folder.summary(cell) is not None:
-                        folder.succeeded(cell)
-                case {"ended": status} if not stopped.is_set():
-                    received.settle()
-                    folder.failed(cell, f"its process ended with status {status}")
+                    if status and not stopped.is_set():
+                        folder.failed(cell, f"its process ended with status {status}")
     except Gone as gone:
         if not stopped.is_set():
             folder.failed(cell, f"its process {gone}")

@@ -7,9 +7,9 @@ from typing import Any
 
 from fedlora.comparison import folder as folders
 from fedlora.comparison import markdown, recipe, results
+from fedlora.comparison.executor import executor
 from fedlora.comparison.folder import Folder
 from fedlora.comparison.grid import Grid, expand
-from fedlora.comparison.places import places
 from fedlora.comparison.play import play
 from fedlora.comparison.recipe import Recipe, Scale
 from fedlora.disk import alone, write_whole
@@ -29,7 +29,7 @@ def compare(
     Args:
         name: a packaged recipe or a TOML file.
         out: the folder; `compare/NAME-SCALE` where there is none.
-        jobs: how many cells run at a time; `places.usual_jobs` where there is none.
+        jobs: how many cells run at a time; `executor.usual_jobs` where there is none.
         settings: tables laid over the recipe's, as `config.setting` gives them.
 
     Raises:
@@ -64,7 +64,7 @@ def play_recipe(
 
         check(grid, left, plan.published)
     with ExitStack() as held:
-        place = held.enter_context(places(left, jobs))
+        player = held.enter_context(executor(left, jobs))
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -73,8 +73,8 @@ def play_recipe(
         folders.begin(folder, plan)
         if not quiet:
             print(_announcement(plan, len(grid.cells), len(grid.cells) - len(left)), flush=True)
-        live = held.enter_context(LiveTable(grid, folder, place.jobs, quiet, note))
-        for cell in held.enter_context(closing(play(left, folder, live.follow, place))):
+        live = held.enter_context(LiveTable(grid, folder, player.jobs, quiet, note))
+        for cell in held.enter_context(closing(play(left, folder, live.follow, player))):
             live.finished(cell)
             write_results(grid, plan, folder)
         write_results(grid, plan, folder)

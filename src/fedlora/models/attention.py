@@ -118,11 +118,7 @@ def plan(layout: Layout, heads: int, shared: int, causal: bool, window: int, dty
     for bucket in layout.buckets:
         count, longest = bucket.rows.shape
         hidden = _hidden(bucket, causal, window)
-        bias = (
-            None
-            if hidden is None
-            else torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
-        )
+        bias = None if hidden is None else torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, -torch.inf)
         keep = None if bucket.pad is None else (~bucket.pad[:, None, :, None]).to(dtype)
         blocks.append(Block(count, longest, slice(taken, taken := taken + count * heads * longest), bias, keep))
     queries, keys = (torch.cat([_index(bucket.rows, heads, each) for bucket in layout.buckets]) for each in (1, shared))

@@ -16,6 +16,7 @@ turns of a client.
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from fedlora.types import (
     Client,
     Facts,
     Features,
+    Local,
     Method,
     Observe,
     Observed,
@@ -129,7 +131,7 @@ def made_up_rounds(
     held = {client.id: method.hold(setup, client) for client in setup.clients}
     up, down, seen = 0, 0, 0.0
 
-    def answer(ask: Train | Observe, t: int, client: Client) -> Trained | Observed:
+    def answer(t: int, client: Client, ask: Train | Observe) -> Trained | Observed:
         nonlocal seen
         if isinstance(ask, Train):
             seen += examples(ask)
@@ -140,12 +142,7 @@ def made_up_rounds(
         for client in present(setup, t):
             order = method.send(state, client, t)
             local = method.local(order, held[client.id], client, t)
-            made_up = answer(next(local), t, client)
-            try:
-                while True:
-                    made_up = answer(local.send(made_up), t, client)
-            except StopIteration as end:
-                message, held[client.id] = end.value
+            message, held[client.id] = played(local, partial(answer, t, client))
             up += transforms.measure(transforms.pack(message, {}, t, client)[0]).total
             down += wire.measure(order).total
             yield Reply(client, message)
@@ -154,6 +151,17 @@ def made_up_rounds(
         up, down, seen = 0, 0, 0.0
         state, _ = method.aggregate(state, replies(t), t)
         yield Round(up, down, seen)
+
+
+def played(local: Local, answer: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """What a client sends and keeps, its requests answered."""
+    try:
+        ask = next(local)
+        while True:
+            ask = local.send(answer(ask))
+    except StopIteration as end:
+        message, held = end.value
+        return message, held
 
 
 def table(known: Mapping[str, str] | None = None) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedlora import methods, wire
 from fedlora.algebra.products import ProductMean
@@ -25,13 +26,13 @@ from fedlora.disk import write_whole
 from fedlora.gather.lifted import lifted_mean
 from fedlora.report.looks import QUIET, look
 from fedlora.report.picture import Panel, Picture, save
-from fedlora.runs.costs import RANK, make_up, roberta_setup
-from fedlora.types import Client, Method, Setup, declared
+from fedlora.runs.costs import RANK, make_up, played, roberta_setup
+from fedlora.types import Client, Setup, declared
 
 CLIENTS = 1_000_000  # that reply in a round
 LINK = 1.25e9  # bytes a second into a server: 10 Gbit/s
 LINEAR, STACK = ("fedit", "lora-a2", "ffa-lora"), "flora"
-MANY = 8  # replies that are timed
+MANY, STACKED = 8, 40  # replies that are timed; how often they are stacked
 EDGES = [round(10 ** (i / 4)) for i in range(25)]  # 1 to a million
 
 
@@ -81,83 +82,97 @@ def fold_linear(weighted: Sequence[tuple[float, Any]], edges: int) -> Any:
     return lifted_mean((sum(weight for weight, _ in part), lifted_mean(part)) for part in parts if part)
 
 
-def fold_stacks(terms: Sequence[tuple[float, float, torch.Tensor, torch.Tensor]], edges: int) -> torch.Tensor:
-    """sum_k w_k s_k B_k A_k / sum_k w_k of one module, first by edge server: each sends a product, or the matrix where that is
-    smaller, and the sum of its weights.
+def fold_stacks(terms: Sequence[tuple[float, float, Tensor, Tensor]], edges: int) -> Tensor:
+    """sum_k w_k s_k B_k A_k / sum_k w_k of one module, (d_out, d_in), first by edge server: each sends its own mean, a product or
+    the matrix where that is smaller, and the sum of its weights.
 
     Args:
         terms: w_k, s_k, B_k of (d_out, r_k), A_k of (r_k, d_in).
     """
-    whole, total = ProductMean(), 0.0
-    dense = None
-    for part in (terms[i::edges] for i in range(edges)):
-        if not part:
-            continue
-        weight, mean = sum(w for w, *_ in part), ProductMean()
+    total = 0.0
+    found: list[Tensor] = []
+    for part in filter(None, (terms[i::edges] for i in range(edges))):
+        mean = ProductMean()
         for w, s, B, A in part:
             mean.add(w, B, A, s)
         message = mean.value()
-        total += weight
-        if isinstance(message, tuple):
-            whole.add(weight, *message)
-        else:
-            dense = weight * message + (0 if dense is None else dense)
-    sums = [] if dense is None else [dense]
-    if whole.total:
-        value = whole.value()
-        sums.append(whole.total * (value[0] @ value[1] if isinstance(value, tuple) else value))
-    return torch.stack(sums).sum(0) / total
+        found.append(mean.total * (message[0] @ message[1] if isinstance(message, tuple) else message))
+        total += mean.total
+    return torch.stack(found).sum(0) / total
 
 
-def measured(name: str) -> Cost:
-    """What a method costs on this machine."""
+@dataclass(frozen=True)
+class Replies:
+    """Some clients' first replies: their Ups, as they cross the wire, and what each counts."""
+
+    setup: Setup
+    ups: Sequence[Any]
+    sent: Sequence[bytes]
+    classes: Sequence[type[Any]]
+    weights: Sequence[float] = tuple(1000.0 + 100 * i for i in range(MANY))
+
+    def weighted(self, data: Iterable[bytes] | None = None) -> list[tuple[float, Any]]:
+        """Weights and Ups; of these messages, where there are some."""
+        ups = self.ups if data is None else [wire.decode(each, self.classes) for each in data]
+        return list(zip(self.weights, ups, strict=True))
+
+
+def replies(name: str) -> Replies:
+    """Of MANY clients of a method, their training made up."""
     setup, method = roberta_setup(), methods.make(name, {})
     state = method.init(setup)
-    ups = [_reply(method, setup, state, client) for client in setup.clients[:MANY]]
-    sent = [wire.encode(up) for up in ups]
-    known = wire.message_classes(method)
-    weights = [1000.0 + 100 * i for i in range(MANY)]
 
-    def decoded(data: Iterable[bytes]) -> list[Any]:
-        return [wire.decode(each, known) for each in data]
+    def up(client: Client) -> Any:
+        local = method.local(method.send(state, client, 1), method.hold(setup, client), client, 1)
+        return played(local, lambda ask: make_up(ask, setup, 1, client))[0]
 
-    def summed(data: Iterable[bytes]) -> Any:
-        return lifted_mean(zip(weights, decoded(data), strict=True))
+    ups = [up(client) for client in setup.clients[:MANY]]
+    return Replies(setup, ups, [wire.encode(each) for each in ups], wire.message_classes(method))
 
-    if name != STACK:
-        mean = lifted_mean(zip(weights, ups, strict=True))
-        folded = [wire.encode(mean)] * MANY
-        seconds, again = (_timed(partial(summed, data)) for data in (sent, folded))
-        error = _distance(fold_linear(list(zip(weights, ups, strict=True)), 3), mean)
-        return Cost(len(sent[0]), lambda n: len(folded[0]), seconds / MANY, again / MANY, error)
 
-    shapes = setup.shapes.values()
-    dense = sum(d_out * d_in for d_out, d_in in shapes) * 4
-    module, rounds = max(setup.shapes, key=lambda m: math.prod(setup.shapes[m])), 40
+def of_means(found: Replies) -> Cost:
+    """What a method costs on this machine whose replies an edge server folds into their mean."""
+    mean = lifted_mean(found.weighted())
+    folded = wire.encode(mean)
+    seconds, again = (_timed(partial(_decoded_mean, found, data)) / MANY for data in (found.sent, [folded] * MANY))
+    error = _distance(fold_linear(found.weighted(), 3), mean)
+    return Cost(len(found.sent[0]), lambda n: len(folded), seconds, again, error)
 
-    def stacked(ups: Sequence[Any], m: str) -> ProductMean:
+
+def of_stacks(found: Replies) -> Cost:
+    """The same of one whose replies it stacks, and forms where there are many."""
+    shapes = found.setup.shapes
+    largest, numbers = max(shapes, key=lambda m: math.prod(shapes[m])), sum(map(math.prod, shapes.values()))
+    terms = [(w, 2.0, up.B[largest], up.A[largest]) for w, up in found.weighted()]
+
+    def stacked() -> object:
         mean = ProductMean()
-        for _ in range(rounds):  # beyond where a stack becomes a matrix
-            for w, up in zip(weights, ups, strict=True):
-                mean.add(w, up.B[m], up.A[m], 2.0)
-        return mean
+        for _ in range(STACKED):  # beyond where a stack becomes a matrix
+            for w, s, B, A in terms:
+                mean.add(w, B, A, s)
+        return mean.value()
 
-    share = math.prod(setup.shapes[module]) / sum(math.prod(each) for each in shapes)  # of a reply's work
-    seconds = _timed(lambda: decoded(sent)) / MANY + _timed(lambda: stacked(ups, module).value()) / (MANY * rounds) / share
-    matrices = [torch.randn(shape) for shape in shapes]
-    sums = [x.to(torch.float64) for x in matrices]
-    again = _timed(lambda: [total.add_(x) for total, x in zip(sums, matrices, strict=True)])
-    terms = [(w, 2.0, up.B[module].double(), up.A[module].double()) for w, up in zip(weights, ups, strict=True)]
-    whole = sum(w * s * B @ A for w, s, B, A in terms) / sum(weights)
-    error = float((fold_stacks(terms, 3) - whole).abs().max() / whole.abs().max())
-    return Cost(len(sent[0]), lambda n: min(n * len(sent[0]), dense), seconds, again, error)
+    share = math.prod(shapes[largest]) / numbers  # of a reply's work
+    seconds = _timed(lambda: found.weighted(found.sent)) / MANY + _timed(stacked) / (MANY * STACKED) / share
+    matrix, total = torch.randn(numbers), torch.zeros(numbers, dtype=torch.float64)
+    again = _timed(lambda: total.add_(matrix))
+    exact = [(w, s, B.double(), A.double()) for w, s, B, A in terms]
+    whole = sum(w * s * B @ A for w, s, B, A in exact) / sum(found.weights)
+    error = float((fold_stacks(exact, 3) - whole).abs().max() / whole.abs().max())
+    reply = len(found.sent[0])
+    return Cost(reply, lambda n: min(n * reply, 4 * numbers), seconds, again, error)
+
+
+def best(cost: Cost) -> Round:
+    """With as many edge servers as take the least time."""
+    return min((tree(cost, edges) for edges in EDGES), key=lambda each: each.seconds)
 
 
 def page(costs: dict[str, Cost]) -> str:
     """The markdown page."""
     rows = []
     for name, cost in costs.items():
-        one, best = flat(cost), min((tree(cost, edges) for edges in EDGES), key=lambda each: each.seconds)
+        one, least = flat(cost), best(cost)
         cells = [
             f"`{name}`",
             f"{cost.reply / 1e6:.2f}",
@@ -165,9 +180,9 @@ def page(costs: dict[str, Cost]) -> str:
             f"{1e3 * cost.seconds:.1f}",
             f"{one.root / 1e12:.2f}",
             f"{one.seconds / 3600:.1f}",
-            f"{best.edges:,}",
-            f"{best.root / 1e9:.2f}",
-            f"{best.seconds:.0f}",
+            f"{least.edges:,}",
+            f"{least.root / 1e9:.2f}",
+            f"{least.seconds:.0f}",
             f"{cost.error:.0e}",
         ]
         rows.append(f"| {' | '.join(cells)} |")
@@ -207,7 +222,6 @@ the mean at once, beside its largest entry (in float32; FLoRA's in float64).
 
 def picture(costs: dict[str, Cost]) -> Picture:
     """Bytes at the root and seconds of a round against the number of edge servers."""
-    least = {name: min((tree(cost, e) for e in EDGES), key=lambda each: each.seconds) for name, cost in costs.items()}
     one = flat(costs["fedit"])
     finding = f"A thousand edge servers turn {one.seconds / 3600:.1f} hours of FedIT's million replies into "
     finding += f"{tree(costs['fedit'], 1000).seconds:.0f} seconds"
@@ -217,7 +231,8 @@ def picture(costs: dict[str, Cost]) -> Picture:
             style = look(method)
             rounds = [tree(cost, edges) for edges in EDGES]
             axes.plot(EDGES, [of(each) for each in rounds], color=style.colour, linestyle=style.line, label=method)
-            axes.plot(least[method].edges, of(least[method]), style.marker, color=style.colour, markerfacecolor=style.face)
+            least = best(cost)
+            axes.plot(least.edges, of(least), style.marker, color=style.colour, markerfacecolor=style.face)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xticks([1, 100, 10_000, 1_000_000], ["1", "100", "10,000", "1,000,000"])
@@ -240,21 +255,14 @@ def main() -> None:
     arguments = ArgumentParser(prog="python -m fedlora.runs.hierarchy")
     arguments.add_argument("page", type=Path)
     place = arguments.parse_args().page
-    costs = {name: measured(name) for name in (*LINEAR, STACK)}
+    costs = {name: of_means(replies(name)) for name in LINEAR} | {STACK: of_stacks(replies(STACK))}
     save(picture(costs), place.parent / "images")
     (place.parent / "images" / "hierarchy.svg").unlink()
     write_whole(place, page(costs).encode())
 
 
-def _reply(method: Method, setup: Setup, state: Any, client: Client) -> Any:
-    """What a client sends in the first round, its training made up."""
-    local = method.local(method.send(state, client, 1), method.hold(setup, client), client, 1)
-    made_up = make_up(next(local), setup, 1, client)
-    try:
-        while True:
-            made_up = make_up(local.send(made_up), setup, 1, client)
-    except StopIteration as end:
-        return end.value[0]
+def _decoded_mean(found: Replies, sent: Sequence[bytes]) -> object:
+    return lifted_mean(found.weighted(sent))
 
 
 def _timed(work: Callable[[], object]) -> float:

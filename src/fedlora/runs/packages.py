@@ -32,14 +32,14 @@ def require(config: Config) -> None:
     if config.model.quantise is not None:
         require_package(f"model.quantise = '{config.model.quantise}'")
     if config.transport.name == "ray":
-        require_ray("transport.name = 'ray'")
+        require_ray()
     require_trackers(config)
 
 
-def require_ray(what: str) -> None:
-    """BadInput where ray is not installed, which `what` asks for."""
+def require_ray() -> None:
+    """BadInput where ray is not installed."""
     if find_spec("ray") is None:
-        raise BadInput(f"not installed: ray, which {what} asks for; pip install 'fedlora[ray]'")
+        raise BadInput("not installed: ray, which transport.name = 'ray' asks for; pip install 'fedlora[ray]'")
 
 
 def require_trackers(config: Config) -> None:

@@ -73,22 +73,22 @@ class Pool:
         why = "no answer"
         for _ in range(1 + self.retries):
             owing = self._send(waiting)
-            asked = list(owing.values())
-            while waiting and any(owing[id] in asked for id in waiting):
+            while any(id in owing for id in waiting):
                 try:
                     peer, said = self.heard.get(timeout=self.patience)
                 except Empty:
                     why = f"no answer within {self.patience:g} s"
                     break
-                if peer not in self.peers.values():  # of one that was given up
+                number = next((number for number, each in self.peers.items() if each is peer), None)
+                if number is None:  # of one that was given up
                     continue
                 try:
-                    answer = self._read(peer, said)
+                    answer = self._read(number, said)
                 except Gone as gone:
                     why = str(gone)
-                    if peer in asked and any(owing[id] is peer for id in waiting):
+                    if any(owing.get(id) == number for id in waiting):
                         self.note(f"{why}; what it has not answered is asked again")
-                    asked = [each for each in asked if each is not peer]
+                    owing = {id: own for id, own in owing.items() if own != number}
                     continue
                 if answer is None:
                     continue
@@ -111,7 +111,7 @@ class Pool:
         """The numbers of workers that live, or that can be started. RunFailed: there are none."""
         alive = {number for number, peer in self.peers.items() if peer.alive}
         missing = [number for number in range(self.count) if number not in alive]
-        room = self.room()
+        room = self.room() if missing else None
         there = sorted([*alive, *(missing if room is None else missing[: max(0, room - len(alive))])])
         if not there:
             raise RunFailed("no worker is left, and there is no machine that has room for one; the run goes on with --resume")
@@ -123,8 +123,8 @@ class Pool:
         self.left = len(there)
         return there
 
-    def _send(self, waiting: Mapping[int, Ask]) -> dict[int, Peer]:
-        """Ask those who owe an answer, each worker in one message. Client -> the worker that is asked."""
+    def _send(self, waiting: Mapping[int, Ask]) -> dict[int, int]:
+        """Ask those who owe an answer, each worker in one message. Client -> the number of the worker that is asked."""
         there = self._there()
         by_worker: dict[int, list[Ask]] = {}
         for id, ask in waiting.items():
@@ -141,20 +141,19 @@ class Pool:
         told = self.once(shared)
         for number, data in own.items():
             self.peers[number].ask(told, data)
-        return {ask.client.id: self.peers[number] for number, asks in by_worker.items() for ask in asks}
+        return {ask.client.id: number for number, asks in by_worker.items() for ask in asks}
 
-    def _read(self, peer: Peer, said: Any) -> Answer | None:
-        """An answer, or None where it is damaged: who owes one is then asked again.
+    def _read(self, number: int, said: Any) -> Answer | None:
+        """A worker's answer, or None where it is damaged: who owes one is then asked again.
 
         Raises:
             Gone: there is none, for the worker is gone.
             BadInput: it cannot start.
         """
-        number = next(number for number, each in self.peers.items() if each is peer)
         if said is None:
             raise Gone(f"worker {1 + number} died")
         try:
-            answer = wire.decode(peer.take(said), self.classes)
+            answer = wire.decode(self.peers[number].take(said), self.classes)
         except Gone as gone:
             raise Gone(f"worker {1 + number} {gone}") from gone
         except ValueError:

@@ -7,7 +7,7 @@ one at a time; what a round sends to all is put there once.
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from threading import Thread
@@ -82,7 +82,7 @@ def shares(wanted: int | None, most: int | None = None, name: str = "transport.w
     Raises:
         BadInput: the cluster has too little for them.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _machines()
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     cpus = [int(node.get("CPU", 0)) for node in nodes]
     if gpus:
@@ -99,11 +99,17 @@ def shares(wanted: int | None, most: int | None = None, name: str = "transport.w
 
 def room(share: Share) -> int:
     """How many workers of this share the cluster holds, as it is now."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(
-        int(min(node.get("CPU", 0) // share.cpus, node.get("GPU", 0) // share.gpus if share.gpus else share.count))
-        for node in nodes
-    )
+
+    def of(machine: Mapping[str, float]) -> int:
+        by_cpu = int(machine.get("CPU", 0) // share.cpus)
+        return min(by_cpu, int(machine.get("GPU", 0) // share.gpus)) if share.gpus else by_cpu
+
+    return sum(map(of, _machines()))
+
+
+def _machines() -> list[Mapping[str, float]]:
+    """What each machine of the cluster has, of those that are there."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 @ray.remote
@@ -172,8 +178,8 @@ def starting(make: Callable[[int], Make], share: Share) -> Callable[[int, Heard]
 once = ray.put  # bytes into the object store, where all workers find them
 
 
-class Errand:
-    """Something that is done somewhere on the cluster, and says what comes of it as it comes. `work` is a function to import."""
+class Task:
+    """A task somewhere on the cluster that says what comes of it as it comes. `work` is a function to import."""
 
     def __init__(self, work: Callable[..., Iterator[Any]], values: tuple[Any, ...], share: Share) -> None:
         options = {"num_returns": "streaming", "max_retries": 0, "_generator_backpressure_num_objects": AHEAD}

@@ -1,8 +1,8 @@
-"""Where cells are played that this process does not play itself: in processes of this machine, or of the machines of a Ray cluster.
+"""Executors of cells: this process, several processes of this machine, or those of the machines of a Ray cluster.
 
-A place says of a cell what its process says (`comparison.child`), one message at a time, and {"ended": status} last. A machine
-that does not see the comparison's folder plays in one of its own, and {"file": name, "data": bytes} bring what it has then.
-{"again": why} says that it begins anew, elsewhere.
+A job elsewhere says of its cell what its process says (`comparison.child`), one message at a time, and {"ended": status} last. A
+machine that does not see the comparison's folder plays in one of its own, and {"file": name, "data": bytes} bring what it has
+then. {"again": why} says that it begins anew, elsewhere.
 """
 
 import json
@@ -31,12 +31,12 @@ AT_ONCE = 4  # cells of a machine without a GPU, for each has a model, its data 
 TRIES = 3  # of a cell whose machine or process is lost
 CHUNK = 1 << 24  # bytes of a file in a message
 IDENTITY = ".cluster"  # in a comparison's folder: what tells it from others, made at random once
-ONE = Lock()  # thread of this process, which alone has the folder, makes it
+IDENTIFYING = Lock()  # between threads of this process, which alone has the folder
 
 Message = Mapping[str, Any]
 
 
-class Work(Protocol):
+class Job(Protocol):
     """A cell that is played elsewhere."""
 
     def said(self) -> Iterator[Message]:
@@ -46,16 +46,16 @@ class Work(Protocol):
 
 
 @dataclass(frozen=True)
-class Place:
-    """`jobs` cells at a time, each begun by `begin`; without that, one after the other in this process."""
+class Executor:
+    """`jobs` cells at a time, each begun by `submit`; without that, one after the other in this process."""
 
     jobs: int
-    begin: Callable[[Cell, Folder], Work] | None = None
+    submit: Callable[[Cell, Folder], Job] | None = None
 
 
 @contextmanager
-def places(cells: Sequence[Cell], jobs: int | None) -> Iterator[Place]:
-    """Where cells that are left are played, while it can be reached: on a Ray cluster where their configuration says so.
+def executor(cells: Sequence[Cell], jobs: int | None) -> Iterator[Executor]:
+    """What plays the cells that are left, while it can be reached: a Ray cluster where their configuration says so.
 
     Args:
         jobs: how many at a time; what suits this machine, or the cluster, where there is none.
@@ -67,19 +67,19 @@ def places(cells: Sequence[Cell], jobs: int | None) -> Iterator[Place]:
     most = max(1, len(cells))
     if not over_ray:
         at_once = min(jobs or usual_jobs(), most)
-        yield Place(at_once, partial(_Process, threads=_threads(at_once)) if at_once > 1 else None)
+        yield Executor(at_once, partial(_ProcessJob, threads=_threads(at_once)) if at_once > 1 else None)
         return
     if len(over_ray) > 1 or any(cell.config.transport.name != "ray" for cell in cells):
         raise BadInput("transport: the cells of a comparison that is played over Ray have one address, the same for all")
     if any(cell.config.transport.workers is not None for cell in cells):
         raise BadInput("transport.workers: over Ray each cell of a comparison has one worker; --jobs says how many at a time")
-    require_ray("transport.name = 'ray'")
+    require_ray()
     from fedlora.transports import ray
 
     with ray.cluster(over_ray.pop()):
         share = ray.shares(min(jobs, most) if jobs else None, AT_ONCE, "--jobs")
         share = ray.shares(min(share.count, most), AT_ONCE, "--jobs")
-        yield Place(share.count, lambda cell, folder: _Errand(cell, folder, share))
+        yield Executor(share.count, lambda cell, folder: _RayJob(cell, folder, share))
 
 
 def usual_jobs() -> int:
@@ -96,32 +96,32 @@ def _threads(jobs: int) -> int:
     return max(1, torch.get_num_threads() // jobs)
 
 
-def _job(cell: Cell, folder: Path, threads: int) -> dict[str, Any]:
+def _asked(cell: Cell, folder: Path, threads: int) -> dict[str, Any]:
     """What a process of `comparison.child` is told."""
     return {"config": as_tables(cell.config), "folder": str(folder.absolute()), "threads": threads}
 
 
-class _Process:
+class _ProcessJob:
     """A process of this machine."""
 
     def __init__(self, cell: Cell, folder: Folder, threads: int) -> None:
-        self._job = _job(cell, folder.path, threads)
+        self._asked = _asked(cell, folder.path, threads)
         self._child = _child()
 
     def said(self) -> Iterator[Message]:
-        yield from _conversation(self._child, self._job)
+        yield from _conversation(self._child, self._asked)
 
     def stop(self) -> None:
         self._child.terminate()
 
 
-class _Errand:
+class _RayJob:
     """A process on a machine of the cluster; when that is lost, another one."""
 
     def __init__(self, cell: Cell, folder: Folder, share: Any) -> None:
         alone = cell.config.transport.model_copy(update={"name": "in_process", "address": None})
         here = Cell(cell.config.model_copy(update={"transport": alone}), cell.place)
-        self._job = _job(here, folder.path, share.cpus) | {"cwd": os.getcwd(), "cell": cell.hash}
+        self._asked = _asked(here, folder.path, share.cpus) | {"cwd": os.getcwd(), "cell": cell.hash}
         self._identity, self._share = _identity(folder.path), share
         self._stopped = False
         self._begin()
@@ -129,7 +129,7 @@ class _Errand:
     def said(self) -> Iterator[Message]:
         for left in reversed(range(TRIES)):
             try:
-                yield from self._work
+                yield from self._task
                 return
             except Gone as gone:
                 if self._stopped or not left:
@@ -139,31 +139,31 @@ class _Errand:
 
     def stop(self) -> None:
         self._stopped = True
-        self._work.stop()
+        self._task.stop()
 
     def _begin(self) -> None:
         from fedlora.transports import ray
 
-        self._work = ray.Errand(played, (self._job, self._identity), self._share)
+        self._task = ray.Task(played, (self._asked, self._identity), self._share)
 
 
-def played(job: Mapping[str, Any], identity: str) -> Iterator[Message]:
+def played(asked: Mapping[str, Any], identity: str) -> Iterator[Message]:
     """Play a cell on this machine, in the comparison's folder, or where that is not seen in one of this machine's own.
 
     Args:
-        job: see `comparison.child`; and `cell`, its hash; `cwd`, where relative paths begin.
+        asked: see `comparison.child`; and `cell`, its hash; `cwd`, where relative paths begin.
         identity: of the comparison's folder.
     """
-    if Path(job["cwd"]).is_dir():
-        os.chdir(job["cwd"])
-    folder = Path(job["folder"])
+    if Path(asked["cwd"]).is_dir():
+        os.chdir(asked["cwd"])
+    folder = Path(asked["folder"])
     file = folder / IDENTITY
     seen = file.is_file() and file.read_text() == identity
     place = folder if seen else private(identity)
-    with closing(_conversation(_child(), {**job, "folder": str(place)})) as said:
+    with closing(_conversation(_child(), {**asked, "folder": str(place)})) as said:
         for message in said:
             if "ended" in message and not seen:
-                yield from _files(place, job["cell"])
+                yield from _files(place, asked["cell"])
             yield message
 
 
@@ -200,9 +200,10 @@ class Received:
             file.write(data)
 
     def settle(self) -> None:
-        """Put them where they belong; what was there of the cell goes."""
+        """Put them where they belong; what was there of the cell goes. Where none came, the cell was played there itself."""
         if not self._part.exists():
             return
+        self._folder.succeeded(self._cell)  # unless why it failed is among them
         for theirs in [*self._part.glob("cells/*"), *self._part.glob("failed/*")]:
             ours = self._folder.path / theirs.relative_to(self._part)
             ours.parent.mkdir(parents=True, exist_ok=True)
@@ -222,12 +223,12 @@ def _child() -> "subprocess.Popen[str]":
     )
 
 
-def _conversation(child: "subprocess.Popen[str]", job: Mapping[str, Any]) -> Generator[Message]:
+def _conversation(child: "subprocess.Popen[str]", asked: Mapping[str, Any]) -> Generator[Message]:
     """Tell a child process what to do and hear what it says, and how it ended. It ends with the iterator."""
     assert child.stdin is not None and child.stdout is not None
     with child:
         try:
-            print(json.dumps(job), file=child.stdin, flush=True)
+            print(json.dumps(asked), file=child.stdin, flush=True)
             for line in child.stdout:
                 yield json.loads(line)
         except BrokenPipeError:
@@ -240,7 +241,7 @@ def _conversation(child: "subprocess.Popen[str]", job: Mapping[str, Any]) -> Gen
 
 def _identity(folder: Path) -> str:
     file = folder / IDENTITY
-    with ONE:
+    with IDENTIFYING:
         if not file.is_file():
             write_whole(file, secrets.token_hex(8).encode())
         return file.read_text()
