@@ -69,15 +69,17 @@ def executor(cells: Sequence[Cell], jobs: int | None) -> Iterator[Executor]:
         at_once = min(jobs or usual_jobs(), most)
         yield Executor(at_once, partial(_ProcessJob, threads=_threads(at_once)) if at_once > 1 else None)
         return
-    if len(over_ray) > 1 or any(cell.config.transport.name != "ray" for cell in cells):
-        raise BadInput("transport: the cells of a comparison that is played over Ray have one address, the same for all")
+    if names := {cell.config.transport.name for cell in cells} - {"ray"}:
+        raise BadInput(f"transport.name: a comparison is played over Ray as a whole, and some of its cells have '{min(names)}'")
+    if len(over_ray) > 1:
+        raise BadInput("transport.address: the cells of a comparison that is played over Ray have one address, the same for all")
     if any(cell.config.transport.workers is not None for cell in cells):
         raise BadInput("transport.workers: over Ray each cell of a comparison has one worker; --jobs says how many at a time")
     require_ray()
     from fedlora.transports import ray
 
     with ray.cluster(over_ray.pop()):
-        share = ray.shares(min(jobs, most) if jobs else None, AT_ONCE, "--jobs")
+        share = ray.shares(jobs, AT_ONCE, "--jobs")  # as asked, so that too many are refused by their number
         share = ray.shares(min(share.count, most), AT_ONCE, "--jobs")
         yield Executor(share.count, lambda cell, folder: _RayJob(cell, folder, share))
 

@@ -223,13 +223,15 @@ class _Bucketed(torch.autograd.Function):
         saved: list[Tensor] = []
         for block in plan.blocks:
             own, keys, values, outs = (x[block.places].view(-1, block.longest, size) for x in (Q, K, V, out))
-            square = block.bias is not None and block.bias.ndim == 2 and cap is None
-            S = _products(own, keys.mT, scale if cap is None else scale / cap, block.bias if square else None)
-            if cap is not None:
-                saved.append(S.tanh_())  # of which the backward pass needs the slope
-                S = S * cap
-            if block.bias is not None and not square:
-                S.view(block.count, heads, block.longest, block.longest).add_(block.bias)
+            if block.bias is not None and block.bias.ndim == 2 and cap is None:  # in the product, which is a pass less
+                S = torch.baddbmm(block.bias, own, keys.mT, alpha=scale)
+            else:
+                S = torch.bmm(own, keys.mT).mul_(scale)
+                if cap is not None:
+                    saved.append(S.div_(cap).tanh_())  # of which the backward pass needs the slope
+                    S = saved[-1] * cap
+                if block.bias is not None:
+                    S.view(block.count, heads, block.longest, block.longest).add_(block.bias)
             saved.append(_softmax(S))
             torch.bmm(saved[-1], values, out=outs)
         ctx.plan, ctx.scale, ctx.cap, ctx.shapes = plan, scale, cap, (q.shape, k.shape)
@@ -250,20 +252,14 @@ class _Bucketed(torch.autograd.Function):
             if block.keep is not None:  # padded queries must not reach the gradients of keys and values
                 g.view(block.count, heads, block.longest, size).mul_(block.keep)
             torch.bmm(P.mT, g, out=dv)
-            S = torch._softmax_backward_data(torch.bmm(g, values.mT), P, -1, P.dtype)
+            S = torch._softmax_backward_data(torch.bmm(g, values.mT), P, -1, P.dtype).mul_(ctx.scale)
             for tanh in capped:
                 S = S * (1 - tanh.square())
-            _products(S, keys, ctx.scale, out=dq)
-            _products(S.mT, own, ctx.scale, out=dk)
+            torch.bmm(S, keys, out=dq)
+            torch.bmm(S.mT, own, out=dk)
         q, k, v = (x.index_select(0, plan.inverse) for x in slopes)
         k, v = (x.view(rows, key_heads, -1, size).sum(2) if key_heads != heads else x.view(rows, heads, size) for x in (k, v))
         return q.view(rows, heads, size), k, v, None, None, None
-
-
-def _products(a: Tensor, b: Tensor, scale: float, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """bias + scale * a b of a batch, in one pass over the result."""
-    start, beta = (a.new_zeros(()), 0) if bias is None else (bias, 1)
-    return torch.baddbmm(start, a, b, beta=beta, alpha=scale, out=out)
 
 
 def _softmax(S: Tensor) -> Tensor:
