@@ -105,6 +105,16 @@ def test_more_rounds_continue_a_finished_run(base: dict, tmp_path: Path) -> None
     assert rows_of(tmp_path / "long") == rows_of(tmp_path / "short")
 
 
+def test_a_run_that_went_on_leaves_one_result(base: dict, tmp_path: Path) -> None:
+    """FedEx-LoRA's residual is a product of factors in the first round and a dense sum later."""
+    out, written = tmp_path / "run", []
+    for rounds in (1, 4):
+        config = configure(base, method={"name": "fedex-lora"}, train=base["train"] | {"rounds": rounds})
+        written.append(play.execute(config, out, rounds > 1, Silent())["result"])
+        assert [path.name for path in (out / "adapter", out / "model") if path.exists()] == written[-1:]
+    assert written == ["adapter", "model"]
+
+
 def sawtooth(monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
     """The validation part's accuracy in each round, as said here; the test part's is what it is."""
     evaluate = play.evaluate

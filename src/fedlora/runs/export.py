@@ -46,11 +46,13 @@ def write_result(
     """
     if outlined is not None and result.base.dense:
         result = replace(result, slots={"": peft.one_slot(result)}, base=BaseUpdate(), gate=None)
-    if not peft.has_fixed_weights(result) or (outlined is not None and not peft.is_adapter(result)):
-        return "checkpoint"
-    pretrained, merged = (outlined, False) if outlined is not None else _base(config, roster, result, False, given)
-    name = "model" if merged else "adapter"
-    write_folder(config, roster, pretrained, result, head, out / name, merged, rows, None)
+    name = "checkpoint"
+    if peft.has_fixed_weights(result) and (outlined is None or peft.is_adapter(result)):
+        pretrained, merged = (outlined, False) if outlined is not None else _base(config, roster, result, False, given)
+        name = "model" if merged else "adapter"
+        write_folder(config, roster, pretrained, result, head, out / name, merged, rows, None)
+    for other in {"adapter", "model"} - {name}:  # of a run that went on: its result of fewer rounds had another format
+        shutil.rmtree(out / other, ignore_errors=True)
     return name
 
 
