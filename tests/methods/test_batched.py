@@ -22,10 +22,11 @@ from laws import law, long_row
 
 from fedlora.config import ModelConfig, TrainConfig
 from fedlora.data.encoded import Encoded
-from fedlora.models import vision
+from fedlora.models import packing, vision
 from fedlora.models.slots import find_targets
 from fedlora.runs.prepare import fresh_adapter
 from fedlora.tasks.texts import encode
+from fedlora.training import forward
 from fedlora.training.batched import Trainer
 from fedlora.training.learner import Job, Outcome
 from fedlora.types import Client, Factors, Observe, Reply, Setup
@@ -168,6 +169,21 @@ def test_law_8_in_float64_together_is_alone(row: Row, folder: Path) -> None:
     def check(trainer: Trainer, jobs: list[Job], alone: list[Outcome]) -> None:
         assert_each_close(alone, together(trainer, jobs, ALL), 1e-9)
         assert_each_close(alone, together(trainer, jobs, 100, backwards=True), 1e-9)
+
+    play(row, folder, torch.float64, check)
+
+
+@long_row
+@law(8)
+def test_law_8_in_float64_filled_up_to_few_sizes_is_as_it_is(row: Row, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As half precision is computed on a CPU: rows that nobody asked for, and copies of sequences, reach nobody."""
+
+    def check(trainer: Trainer, jobs: list[Job], alone: list[Outcome]) -> None:
+        with monkeypatch.context() as patch:
+            for module in (packing, forward):
+                patch.setattr(module, "by_size", lambda *args: True)
+            assert_each_close(alone, together(trainer, jobs, ALL), 1e-9)
+            assert_each_close(alone, together(trainer, jobs, 100, backwards=True), 1e-9)
 
     play(row, folder, torch.float64, check)
 

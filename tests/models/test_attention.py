@@ -21,8 +21,8 @@ def inputs(key_heads: int = HEADS) -> tuple[Tensor, Tensor, Tensor]:
     return q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
 
 
-def ours(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, window: int | None = None) -> Tensor:
-    with laid_out(lay_out(LENGTHS, torch.device("cpu"))):
+def ours(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, window: int | None = None, alike: bool = False) -> Tensor:
+    with laid_out(lay_out(LENGTHS, torch.device("cpu"), alike)):
         args = [x.transpose(0, 1)[None] for x in (q, k, v)]
         return packed_attention(torch.nn.Module(), *args, None, is_causal=causal, sliding_window=window)[0][0]
 
@@ -40,26 +40,35 @@ def one_by_one(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, window: in
     return torch.stack(outs).view(-1, HEADS, SIZE)
 
 
+@pytest.mark.parametrize("alike", [False, True])
 @pytest.mark.parametrize(("key_heads", "causal", "window"), [(4, False, None), (4, True, None), (2, True, None), (1, True, 4)])
-def test_it_equals_each_sequence_alone(key_heads: int, causal: bool, window: int | None) -> None:
+def test_it_equals_each_sequence_alone(key_heads: int, causal: bool, window: int | None, alike: bool) -> None:
     q, k, v = inputs(key_heads)
-    expected, out = one_by_one(q, k, v, causal, window), ours(q, k, v, causal, window)
+    expected, out = one_by_one(q, k, v, causal, window), ours(q, k, v, causal, window, alike)
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for mine, theirs in zip(*(torch.autograd.grad((o * weight).sum(), (q, k, v)) for o in (out, expected)), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
 
 
+def test_buckets_are_padded_to_few_sizes() -> None:
+    layout = lay_out(np.array([3, 9, 1, 8, 20, 7, 2, 100, 90, 130]), torch.device("cpu"), alike=True)
+    sizes = [tuple(bucket.rows.shape) for bucket in layout.buckets]
+    assert all(longest % 8 == 0 and count % 4 == 0 if longest <= 64 else longest % 32 == 0 for count, longest in sizes)
+    assert {bucket.spare for bucket in layout.buckets if bucket.rows.shape[1] > 64} == {0}
+
+
+@pytest.mark.parametrize("alike", [False, True])
 @pytest.mark.parametrize("broken", range(len(LENGTHS)))
 @pytest.mark.parametrize("causal", [False, True])
-def test_a_sequence_that_is_not_finite_reaches_no_other(broken: int, causal: bool) -> None:
+def test_a_sequence_that_is_not_finite_reaches_no_other(broken: int, causal: bool, alike: bool) -> None:
     """Clients share a pass: one that diverged must not spoil the others, in the output or in the gradients."""
     ends = np.cumsum(LENGTHS)
     own = torch.zeros(int(ends[-1]), dtype=torch.bool)
     own[ends[broken] - LENGTHS[broken] : ends[broken]] = True
     clean = inputs()
     spoilt = tuple(x.detach().clone().masked_fill_(own[:, None, None], torch.nan).requires_grad_() for x in clean)
-    outs = [ours(*each, causal=causal) for each in (clean, spoilt)]
+    outs = [ours(*each, causal=causal, alike=alike) for each in (clean, spoilt)]
     assert torch.equal(outs[0][~own], outs[1][~own]) and outs[1][own].isnan().all()
     grads = [torch.autograd.grad(o.sum(), each) for o, each in zip(outs, (clean, spoilt), strict=True)]
     for mine, theirs in zip(*grads, strict=True):

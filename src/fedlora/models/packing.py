@@ -115,7 +115,14 @@ def pack(ids: Sequence[np.ndarray], form: Form, pad: int, device: torch.device, 
     no token is given in `dtype`."""
     if form.shared is Shared.STACKED:
         return Inputs(torch.from_numpy(np.stack(ids)).to(device, dtype), np.full(len(ids), form.rows))
-    return _padded(ids, form.left, pad, device) if form.packing is None else _packed(ids, form.packing, pad, device)
+    if form.packing is None:
+        return _padded(ids, form.left, pad, device)
+    return _packed(ids, form.packing, pad, device, by_size(device, dtype))
+
+
+def by_size(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products of each new size cost a compilation: oneDNN's in half precision on a CPU."""
+    return device.type == "cpu" and dtype in (torch.bfloat16, torch.float16)
 
 
 def following(inputs: Inputs, trained: Sequence[np.ndarray], left: bool) -> tuple[Tensor, Tensor, np.ndarray]:
@@ -147,7 +154,7 @@ def _padded(ids: Sequence[np.ndarray], left: bool, pad: int, device: torch.devic
     return Inputs(torch.from_numpy(table).to(device), np.full(len(ids), longest), mask=mask)
 
 
-def _packed(ids: Sequence[np.ndarray], packing: Packing, pad: int, device: torch.device) -> Inputs:
+def _packed(ids: Sequence[np.ndarray], packing: Packing, pad: int, device: torch.device, alike: bool) -> Inputs:
     lengths = np.array([len(row) for row in ids])
     starts = np.concatenate([[0], np.cumsum(lengths)])
     flat = np.concatenate(ids).astype(np.int64)
@@ -160,5 +167,5 @@ def _packed(ids: Sequence[np.ndarray], packing: Packing, pad: int, device: torch
     if packing.reads is Reads.LAST:  # of a text that is nothing but padding tokens, transformers reads the first
         read = np.maximum(read, np.maximum.reduceat(np.where(words, np.arange(starts[-1]), 0), starts[:-1]))
     tokens, positions = (torch.from_numpy(x)[None].to(device) for x in (flat, places))
-    layout = attention.lay_out(lengths, device)
+    layout = attention.lay_out(lengths, device, alike)
     return Inputs(tokens, lengths, positions, layout=layout, read=torch.from_numpy(read).to(device))

@@ -14,10 +14,10 @@ from fedlora.data.encoded import Encoded
 from fedlora.models.base import ResidentBase
 from fedlora.models.heads import Body, Head, Whole
 from fedlora.models.likelihood import Likelihood
-from fedlora.models.packing import Form, Inputs, Shared, following, pack
+from fedlora.models.packing import Form, Inputs, Shared, by_size, following, pack
 from fedlora.models.slots import Weight, bind, bind_routers
 from fedlora.tasks.base import Objective
-from fedlora.training.passes import Part, in_order, passes, take
+from fedlora.training.passes import Part, filled_up, in_order, passes, take
 from fedlora.types import Mix
 
 
@@ -59,14 +59,17 @@ class Forward:
 
     def _pass(self, parts: Sequence[Part], body: Mapping[str, Tensor]) -> list[Tensor]:
         """The same, from one forward pass."""
-        inputs = self._pack([x for part in parts for x in part.data.inputs])
-        spans = [slice(a, b) for a, b in pairwise(accumulate((len(part.data) for part in parts), initial=0))]
+        few = self.form.packing is not None and by_size(self.base.device, self.base.dtype)
+        filled = [filled_up(part.data) if few and not part.weights else part.data for part in parts]
+        inputs = self._pack([x for data in filled for x in data.inputs])
+        whose = [slice(a, b) for a, b in pairwise(accumulate(map(len, filled), initial=0))]
+        spans = [slice(s.start, s.start + len(part.data)) for s, part in zip(whose, parts, strict=True)]
         ends = np.concatenate([[0], np.cumsum(inputs.lengths)])
-        rows = [slice(None)] if self.form.apart else [slice(int(ends[s.start]), int(ends[s.stop])) for s in spans]
-        self._bind(parts, rows, [inputs.lengths[s] for s in spans])
+        rows = [slice(None)] if self.form.apart else [slice(int(ends[s.start]), int(ends[s.stop])) for s in whose]
+        self._bind(parts, rows, [inputs.lengths[s] for s in whose])
         try:
             if self.form.tokens:
-                whole = self._of_tokens(inputs, [x for part in parts for x in part.data.trained], body)
+                whole = self._of_tokens(inputs, [x for data in filled for x in data.trained], body)
                 return [whole[s] for s in spans]
             if not self.form.split:  # one part, where parts have heads of their own
                 whole = _call(self._whole, {**body, **parts[0].head}, inputs)
