@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -137,14 +137,19 @@ def message_classes(method: Any) -> list[type[Any]]:
     """The dataclasses and enums that a method's messages and state may hold, beside those of `fedlora.types`: what the modules of
     its class and of the classes that it inherits from define or import. Of two with one name the nearest counts: one that a module
     defines before one that it imports, the class's own module before those of its bases."""
+    return list(_classes_around(type(method)))
+
+
+@cache  # every reply is checked by it
+def _classes_around(kind: type[Any]) -> tuple[type[Any], ...]:
     found: dict[str, type[Any]] = {}
     plain = _plain_classes()
-    for name in dict.fromkeys(c.__module__ for c in type(method).__mro__):
+    for name in dict.fromkeys(c.__module__ for c in kind.__mro__):
         there = [c for c in vars(sys.modules[name]).values() if isinstance(c, type) and c not in plain]
         for c in sorted(there, key=lambda c: c.__module__ != name):
             if is_dataclass(c) or (issubclass(c, Enum) and len(c)):
                 found.setdefault(c.__name__, c)
-    return list(found.values())
+    return tuple(found.values())
 
 
 def tensors_of(tree: Any) -> list[Tensor]:

@@ -46,8 +46,8 @@ class Pipeline:
 
     def pack(self, up: Any, memory: Tensors, round: int, client: Client) -> tuple[Any, Tensors]:
         """What travels, and the client's new memory; the Up itself where there are no transforms, or nothing to act on."""
-        changes = _changes(up)
-        if not self.steps or not changes:
+        changes = _changes(up) if self.steps else {}
+        if not changes:
             return up, memory
         places = {name: _places(up, name, x) for name, x in changes.items()}
         x = {name: u + _recall(memory, name, u, places[name]) for name, u in changes.items()}
