@@ -1,10 +1,11 @@
-"""An earlier version of the package beside the working tree, in turns: `--against COMMIT`.
+"""Our side in a process of its own, so that its memory is known; and an earlier version of the package beside it, in turns:
+`--against COMMIT`.
 
-Each version plays in a process of its own, which imports the package of that commit and these benchmarks, and plays on when it is
-told to.
+Each version's process imports the package of that commit and these benchmarks, and plays on when it is told to.
 """
 
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -43,14 +44,15 @@ def versions(commit: str, tables: Mapping[str, Any], rounds: int = 1, passes: in
     """The working tree and an earlier version as sides that play the same rounds; see `ours.side`."""
     with (
         source(commit) as earlier,
-        _side(ROOT / "src", tables, rounds, passes) as now,
-        _side(earlier, tables, rounds, passes) as before,
+        version(tables, rounds, passes) as now,
+        version(tables, rounds, passes, earlier) as before,
     ):
         yield {OURS: now, f"{OURS} {commit}": before}
 
 
 @contextmanager
-def _side(src: Path, tables: Mapping[str, Any], rounds: int, passes: int) -> Iterator[Side]:
+def version(tables: Mapping[str, Any], rounds: int = 1, passes: int = 1, src: Path = ROOT / "src") -> Iterator[Side]:
+    """A side that plays the rounds with the package in `src`; see `ours.side`."""
     command = [sys.executable, "-m", "benchmarks.against", json.dumps(tables), str(rounds), str(passes)]
     with subprocess.Popen(command, env=environment(src), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdin is not None and child.stdout is not None
@@ -79,7 +81,8 @@ def main(tables: str, rounds: str, passes: str) -> None:
     side = ours.side(context, int(rounds), int(passes))
     for _ in sys.stdin:
         sample = side()
-        print(json.dumps([sample.seconds, sample.examples, sample.tokens]), file=out, flush=True)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(json.dumps([sample.seconds, sample.examples, sample.tokens, peak]), file=out, flush=True)
 
 
 if __name__ == "__main__":

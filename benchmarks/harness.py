@@ -41,11 +41,13 @@ console = Console(width=None if Console().is_terminal else 140)
 
 @dataclass(frozen=True)
 class Sample:
-    """One repetition of one side. `tokens` are real ones, without padding; a side that trains an example twice counts it twice."""
+    """One repetition of one side. `tokens` are real ones, without padding; a side that trains an example twice counts it twice.
+    `peak`: the most GB that its process has held, where it has one of its own."""
 
     seconds: float
     examples: int
     tokens: int
+    peak: float | None = None
 
 
 Side = Callable[[], Sample]
@@ -179,6 +181,8 @@ def speeds(measured: Measured, weights: int, targets: Mapping[str, float]) -> li
             "tokens/s": statistics.median(s.tokens / s.seconds for s in own),
             "share of peak": useful / max(measured.peak.values()),
         }
+        if any(s.peak for s in own):
+            row["peak, GB"] = max(s.peak or 0.0 for s in own)
         if own is not ours:
             row |= {"ours is faster by": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
             row |= {"target": targets[name]} if name in targets else {}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness, ours
-from benchmarks.against import OURS, versions
+from benchmarks.against import OURS, version, versions
 from benchmarks.harness import Measured, Sample, Side
 from benchmarks.peers import flower_sim, peft_loop
 from benchmarks.peers.peft_loop import Loop
@@ -48,10 +48,10 @@ def flower_side(context: RunContext, folder: Path) -> Side:
     return run
 
 
-def measure(context: RunContext, repetitions: int, flower: bool = True) -> Measured:
-    """Everybody's rounds, one a repetition, taking turns."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as temp:
-        sides: dict[str, Side] = {OURS: ours.side(context), FP32: peft_side(context)}
+def measure(context: RunContext, tables: Mapping[str, Any], repetitions: int) -> Measured:
+    """Everybody's rounds, one a repetition, taking turns. The context is of these tables."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as temp, version(tables) as own:
+        sides: dict[str, Side] = {OURS: own, FP32: peft_side(context)}
         peak = harness.peak()
         if peak["bf16"] > peak["fp32"]:
             sides[BF16] = peft_side(context, torch.bfloat16)
@@ -60,9 +60,9 @@ def measure(context: RunContext, repetitions: int, flower: bool = True) -> Measu
                 f"{BF16} is not measured: this CPU has no bf16 arithmetic of its own ({peak['bf16'] / 1e9:.0f} GFLOP/s against "
                 f"{peak['fp32'] / 1e9:.0f} in fp32), so autocast would only slow PEFT down; fedlora computes in fp32 here, too"
             )
-        if flower and flower_sim.installed():
+        if flower_sim.installed():
             sides[FLOWER] = flower_side(context, Path(temp))
-        elif flower:
+        else:
             harness.console.print("Flower is not installed here, so it is not measured: pip install -e '.[bench]'")
         return harness.interleave(sides, repetitions)
 
@@ -83,7 +83,7 @@ def run(
         with versions(against, {**tables, **few}) as sides:
             measured = harness.interleave(sides, repetitions)
     else:
-        measured = measure(context, repetitions)
+        measured = measure(context, {**tables, **few}, repetitions)
     rows = harness.speeds(measured, ours.weights(context), targets)
     name = f"{name}-against" if against else name
     harness.finish(name, title, rows, facts(context, measured) | {"repetitions": repetitions}, quick)
