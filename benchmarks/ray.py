@@ -18,7 +18,7 @@ from benchmarks import harness, ours
 from benchmarks.harness import Row
 
 POPULATIONS = (100, 1_000, 10_000)
-ROUNDS = 5  # of a run, the first of which starts the workers
+ROUNDS = 12  # of a run, the first of which starts the workers
 ROUND_MS, EACH_MS = 50.0, 1.0  # the target: a round, and a client
 
 
@@ -59,7 +59,7 @@ def apart(*tables: dict[str, Any]) -> Row:
 def main(quick: bool = False) -> None:
     """Examples a second with two workers and with none, start-up, milliseconds a client, and the driver's memory."""
     over = {"transport": {"name": "ray", "workers": 2}}
-    short = {"data": {"limit": 120 if quick else 1500}, "train": {"rounds": 2 if quick else 4, "evaluate_every": 1000}}
+    short = {"data": {"limit": 120 if quick else 1500}, "train": {"rounds": 2 if quick else 7, "evaluate_every": 1000}}
     rows: list[Row] = []
     speed = {}
     for name, more in (("one process", {}), ("Ray, 2 workers", over)):
@@ -73,7 +73,7 @@ def main(quick: bool = False) -> None:
             "data": {"limit": 10_000, "partition": "iid", "min_size": 1},
             "clients": {"count": count, "sample": max(1, count // 100)},
         }
-        length = {"train": {"rounds": ROUNDS, "evaluate_every": 1000, "max_steps": 1, "batch_size": 1}}
+        length = {"train": {"rounds": 3 if quick else ROUNDS, "evaluate_every": 1000, "max_steps": 1, "batch_size": 1}}
         sides = {}
         for name, more in (("one process", {}), ("Ray, 2 workers", over)):
             with harness.console.status(f"{count:,} clients, {name}"):

@@ -26,12 +26,10 @@ FILL = 0.75  # the shortest sequence of a bucket has at least this share of the 
 class Bucket:
     """n sequences of similar length. `rows`, (n, longest), is the row of each of their tokens, and, where `pad`, (n, longest), is
     True, that of their own last one: a client that diverged must reach nobody else, and even a hidden key spoils what it is hidden
-    from when it is NaN. `pad` is None where there is no padding. The last `spare` sequences are copies, whose outputs nobody reads.
-    """
+    from when it is NaN. `pad` is None where there is no padding. The last sequences may be copies, of which nobody reads anything."""
 
     rows: Tensor
     pad: Tensor | None
-    spare: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,23 +65,23 @@ def lay_out(lengths: np.ndarray, device: torch.device, alike: bool = False) -> L
     buckets: list[Bucket] = []
     taken = 0
     for members in _by_length(lengths):
-        longest, spare = int(lengths[members].max()), 0
+        longest, copies = int(lengths[members].max()), 0
         if alike:
-            longest, spare = _sizes(longest, len(members))
+            longest, copies = _sizes(longest, len(members))
         inside = np.arange(longest) < lengths[members, None]
         rows = starts[members, None] + np.minimum(np.arange(longest), lengths[members, None] - 1)
         here = taken + np.arange(len(members)) * longest
         first[rows[inside]] = np.repeat(here, lengths[members])
         width[rows[inside]] = longest
-        rows, pad = (np.concatenate([x, x[-1:].repeat(spare, axis=0)]) for x in (rows, ~inside))
+        rows, pad = (np.concatenate([x, x[-1:].repeat(copies, axis=0)]) for x in (rows, ~inside))
         taken += rows.size
-        buckets.append(Bucket(torch.from_numpy(rows).to(device), torch.from_numpy(pad).to(device) if pad.any() else None, spare))
+        buckets.append(Bucket(torch.from_numpy(rows).to(device), torch.from_numpy(pad).to(device) if pad.any() else None))
     bounds, places = torch.from_numpy(starts.astype(np.int32)), [torch.from_numpy(x).to(device) for x in (first, width, place)]
     return Layout(tuple(buckets), places[0], places[1], places[2], bounds.to(device), int(lengths.max()))
 
 
 def _sizes(longest: int, count: int) -> tuple[int, int]:
-    """What a bucket is padded to, its longest sequence and its count: the longest, and how many more."""
+    """What a bucket is padded to: its longest sequence's length, and how many copies make up its count."""
     step = 8 if longest <= SHORT else 32
     return -(-longest // step) * step, -count % 4 if longest <= SHORT else 0
 
@@ -106,7 +104,7 @@ class Block:
         places: where its (sequence, head, place) lie among those of all buckets.
         bias: what is added to scores, 0, or -inf where a query does not see a key: (longest, longest), or (count, 1, 1 or longest,
             longest) where it differs by sequence; None where all see all.
-        keep: 0 for queries that are padding, (count, 1, longest, 1); None where there is none.
+        keep: 0 for padded queries, (count, 1, longest, 1); None where there is no padding.
     """
 
     count: int
@@ -134,7 +132,7 @@ def plan(layout: Layout, heads: int, shared: int, causal: bool, window: int, dty
         count, longest = bucket.rows.shape
         hidden = _hidden(bucket, causal, window)
         bias = None if hidden is None else torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, -torch.inf)
-        keep = None if bucket.pad is None and not bucket.spare else _kept(bucket)[:, None, :, None].to(dtype)
+        keep = None if bucket.pad is None else (~bucket.pad[:, None, :, None]).to(dtype)
         blocks.append(Block(count, longest, slice(taken, taken := taken + count * heads * longest), bias, keep))
     queries, keys = (torch.cat([_index(bucket.rows, heads, each) for bucket in layout.buckets]) for each in (1, shared))
     return Plan(queries, keys, _inverse(layout, heads), tuple(blocks))
@@ -282,13 +280,6 @@ def _softmax(S: Tensor) -> Tensor:
     if S.dtype in (torch.bfloat16, torch.float16) and S.shape[-1] <= SHORT:
         return torch.softmax(S, dim=-1, dtype=torch.float32).to(S.dtype)
     return torch.softmax(S, dim=-1)
-
-
-def _kept(bucket: Bucket) -> Tensor:
-    """Which places are of tokens, and no copies: (n, longest)."""
-    kept = torch.ones_like(bucket.rows, dtype=torch.bool) if bucket.pad is None else ~bucket.pad
-    kept[len(kept) - bucket.spare :] = False
-    return kept
 
 
 def _index(rows: Tensor, heads: int, shared: int = 1) -> Tensor:
