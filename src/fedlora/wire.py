@@ -137,7 +137,7 @@ def message_classes(method: Any) -> list[type[Any]]:
     """The dataclasses and enums that a method's messages and state may hold, beside those of `fedlora.types`: what the modules of
     its class and of the classes that it inherits from define or import. Of two with one name the nearest counts: one that a module
     defines before one that it imports, the class's own module before those of its bases."""
-    return list(_classes_around(type(method)))
+    return list(_classes_around(type(method)))  # type: ignore[arg-type]  # a class can be a key
 
 
 @cache  # every reply is checked by it

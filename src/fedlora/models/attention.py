@@ -26,7 +26,7 @@ FILL = 0.75  # the shortest sequence of a bucket has at least this share of the 
 class Bucket:
     """n sequences of similar length. `rows`, (n, longest), is the row of each of their tokens, and, where `pad`, (n, longest), is
     True, that of their own last one: a client that diverged must reach nobody else, and even a hidden key spoils what it is hidden
-    from when it is NaN. `pad` is None where there is no padding. The last sequences may be copies, of which nobody reads anything."""
+    from when it is NaN. `pad` is None where there is no padding. The last sequences may be copies, which nobody reads."""
 
     rows: Tensor
     pad: Tensor | None
