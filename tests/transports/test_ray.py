@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -79,6 +79,7 @@ def test_ctrl_c_leaves_nothing_of_ray_and_the_run_goes_on(python: Path, tmp_path
 # ---- two machines --------------------------------------------------------------------------------------------------------
 
 HEAD, ADDRESS = "north", "10.99.0.2:6379"
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 
 
 class Machines:
@@ -95,17 +96,17 @@ class Machines:
 
     def ray(self, host: str, *words: str) -> None:
         command = self.on(host, str(self.python.with_name("ray")), *words)
-        done = subprocess.run(command, env=side.environment(), capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=side.environment() | TOKEN, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def fedlora(self, host: str) -> subprocess.Popen[bytes]:
+    def fedlora(self, host: str, token: Mapping[str, str] = TOKEN) -> subprocess.Popen[bytes]:
         """A run of two workers, one on each machine."""
         words = ["run", "--model", "base", "--data", str(self.folder), "--clients", "4", "--rounds", "60", "--out", "run"]
         for each in ("name=ray", "workers=2", f"address={ADDRESS}"):
             words += ["--set", f"transport.{each}"]
         with open(self.folder / "said", "ab") as said:
             command = self.on(host, str(self.python), "-m", "fedlora", *words)
-            return subprocess.Popen(command, cwd=self.folder, env=side.environment(), stdout=said, stderr=said)
+            return subprocess.Popen(command, cwd=self.folder, env=side.environment() | token, stdout=said, stderr=said)
 
     def said(self) -> str:
         return (self.folder / "said").read_text()
@@ -143,6 +144,14 @@ def cut_in_the_middle(machines: Machines, host: str) -> int:
         time.sleep(0.1)
     machines.found.cut("south")
     return run.wait(400)
+
+
+@pytest.mark.skipif(not hosts.HERE, reason="needs root and ip")
+@pytest.mark.parametrize("given", [{}, {"RAY_AUTH_MODE": "disabled"}])
+def test_who_has_no_token_is_told_so(machines: Machines, given: dict[str, str]) -> None:
+    assert machines.fedlora(HEAD, given).wait(120) == 2
+    assert f"error: transport.address = '{ADDRESS}': it wants a token; set RAY_AUTH_MODE=token" in machines.said()
+    assert not (machines.folder / "run").exists()
 
 
 @pytest.mark.skipif(not hosts.HERE, reason="needs root and ip")

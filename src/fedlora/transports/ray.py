@@ -57,9 +57,13 @@ def cluster(address: str | None) -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(address or LOCAL, log_to_driver=False, logging_level="error", ignore_reinit_error=False, **own)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         what = "Ray does not start here" if address is None else f"transport.address = '{address}': there is no Ray cluster"
-        raise BadInput(f"{what}: {first_line(error)}") from error
+        why = first_line(error)
+        if _wants_token(error):
+            what = "Ray" if address is None else f"transport.address = '{address}'"
+            why = "it wants a token; set RAY_AUTH_MODE=token, and have the cluster's in ~/.ray/auth_token or RAY_AUTH_TOKEN"
+        raise BadInput(f"{what}: {why}") from error
     finally:
         for number, handler in handlers.items():  # Ray has its own, which ends the process at once
             with suppress(ValueError, TypeError):  # not in the main thread
@@ -105,6 +109,15 @@ def room(share: Share) -> int:
         return min(by_cpu, int(machine.get("GPU", 0) // share.gpus)) if share.gpus else by_cpu
 
     return sum(map(of, _machines()))
+
+
+def _wants_token(error: BaseException | None) -> bool:
+    """Whether Ray's authentication is among the reasons; newer versions have it by default where the machine has a token."""
+    while error is not None:
+        if "AuthenticationError" in f"{type(error).__name__} {error}":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _machines() -> list[Mapping[str, float]]:
