@@ -122,6 +122,31 @@ def test_a_folder_that_is_not_shared(world: Path, tmp_path: Path, monkeypatch: p
         assert made.states.folder == out / "states"
 
 
+def test_a_machine_without_the_model_fetches_it_once(
+    world: Path, alone: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its processes do not find it where this one has it, for they begin elsewhere."""
+    from fedlora.runs import worker
+
+    config = configured(world, "fedit", **over_ray(2))
+    shutil.copytree(config.model.source, tmp_path / "base-of-here")
+    config = config.model_copy(update={"model": config.model.model_copy(update={"source": "base-of-here"})})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(over, "shares", lambda wanted, *more: over.Share(wanted or 2, 1))
+    monkeypatch.setattr(worker.os, "getcwd", lambda: "/nowhere")
+    with pytest.raises(BadInput, match=r"worker . cannot start: model\.source"):
+        run(config, tmp_path / "lost")
+    monkeypatch.setattr(over, "several", lambda: True)
+    before = set(Path(gettempdir()).glob(f"fedlora-{os.getuid()}-*"))
+    out = run(config, tmp_path / "run")
+    assert rows(out) == rows(alone("fedit"))
+    fetched = [
+        place for place in set(Path(gettempdir()).glob(f"fedlora-{os.getuid()}-*")) - before if (place / "config.json").exists()
+    ]
+    assert len(fetched) == 1
+    shutil.rmtree(fetched[0])
+
+
 # ---- comparisons ---------------------------------------------------------------------------------------------------------
 
 

@@ -3,11 +3,12 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,11 +19,11 @@ from fedlora.clients.serve import classes, serve, write
 from fedlora.clients.worker import Worker
 from fedlora.config import Config, read_run
 from fedlora.data.given import KEPT
-from fedlora.disk import private, write_whole
+from fedlora.disk import digest, private, write_whole
 from fedlora.errors import BadInput
 from fedlora.listener import Listener, Quiet
 from fedlora.messages import Transport, Unstarted
-from fedlora.models.load import GIVEN
+from fedlora.models.load import GIVEN, PACKAGED
 from fedlora.names import counted
 from fedlora.runs.connect import Connect, in_process, make_worker
 from fedlora.runs.context import RunContext
@@ -33,6 +34,7 @@ from fedlora.runs.saved import STATES
 from fedlora.transports.pool import EACH, Pool, balanced
 from fedlora.transports.processes import starting
 
+NO_BASE: Mapping[str, tuple[str, Any]] = MappingProxyType({})
 FILES = ("config.toml", "federation.json")  # of a run's folder, which make its workers
 
 
@@ -82,9 +84,10 @@ def _over_ray(share: Any, context: RunContext, worker: Worker, out: Path, listen
 
     files = {name: (out / name).read_bytes() for name in FILES}
     files |= {f"{KEPT}/{file.name}": file.read_bytes() for file in (out / KEPT).glob("*")}
+    base = _sent(_of_model(context.config), ray.once) if ray.several() else {}
     listener.stage(f"starting {counted(share.count, 'worker')}")
     return Pool(
-        ray.starting(lambda number: partial(made, str(out.resolve()), files, 1 + number, os.getcwd()), share),
+        ray.starting(lambda number: partial(made, str(out.resolve()), files, 1 + number, os.getcwd(), base, ray.again), share),
         share.count,
         _numbers(context, share.count),
         classes(context.method),
@@ -101,14 +104,39 @@ def _numbers(context: RunContext, count: int) -> dict[int, int]:
     return balanced({client.id: int(context.train[client.id].sizes.sum()) for client in context.setup.clients}, count)
 
 
+def _of_model(config: Config) -> list[Path]:
+    """The files of a model in a folder here; of one from the Hub or a package there are none."""
+    place = Path(config.model.source)
+    if config.model.source in PACKAGED or not place.exists():
+        return []
+    return [place] if place.is_file() else sorted(file for file in place.iterdir() if file.is_file())
+
+
+def _sent(files: Sequence[Path], once: Callable[[bytes], Any]) -> dict[str, tuple[str, Any]]:
+    """Files by name: their digests, and where they have been put."""
+    found = {}
+    for file in files:
+        data = file.read_bytes()
+        found[file.name] = digest(data), once(data)
+    return found
+
+
 @contextmanager
-def made(out: str, files: Mapping[str, bytes], number: int, cwd: str) -> Iterator[Worker]:
+def made(
+    out: str,
+    files: Mapping[str, bytes],
+    number: int,
+    cwd: str,
+    base: Mapping[str, tuple[str, Any]] = NO_BASE,
+    fetch: Callable[[Any], bytes] = bytes,
+) -> Iterator[Worker]:
     """The worker of a number, on this machine, which may not be the server's: what clients keep then lies in a folder here.
 
     Args:
         out: the run's folder, where the server is.
         files: what the folder holds of the run's making.
         cwd: where relative paths begin.
+        base: of a model in a folder there, its files' digests by name, and what `fetch` gets them by where no such folder is here.
     """
     if Path(cwd).is_dir():
         os.chdir(cwd)
@@ -119,16 +147,31 @@ def made(out: str, files: Mapping[str, bytes], number: int, cwd: str) -> Iterato
         (place / KEPT).mkdir(exist_ok=True)
         for name, data in files.items():
             write_whole(place / name, data)
-    with _worker(place, number) as worker:
+    with _worker(place, _with_base(read_run(place), base, fetch), number) as worker:
         yield worker
 
 
+def _with_base(config: Config, base: Mapping[str, tuple[str, Any]], fetch: Callable[[Any], bytes]) -> Config:
+    """The configuration with the model where it is on this machine, which fetches it once."""
+    source = Path(config.model.source)
+    if not base or source.exists():
+        return config
+    key = "".join(f"{name} {its}\n" for name, (its, _) in sorted(base.items()))
+    place = private(blake2b(key.encode(), digest_size=8).hexdigest())
+    with FileLock(place / "fetched.lock"):
+        for name, (_, where) in base.items():
+            if not (place / name).exists():
+                write_whole(place / name, fetch(where))
+    found = place / source.name if list(base) == [source.name] else place
+    return config.model_copy(update={"model": config.model.model_copy(update={"source": str(found)})})
+
+
 @contextmanager
-def _worker(out: Path, number: int) -> Iterator[Worker]:
+def _worker(out: Path, config: Config, number: int) -> Iterator[Worker]:
     """The only one of its number: one that outlived its server may not have noticed yet."""
     (out / STATES).mkdir(exist_ok=True)
     with FileLock(out / STATES / f"worker-{number}.lock"):
-        context = prepare(read_run(out), Quiet(), out)
+        context = prepare(config, Quiet(), out)
         context.trainer.rows = check_roster(context.roster, out)
         yield make_worker(context, out / STATES, number)
 
@@ -140,7 +183,7 @@ def main(out: Path, number: int, threads: int) -> None:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no message
         with ExitStack() as held:
             try:
-                worker = held.enter_context(_worker(out, number))
+                worker = held.enter_context(_worker(out, read_run(out), number))
             except BadInput as error:
                 write(answers, wire.encode(Unstarted(str(error))))
                 return
