@@ -87,7 +87,7 @@ def _over_ray(share: Any, context: RunContext, worker: Worker, out: Path, listen
     base = _sent(_of_model(context.config), ray.once) if ray.several() else {}
     listener.stage(f"starting {counted(share.count, 'worker')}")
     return Pool(
-        ray.starting(lambda number: partial(made, str(out.resolve()), files, 1 + number, os.getcwd(), base, ray.again), share),
+        ray.starting(lambda number: partial(made, str(out.resolve()), files, 1 + number, os.getcwd(), base, ray.fetch), share),
         share.count,
         _numbers(context, share.count),
         classes(context.method),

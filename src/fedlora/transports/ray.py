@@ -189,7 +189,7 @@ def starting(make: Callable[[int], Make], share: Share) -> Callable[[int, Heard]
 
 
 once = ray.put  # bytes into the object store, where all workers find them
-again = ray.get  # them, anywhere on the cluster; each machine fetches them once
+fetch = ray.get  # them, anywhere on the cluster; each machine fetches them once
 
 
 def several() -> bool:
