@@ -26,7 +26,7 @@ from fedlora.models import packing, vision
 from fedlora.models.slots import find_targets
 from fedlora.runs.prepare import fresh_adapter
 from fedlora.tasks.texts import encode
-from fedlora.training import forward
+from fedlora.training import forward, lanes
 from fedlora.training.batched import Trainer
 from fedlora.training.learner import Job, Outcome
 from fedlora.types import Client, Factors, Observe, Reply, Setup
@@ -112,6 +112,18 @@ def together(trainer: Trainer, jobs: Sequence[Job], rows: int, backwards: bool =
     return [found[job] for job in jobs]
 
 
+def in_threads(trainer: Trainer, jobs: Sequence[Job], rows: int) -> list[Outcome]:
+    """Half of the clients of a step in a thread each, however uneven the halves are."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lanes, "EVEN", 2.0)
+        torch.set_num_threads(2)
+        try:
+            return together(trainer, jobs, rows)
+        finally:
+            torch.set_num_threads(threads)
+
+
 def assert_each_close(one: Sequence[Outcome], other: Sequence[Outcome], tolerance: float) -> None:
     for a, b in zip(one, other, strict=True):
         want, got = tensors(a), tensors(b)
@@ -169,6 +181,7 @@ def test_law_8_in_float64_together_is_alone(row: Row, folder: Path) -> None:
     def check(trainer: Trainer, jobs: list[Job], alone: list[Outcome]) -> None:
         assert_each_close(alone, together(trainer, jobs, ALL), 1e-9)
         assert_each_close(alone, together(trainer, jobs, 100, backwards=True), 1e-9)
+        assert_each_close(alone, in_threads(trainer, jobs, ALL), 1e-9)
 
     play(row, folder, torch.float64, check)
 
@@ -184,6 +197,7 @@ def test_law_8_in_float64_filled_up_to_few_sizes_is_as_it_is(row: Row, folder: P
                 patch.setattr(module, "by_size", lambda *args: True)
             assert_each_close(alone, together(trainer, jobs, ALL), 1e-9)
             assert_each_close(alone, together(trainer, jobs, 100, backwards=True), 1e-9)
+            assert_each_close(alone, in_threads(trainer, jobs, ALL), 1e-9)
 
     play(row, folder, torch.float64, check)
 
@@ -208,6 +222,7 @@ def test_law_8_together_is_alone_on_odd_shapes(shape: str, method: str, tmp_path
         seen.append(trainer.forward.form.apart)
         assert_each_close(alone, together(trainer, jobs, ALL), 1e-9)
         assert_each_close(alone, together(trainer, jobs, 100, backwards=True), 1e-9)
+        assert_each_close(alone, in_threads(trainer, jobs, ALL), 1e-9)
 
     play(row, folder, torch.float64, check, **changes)
     assert set(seen) == {"decoder" not in shape}
@@ -234,6 +249,7 @@ def test_law_8_together_is_alone_on_images(row: Row, model: str) -> None:
     def check(trainer: Trainer, jobs: list[Job], alone: list[Outcome]) -> None:
         assert_each_close(alone, together(trainer, jobs, ALL), 1e-9)
         assert_each_close(alone, together(trainer, jobs, 20, backwards=True), 1e-9)
+        assert_each_close(alone, in_threads(trainer, jobs, ALL), 1e-9)
 
     play_on(row, trainer, clients, {id: drawn(each) for id, each in texts.items()}, check)
 

@@ -10,11 +10,11 @@ float32. Dropout is off. A masked entry has no gradient and is put back after ea
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import record_function
 
 from fedlora.config import TrainConfig
@@ -28,14 +28,33 @@ from fedlora.models.packing import Form
 from fedlora.models.trial import try_model
 from fedlora.tasks.base import Objective, Running
 from fedlora.training.forward import Forward
+from fedlora.training.lanes import Lanes, spread
 from fedlora.training.learner import Job, Learner, Outcome, on_device, penalty
 from fedlora.training.observe import observe
 from fedlora.training.passes import Part, by_tokens, fill
 from fedlora.training.score import ScoreJob, Scorer, Untrained
 from fedlora.types import BASE, BaseUpdate, Observe, Observed, Pool
 
-# Tokens in one step: on a CPU what its caches hold, on a GPU what keeps it busy. On "meta" there are only shapes.
-ROWS = {"cpu": 2048, "cuda": 32768, "meta": 0}
+# Tokens in one step: on a CPU what the caches of its cores hold, on a GPU what keeps it busy. On "meta" there are only shapes.
+ROWS = {"cpu": 4096, "cuda": 32768, "meta": 0}
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A way to run the model, and its blocks that are checkpointed."""
+
+    forward: Forward
+    blocks: Sequence[nn.Module]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Examples of a learner's next batch, which weighs so much in all; whether they are the first ones of it."""
+
+    learner: Learner
+    batch: Encoded
+    weight: float
+    begins: bool
 
 
 class Trainer:
@@ -62,10 +81,10 @@ class Trainer:
         if form is None:
             form = Form() if device.type == "meta" else try_model(pretrained.model, targets, 128).form
         self.base = ResidentBase(pretrained, targets, device, dtype)
-        self.forward = Forward(self.base, form, self.pad, objective, settings.rows or ROWS[device.type])
+        self.forward = Forward(self.base.adapted, device, dtype, form, self.pad, objective, settings.rows or ROWS[device.type])
+        self._lanes = Lanes(self._lane(self.forward), lambda: self._lane(self.forward.twin()))
         stop = stops(pretrained.model, pretrained.processor) if form.tokens else ()
-        self.scorer = Scorer(self.forward, pretrained.first, ROWS[device.type], stop)
-        self._blocks = switch_on(self.base.adapted) if settings.checkpointing else []
+        self.scorer = Scorer(self.base, self.forward, pretrained.first, ROWS[device.type], stop)
         self.shapes, self.params, self.pretrained = self.base.shapes, self.base.params, self.base.pretrained
 
     @property
@@ -173,37 +192,60 @@ class Trainer:
         data = [learner.job.data.take(learner.where) for learner in learners if learner.where is not None]
         weights = [float(self.objective.weights(batch).sum()) for batch in data]
         losses = [torch.zeros((), device=self.device) for _ in learners]
-        micro = self.settings.micro_tokens or sum(int(batch.sizes.sum()) for batch in data)
+        tokens = [int(batch.sizes.sum()) for batch in data]
+        micro = self.settings.micro_tokens or sum(tokens)
         pieces = [(i, where) for i, batch in enumerate(data) for where in by_tokens(batch.sizes, micro)]
         begun: set[int] = set()
         for group in fill(pieces, lambda piece: int(data[piece[0]].sizes[piece[1]].sum()), micro):
-            shares = [(i, data[i] if len(where) == len(data[i]) else data[i].take(where)) for i, where in group]
-            total = torch.zeros((), device=self.device)
-            with checkpointing(self._blocks):
-                given = self.forward.outputs(*self._passing([(learners[i], batch) for i, batch in shares]))
-            for (i, batch), outputs in zip(shares, given, strict=True):
-                each = self.objective.losses(outputs, batch)
-                loss = (each * torch.from_numpy(self.objective.weights(batch)).to(each)).sum() / weights[i]
-                losses[i] = losses[i] + loss.detach()
-                total = total + loss + (0.0 if i in begun else self._penalty(learners[i]))
-                begun.add(i)
-            if total.requires_grad:
-                total.backward()  # type: ignore[no-untyped-call]
+            shares = [
+                Share(learners[i], data[i] if len(where) == len(data[i]) else data[i].take(where), weights[i], i not in begun)
+                for i, where in group
+            ]
+            begun.update(i for i, _ in group)
+            lanes = spread([int(share.batch.sizes.sum()) for share in shares], self._threads)
+            found = self._lanes.run(self._descend, [[shares[j] for j in own] for own in lanes])
+            for own, given in zip(lanes, found, strict=True):
+                for j, loss in zip(own, given, strict=True):
+                    i, _ = group[j]
+                    losses[i] = losses[i] + loss
         for learner, loss, weight in zip(learners, losses, weights, strict=True):
             learner.step()
             learner.took(loss, weight)
         return sum(map(len, data))
 
-    def _passing(self, shares: Sequence[tuple[Learner, Encoded]]) -> tuple[list[Part], dict[str, Tensor]]:
+    @property
+    def _threads(self) -> int:
+        """Among which the clients of a step are spread."""
+        return torch.get_num_threads() if self.device.type == "cpu" else 1
+
+    def _lane(self, forward: Forward) -> Lane:
+        return Lane(forward, switch_on(forward.adapted) if self.settings.checkpointing else [])
+
+    def _descend(self, lane: Lane, shares: Sequence[Share]) -> list[Tensor]:
+        """Add the gradients of some learners' examples to theirs; returns each one's loss."""
+        with checkpointing(lane.blocks):
+            given = lane.forward.outputs(*self._passing(shares))
+        losses: list[Tensor] = []
+        total = torch.zeros((), device=self.device)
+        for share, outputs in zip(shares, given, strict=True):
+            each = self.objective.losses(outputs, share.batch)
+            loss = (each * torch.from_numpy(self.objective.weights(share.batch)).to(each)).sum() / share.weight
+            losses.append(loss.detach())
+            total = total + loss + (self._penalty(share.learner) if share.begins else 0.0)
+        if total.requires_grad:
+            total.backward()  # type: ignore[no-untyped-call]
+        return losses
+
+    def _passing(self, shares: Sequence[Share]) -> tuple[list[Part], dict[str, Tensor]]:
         """Examples of learners as parts of a forward pass, and the parameters of the base that one of them trains."""
         parts: list[Part] = []
         body: dict[str, Tensor] = {}
-        for learner, batch in shares:
-            values = learner.values(self.dtype)
-            slots, gate = learner.placed(values)
+        for share in shares:
+            values = share.learner.values(self.dtype)
+            slots, gate = share.learner.placed(values)
             own = [(key, x) for key, x in values.items() if key.slot == BASE]
             body |= {key.name: x for key, x in own if key.role == "W"}  # whoever trains the base is alone
-            parts.append(Part(batch, slots, gate, {}, {key.name: x for key, x in own if key.role == "head"}))
+            parts.append(Part(share.batch, slots, gate, {}, {key.name: x for key, x in own if key.role == "head"}))
         return parts, body
 
     def _penalty(self, learner: Learner) -> Tensor | float:

@@ -11,30 +11,38 @@ from torch import Tensor
 from torch.func import functional_call
 
 from fedlora.data.encoded import Encoded
-from fedlora.models.base import ResidentBase
 from fedlora.models.heads import Body, Head, Whole
 from fedlora.models.likelihood import Likelihood
 from fedlora.models.packing import Form, Inputs, Shared, by_size, following, pack
-from fedlora.models.slots import Weight, bind, bind_routers
+from fedlora.models.slots import Adapted, Weight, bind, bind_routers
 from fedlora.tasks.base import Objective
 from fedlora.training.passes import Part, filled_up, in_order, passes, take
 from fedlora.types import Mix
 
 
 class Forward:
-    """Runs the resident base model.
+    """Runs a model that has slots.
 
     Attributes:
+        adapted: the model, on `device`, computing in `dtype`.
         form: how the model is run.
         pad: the id of the padding token.
         objective: the task: an example's logits are those of its own domain, which makes one head a head a domain.
         rows: tokens that fill a pass.
     """
 
-    def __init__(self, base: ResidentBase, form: Form, pad: int, objective: Objective, rows: int) -> None:
-        self.base, self.form, self.pad, self.objective, self.rows = base, form, pad, objective, rows
-        self._body, self._head, self._whole = Body(base.model, form), Head(base.model, form), Whole(base.model, form)
-        self._likelihood = Likelihood(base.model)
+    def __init__(
+        self, adapted: Adapted, device: torch.device, dtype: torch.dtype, form: Form, pad: int, objective: Objective, rows: int
+    ) -> None:
+        self.adapted, self.device, self.dtype = adapted, device, dtype
+        self.form, self.pad, self.objective, self.rows = form, pad, objective, rows
+        model = adapted.model
+        self._body, self._head, self._whole = Body(model, form), Head(model, form), Whole(model, form)
+        self._likelihood = Likelihood(model)
+
+    def twin(self) -> "Forward":
+        """Another one on the same parameters, which can run at the same time."""
+        return Forward(self.adapted.twin(), self.device, self.dtype, self.form, self.pad, self.objective, self.rows)
 
     @property
     def domains(self) -> list[str]:
@@ -42,7 +50,7 @@ class Forward:
         return [domain.name for domain in self.objective.schema.domains]
 
     def _pack(self, given: Sequence[np.ndarray]) -> Inputs:
-        return pack(given, self.form, self.pad, self.base.device, self.base.dtype)
+        return pack(given, self.form, self.pad, self.device, self.dtype)
 
     def outputs(self, parts: Sequence[Part], body: Mapping[str, Tensor]) -> list[Tensor]:
         """What the model gives of each part's examples, (n, outputs): logits, -inf for the classes of other domains, or a language
@@ -54,12 +62,12 @@ class Forward:
             for (i, where), given in zip(pieces, self._pass(shares, body), strict=True):
                 found[i].append(given)
                 places[i].append(where)
-        whole = [x[0] if len(x) == 1 else in_order(x, where, self.base.device) for x, where in zip(found, places, strict=True)]
+        whole = [x[0] if len(x) == 1 else in_order(x, where, self.device) for x, where in zip(found, places, strict=True)]
         return [self.objective.within(given, part.data.domains) for given, part in zip(whole, parts, strict=True)]
 
     def _pass(self, parts: Sequence[Part], body: Mapping[str, Tensor]) -> list[Tensor]:
         """The same, from one forward pass."""
-        few = self.form.packing is not None and by_size(self.base.device, self.base.dtype)
+        few = self.form.packing is not None and by_size(self.device, self.dtype)
         filled = [filled_up(part.data) if few and not part.weights else part.data for part in parts]
         inputs = self._pack([x for data in filled for x in data.inputs])
         whose = [slice(a, b) for a, b in pairwise(accumulate(map(len, filled), initial=0))]
@@ -81,7 +89,7 @@ class Forward:
             whole = _call(self._head, body, hidden, inputs)
             return [whole[s] for s in spans]
         finally:
-            self.base.adapted.bound, self.base.adapted.routers = {}, {}
+            self.adapted.bound, self.adapted.routers = {}, {}
 
     def _of_tokens(self, inputs: Inputs, trained: Sequence[np.ndarray], body: Mapping[str, Tensor]) -> Tensor:
         """Of each text the sums over its trained tokens, (texts, 2)."""
@@ -96,14 +104,14 @@ class Forward:
             weights = (
                 part.gate.weights if isinstance(part.gate, Mix) else {s: self._by_row(w, own) for s, w in part.weights.items()}
             )
-            bound.append(bind(part.slots, list(self.base.shapes), weights))
+            bound.append(bind(part.slots, list(self.adapted.shapes), weights))
             routers.append(bind_routers(part.gate, part.slots))
-        self.base.adapted.bound = {
+        self.adapted.bound = {
             m: [(where, slots[m]) for where, slots in zip(rows, bound, strict=True)]
-            for m in self.base.shapes
+            for m in self.adapted.shapes
             if any(s[m] for s in bound)
         }
-        self.base.adapted.routers = {m: [r.get(m) for r in routers] for m in self.base.shapes if any(m in r for r in routers)}
+        self.adapted.routers = {m: [r.get(m) for r in routers] for m in self.adapted.shapes if any(m in r for r in routers)}
 
     @contextmanager
     def bound(self, part: Part) -> Iterator[None]:
@@ -112,7 +120,7 @@ class Forward:
         try:
             yield
         finally:
-            self.base.adapted.bound, self.base.adapted.routers = {}, {}
+            self.adapted.bound, self.adapted.routers = {}, {}
 
     def _by_row(self, weight: Weight, lengths: np.ndarray) -> Weight:
         """What weighs each text, for each of its rows."""

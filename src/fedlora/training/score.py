@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedlora.data.encoded import Encoded
+from fedlora.models.base import ResidentBase
 from fedlora.models.generate import Hear, generate
 from fedlora.models.slots import Weight
 from fedlora.training.forward import Forward
@@ -92,8 +93,8 @@ class Scorer:
     there is one; a pass takes `tokens`, or as many as a step of training; `stop` are the tokens that end what a language model
     writes. Jobs share passes as clients share steps."""
 
-    def __init__(self, forward: Forward, first: int | None, tokens: int, stop: Collection[int] = ()) -> None:
-        self.forward, self.base, self._first, self._tokens, self._stop = forward, forward.base, first, tokens, stop
+    def __init__(self, base: ResidentBase, forward: Forward, first: int | None, tokens: int, stop: Collection[int] = ()) -> None:
+        self.base, self.forward, self._first, self._tokens, self._stop = base, forward, first, tokens, stop
 
     @property
     def tokens(self) -> int:

@@ -1,0 +1,62 @@
+"""Clients of a step side by side, each group in a thread of its own with fewer of the processor's cores.
+
+A small product is little faster on two cores than on one, so two groups of clients, a core each, are done before one of all of
+them on both. The threads share the model's parameters; all else that a forward pass changes of a model is each one's own.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Generic, TypeVar
+
+import torch
+
+Place = TypeVar("Place")
+Work = TypeVar("Work")
+Found = TypeVar("Found")
+
+EVEN = 1.15  # how much more than its share the largest group may have, else more is lost by waiting than is gained
+
+
+def spread(sizes: Sequence[int], threads: int) -> list[list[int]]:
+    """Positions of things of these sizes in groups that are about even, each with as many of the threads: as many groups as
+    possible, which may be one."""
+    largest_first = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
+    for count in (n for n in range(min(threads, len(sizes)), 1, -1) if threads % n == 0):
+        groups: list[list[int]] = [[] for _ in range(count)]
+        taken = [0] * count
+        for i in largest_first:
+            least = taken.index(min(taken))
+            groups[least].append(i)
+            taken[least] += sizes[i]
+        if max(taken) * count <= EVEN * sum(sizes):
+            return [sorted(group) for group in groups]
+    return [list(range(len(sizes)))]
+
+
+class Lanes(Generic[Place]):
+    """Places to work in, each used by one thread at a time: the first one, and others that `another` makes when they are needed."""
+
+    def __init__(self, first: Place, another: Callable[[], Place]) -> None:
+        self._places, self._another = [first], another
+        self._pool: ThreadPoolExecutor | None = None
+
+    def run(self, work: Callable[[Place, Work], Found], parts: Sequence[Work]) -> list[Found]:
+        """What `work` makes of each part, all at the same time, the threads of this one being shared out among them."""
+        if len(parts) == 1:
+            return [work(self._places[0], parts[0])]
+        while len(self._places) < len(parts):
+            self._places.append(self._another())
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="lane")
+        threads = torch.get_num_threads()
+
+        def one(place: Place, part: Work) -> Found:
+            torch.set_num_threads(threads // len(parts))  # of this thread alone
+            return work(place, part)
+
+        futures = [self._pool.submit(one, place, part) for place, part in zip(self._places, parts, strict=False)]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            wait(futures)  # also when one has failed, or when this thread is interrupted
+            torch.set_num_threads(threads)  # what threads that others begin have
