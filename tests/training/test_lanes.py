@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from fedlora.config import TrainConfig
 from fedlora.data.encoded import Encoded
 from fedlora.models.load import from_config
 from fedlora.models.slots import find_targets
-from fedlora.training.batched import Trainer
+from fedlora.training.batched import Trainer, rows_of_step
 from fedlora.training.lanes import Lanes, spread
 from fedlora.training.learner import Job, Outcome
 from fedlora.types import BaseUpdate, Factors, Train
@@ -175,3 +176,22 @@ def test_the_threads_share_the_models_parameters(two_threads: None) -> None:
     assert mine.keys() == other.keys() and all(mine[name] is other[name] for name in mine)
     assert twin.adapted.model is not own.base.model
     assert all("forward" in module.__dict__ for module in own.base.adapted.modules.values())
+
+
+@pytest.mark.parametrize(
+    ("hidden", "layers", "wide", "rows"),
+    [(384, 6, 42_240, 4096), (768, 12, 167_424, 4096), (1024, 24, 444_416, 2048)],  # MiniLM, BERT-base and BERT-large
+)
+def test_a_step_of_a_model_of_many_numbers_has_fewer_tokens_unless_the_run_says(
+    hidden: int, layers: int, wide: int, rows: int
+) -> None:
+    """Four layers hidden to hidden, one to four times as many, one back; and the pooler's."""
+    assert layers * (4 * 2 * hidden + 2 * 5 * hidden) + 2 * hidden == wide
+    config = transformers.BertConfig(
+        hidden_size=hidden, num_hidden_layers=layers, intermediate_size=4 * hidden, num_attention_heads=4
+    )
+    with torch.device("meta"):
+        model = transformers.BertModel(config)
+    assert rows_of_step(model, torch.device("cpu")) == rows
+    assert rows_of_step(model, torch.device("cuda")) == 32768
+    assert trainer(rows=77).rows == 77

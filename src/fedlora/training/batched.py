@@ -25,6 +25,7 @@ from fedlora.models.generate import Hear, stops
 from fedlora.models.heads import padding
 from fedlora.models.load import Pretrained
 from fedlora.models.packing import Form
+from fedlora.models.slots import is_linear, layer_shape
 from fedlora.models.trial import try_model
 from fedlora.tasks.base import Objective, Running
 from fedlora.training.forward import Forward
@@ -35,8 +36,10 @@ from fedlora.training.passes import Part, by_tokens, fill
 from fedlora.training.score import ScoreJob, Scorer, Untrained
 from fedlora.types import BASE, BaseUpdate, Observe, Observed, Pool
 
-# Tokens in one step: on a CPU what the caches of its cores hold, on a GPU what keeps it busy. On "meta" there are only shapes.
+# Tokens in one step: what is fastest on a CPU, what keeps a GPU busy. On "meta" there are only shapes.
 ROWS = {"cpu": 4096, "cuda": 32768, "meta": 0}
+WIDE = 200_000  # numbers that enter and leave the linear layers for a token, above which a step on a CPU keeps too much memory:
+ROWS_OF_WIDE = 2048  # then it has as many tokens, and is hardly slower, for products of such models are large anyway
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,11 @@ class Trainer:
         if form is None:
             form = Form() if device.type == "meta" else try_model(pretrained.model, targets, 128).form
         self.base = ResidentBase(pretrained, targets, device, dtype)
-        self.forward = Forward(self.base.adapted, device, dtype, form, self.pad, objective, settings.rows or ROWS[device.type])
+        rows = rows_of_step(self.base.model, device)
+        self.forward = Forward(self.base.adapted, device, dtype, form, self.pad, objective, settings.rows or rows)
         self._lanes = Lanes(self._lane(self.forward), lambda: self._lane(self.forward.twin()))
         stop = stops(pretrained.model, pretrained.processor) if form.tokens else ()
-        self.scorer = Scorer(self.base, self.forward, pretrained.first, ROWS[device.type], stop)
+        self.scorer = Scorer(self.base, self.forward, pretrained.first, rows, stop)
         self.shapes, self.params, self.pretrained = self.base.shapes, self.base.params, self.base.pretrained
 
     @property
@@ -254,6 +258,12 @@ class Trainer:
             return 0.0
         slot = on_device({"": learner.job.ask.slots[term.slot]}, self.device, learner.master)[""]
         return penalty(term, slot, learner.values(learner.master))
+
+
+def rows_of_step(model: nn.Module, device: torch.device) -> int:
+    """Tokens in one step, where the configuration does not say."""
+    wide = sum(sum(layer_shape(module)) for module in model.modules() if is_linear(module)) > WIDE
+    return ROWS_OF_WIDE if wide and device.type == "cpu" else ROWS[device.type]
 
 
 def _trains_base(job: Job) -> bool:
