@@ -16,7 +16,7 @@ from fedlora.models.cut import Cut, can_be_cut, cut
 from fedlora.models.load import PACKAGED, Given, Pretrained, holds_model, revision_of
 from fedlora.models.quantised import dequantised
 from fedlora.runs import card
-from fedlora.runs.prepare import has_own_models, load_pretrained, make_method, make_task
+from fedlora.runs.prepare import has_own_models, load_pretrained, make_method, make_task, with_source
 from fedlora.runs.roster import Roster, read_roster
 from fedlora.runs.saved import load_saved, state_of
 from fedlora.summary import read_metrics, read_rows, to_written
@@ -193,7 +193,7 @@ def located(config: Config, run: Path) -> Config:
     if source in PACKAGED or Path(source).exists():
         return config
     found = next((place / source for place in run.resolve().parents if holds_model(place / source)), None)
-    return config if found is None else config.model_copy(update={"model": config.model.model_copy(update={"source": str(found)})})
+    return config if found is None else with_source(config, found)
 
 
 def write_folder(

@@ -91,6 +91,11 @@ def make_method(config: Config) -> Method:
     return methods.make(config.method.name, config.method.settings)
 
 
+def with_source(config: Config, source: str | Path) -> Config:
+    """The configuration with its model from there."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"source": str(source)})})
+
+
 def has_own_models(config: Config) -> bool:
     """Whether clients end with models of their own, so that each is scored on its own test part, and no common one is."""
     personal: bool = methods.find(config.method.name).FACTS.personal

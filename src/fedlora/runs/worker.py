@@ -29,7 +29,7 @@ from fedlora.runs.connect import Connect, in_process, make_worker
 from fedlora.runs.context import RunContext
 from fedlora.runs.folder import check_roster
 from fedlora.runs.packages import require
-from fedlora.runs.prepare import prepare
+from fedlora.runs.prepare import prepare, with_source
 from fedlora.runs.saved import STATES
 from fedlora.transports.pool import EACH, Pool, balanced
 from fedlora.transports.processes import starting
@@ -163,7 +163,7 @@ def _with_base(config: Config, base: Mapping[str, tuple[str, Any]], fetch: Calla
             if not (place / name).exists():
                 write_whole(place / name, fetch(where))
     found = place / source.name if list(base) == [source.name] else place
-    return config.model_copy(update={"model": config.model.model_copy(update={"source": str(found)})})
+    return with_source(config, found)
 
 
 @contextmanager

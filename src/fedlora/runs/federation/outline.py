@@ -16,7 +16,7 @@ from fedlora.disk import digest
 from fedlora.errors import BadInput
 from fedlora.models.load import Pretrained, revision_of
 from fedlora.runs.federation.folder import Federation
-from fedlora.runs.prepare import Loaded, make_task
+from fedlora.runs.prepare import Loaded, make_task, with_source
 from fedlora.tasks.base import Objective
 from fedlora.types import Tensors
 
@@ -146,8 +146,7 @@ def pretrained_of(config: Config, federation: Federation, outline: Outline) -> P
     """The model with the values that the outline has, and no others: memory that was never written to."""
     from transformers import AutoTokenizer
 
-    here = config.model_copy(update={"model": config.model.model_copy(update={"source": str(federation.model)})})
-    pretrained = make_task(config).outline(here.model, outline.schema)
+    pretrained = make_task(config).outline(with_source(config, federation.model).model, outline.schema)
     model = pretrained.model.to_empty(device="cpu").requires_grad_(False).eval()
     parameters = dict(model.named_parameters())
     with torch.no_grad():

@@ -35,6 +35,7 @@ from fedlora.runs.prepare import (
     make_task,
     refuse_unserved,
     versions,
+    with_source,
 )
 from fedlora.runs.roster import Roster, read_roster
 from fedlora.server.evaluate import Panel
@@ -121,7 +122,7 @@ def run(session: Session, grid: Any, listener: Listener | None = None) -> dict[s
     federation, out = Federation(Path(session.federation)), Path(session.out)
     config = federation.config
     if session.model is not None:
-        config = config.model_copy(update={"model": config.model.model_copy(update={"source": session.model})})
+        config = with_source(config, session.model)
     expected = outline.read(federation)
     names = config.clients.names or []
     method, settings = make_method(config), config.transport
