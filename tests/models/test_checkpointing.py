@@ -9,7 +9,9 @@ import pytest
 import tiny
 import torch
 import transformers
+from architectures import ARCHITECTURES
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedlora.config import TrainConfig
 from fedlora.data.encoded import Encoded
@@ -80,6 +82,30 @@ def test_gradients_and_results_are_those_without_it(kind: str, ask: Callable[[Tr
         for key in mine:
             torch.testing.assert_close(mine[key], other[key], atol=1e-12, rtol=1e-9)
             assert other[key].abs().max() > 0 or "score" in key
+
+
+@pytest.mark.parametrize("kind", ["zamba", "zamba2"])
+def test_of_blocks_within_blocks_the_outer_ones_are_computed_again(kind: str) -> None:
+    """Recomputed by itself, an inner one would find what the outer one has kept in another order."""
+    found = {}
+    for on in (True, False):
+        pretrained = from_config(ARCHITECTURES[kind].config(), None, 3)
+        own = Trainer(
+            pretrained,
+            find_targets(pretrained.model, "all-linear"),
+            SETTINGS.model_copy(update={"checkpointing": on}),
+            torch.device("cpu"),
+            torch.float32,
+            tiny.objective(),
+        )
+        nested = [m for m in own.base.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        assert len({inner for m in nested for inner in m.modules() if inner is not m}.intersection(nested)) > 0
+        start = {m: adapter(own.shapes, 7).A[m].float() for m in own.shapes}
+        slot = Factors(start, {m: adapter(own.shapes, 7).B[m].float() for m in own.shapes}, 2.0)
+        found[on] = tiny.train_one(own, Job(Train({"shared": slot}, LORA, want_grad=True), data(3), 3, own.head)).trained.grad
+    for role, own_role in found[False].items():
+        for name, x in own_role.items():
+            torch.testing.assert_close(found[True][role][name], x, atol=1e-5 * float(x.abs().max()) + 1e-9, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])

@@ -2,6 +2,8 @@
 
 import threading
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +64,7 @@ def test_everybody_is_in_one_group_and_no_group_is_much_above_its_share(sizes: l
 def test_parts_run_at_the_same_time_each_with_its_share_of_the_threads_and_in_a_place_of_its_own(two_threads: None) -> None:
     made = iter(["second"])
     lanes = Lanes("first", lambda: next(made))
+    assert lanes.spread([5, 7]) == [[0, 1]] and lanes.spread([6, 7]) == [[1], [0]]
     meet = threading.Barrier(2, timeout=60)  # neither goes on before the other is there
     for _ in range(3):
 
@@ -89,16 +92,18 @@ def test_what_fails_in_a_lane_fails_here_once_all_have_ended(two_threads: None) 
         ended.append(part)
 
     with pytest.raises(ValueError, match="of a lane"):
-        Lanes(0, lambda: 1).run(work, [0, 1])
+        lanes = Lanes(0, lambda: 1)
+        lanes.run(work, [i for (i,) in lanes.spread([1, 1])])
     assert ended == [1] and torch.get_num_threads() == 2
 
 
 # ---- a trainer ---------------------------------------------------------------------------------------------------------------
 
 
-def trainer(**settings: object) -> Trainer:
+def trainer(change: Callable[[Any], None] = lambda model: None, **settings: object) -> Trainer:
     pretrained = from_config(tiny.config("bert"), None, 3)
     pretrained.model.double()
+    change(pretrained.model)
     train = TrainConfig(batch_size=4, lr=5e-3, epochs=2).model_copy(update=settings)
     targets = find_targets(pretrained.model, "all-linear")
     return Trainer(pretrained, targets, train, torch.device("cpu"), torch.float64, tiny.objective())
@@ -168,10 +173,48 @@ def test_clients_in_two_threads_learn_what_they_learn_alone(
         before = alone
 
 
-def test_the_threads_share_the_models_parameters(two_threads: None) -> None:
+def test_where_there_is_no_other_place_all_share_the_one_there_is(two_threads: None) -> None:
+    asked: list[int] = []
+    lanes = Lanes(0, lambda: asked.append(1))
+    assert [lanes.spread([6, 6]) for _ in range(3)] == [[[0, 1]]] * 3 and asked == [1]
+
+
+def closure(model: Any) -> None:
+    """A hook that calls a layer by a closure, which is not copied."""
+    attention = model.bert.encoder.layer[0].attention.self
+    attention.key.register_forward_hook(lambda module, args, out, query=attention.query: out + 0.1 * query(args[0]))
+
+
+def no_leaf(model: Any) -> None:
+    model.bert.cached = model.classifier.weight.requires_grad_() * 2
+
+
+def lock(model: Any) -> None:
+    model.bert.lock = threading.Lock()
+
+
+@pytest.mark.parametrize("change", [closure, no_leaf, lock])
+def test_a_model_that_can_have_no_twin_trains_its_clients_together(change: Any, two_threads: None) -> None:
+    own = trainer(optimizer="sgd", change=change)
+    adapted = own.base.adapted
+    before = [module.__dict__["forward"] for module in adapted.modules.values()]
+    assert own.forward.twin() is None
+    ask = Train({"shared": adapter(own, 5)}, AB)
+    for one, two in zip(trained(own, ask, at_once=False), trained(own, ask, at_once=True), strict=True):
+        for name, x in tensors(one).items():
+            torch.testing.assert_close(tensors(two)[name], x, atol=1e-12, rtol=1e-9)
+    assert [module.__dict__["forward"].args for module in adapted.modules.values()] == [each.args for each in before]
+    assert not any("forward" in module.__dict__ for module in own.base.model.modules() if module not in adapted.modules.values())
+
+
+def test_the_threads_share_the_models_parameters_and_nothing_that_a_pass_changes(two_threads: None) -> None:
     """A second model in memory would be a second model too much."""
     own = trainer()
     twin = own.forward.twin()
+    assert twin is not None
+    assert not {*own.base.model.modules()} & {*twin.adapted.model.modules()}
+    buffers = zip(own.base.model.buffers(), twin.adapted.model.buffers(), strict=True)
+    assert all(a is not b and torch.equal(a, b) for a, b in buffers)
     mine, other = dict(own.base.model.named_parameters()), dict(twin.adapted.model.named_parameters())
     assert mine.keys() == other.keys() and all(mine[name] is other[name] for name in mine)
     assert twin.adapted.model is not own.base.model
@@ -179,19 +222,21 @@ def test_the_threads_share_the_models_parameters(two_threads: None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hidden", "layers", "wide", "rows"),
-    [(384, 6, 42_240, 4096), (768, 12, 167_424, 4096), (1024, 24, 444_416, 2048)],  # MiniLM, BERT-base and BERT-large
+    ("config", "rows"),
+    [
+        (transformers.BertConfig(hidden_size=384, num_hidden_layers=6), 4096),  # MiniLM, 2,304 numbers a token
+        (transformers.BertConfig(), 4096),  # 9,216
+        (transformers.DistilBertConfig(), 4096),  # 4,608, by other names
+        (transformers.BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16), 2048),  # 24,576
+        (transformers.AlbertConfig(), 2048),  # one layer, twelve times: 49,152
+        (transformers.ViTConfig(), 4096),
+        (transformers.ResNetConfig(), 2048),  # does not say
+    ],
+    ids=lambda x: type(x).__name__ if hasattr(x, "to_dict") else str(x),
 )
-def test_a_step_of_a_model_of_many_numbers_has_fewer_tokens_unless_the_run_says(
-    hidden: int, layers: int, wide: int, rows: int
-) -> None:
-    """Four layers hidden to hidden, one to four times as many, one back; and the pooler's."""
-    assert layers * (4 * 2 * hidden + 2 * 5 * hidden) + 2 * hidden == wide
-    config = transformers.BertConfig(
-        hidden_size=hidden, num_hidden_layers=layers, intermediate_size=4 * hidden, num_attention_heads=4
-    )
+def test_a_step_of_a_wide_model_has_fewer_tokens_unless_the_run_says(config: Any, rows: int) -> None:
     with torch.device("meta"):
-        model = transformers.BertModel(config)
+        model = transformers.AutoModel.from_config(config)
     assert rows_of_step(model, torch.device("cpu")) == rows
     assert rows_of_step(model, torch.device("cuda")) == 32768
     assert trainer(rows=77).rows == 77

@@ -24,7 +24,9 @@ def switch_on(adapted: Adapted) -> list[nn.Module]:
     """Switch a model's blocks on; returns them. BadInput where transformers can do it for none of the model's."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    blocks = [module for module in adapted.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    every = [module for module in adapted.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    inside = {inner for block in every for inner in block.modules() if inner is not block}
+    blocks = [block for block in every if block not in inside]  # what a block is made of is computed again with it
     if not blocks:
         raise BadInput(
             f"train.checkpointing = true: transformers cannot checkpoint {type(adapted.model).__name__}; leave it out, and see "

@@ -12,19 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedlora.algebra.lowrank import factored_svd
 from fedlora.errors import BadInput, first_line
-from fedlora.models.heads import logits, padding
+from fedlora.models.heads import logits
 from fedlora.models.load import Pretrained
-from fedlora.models.packing import Form, Inputs, Shared, pack
+from fedlora.models.packing import Form, Inputs
 from fedlora.models.quantised import was_transposed
 from fedlora.models.quiet import quiet
 from fedlora.models.slots import Adapted, Live, layer_shape, transposed
-from fedlora.models.trial import HALF, rows_of_embedding
+from fedlora.models.trial import HALF, made_up
 from fedlora.types import Factors, Mix, Model
 
 CLOSE = 1e-3  # of logits, relative to the largest one
@@ -159,7 +158,7 @@ def rehearse(pretrained: Pretrained, targets: Sequence[str], form: Form) -> None
         BadInput: there is no gradient; PEFT cannot write or read such an adapter, or gives other logits.
     """
     name = type(pretrained.model).__name__
-    text, random = _made_up(pretrained.model, form), _random(pretrained.model, targets)
+    text, random = made_up(pretrained.model, form), _random(pretrained.model, targets)
     try:
         with quiet():
             wanted = _with_slots(pretrained.model, form, text, random)
@@ -196,15 +195,6 @@ def held_by_peft(pretrained: Pretrained, targets: Sequence[str], form: Form) -> 
         held = [m for m in targets if m in held]
         rehearse(pretrained, held, form)
         return held
-
-
-def _made_up(model: nn.Module, form: Form) -> Inputs:
-    """An input of one example."""
-    if form.shared is Shared.STACKED:
-        pixels = torch.randn(form.shape, generator=torch.Generator().manual_seed(0)).numpy()
-        return pack([pixels], form, 0, torch.device("cpu"))
-    words, pad = rows_of_embedding(model) or 9, padding(model)
-    return pack([np.array([id for id in range(min(words, 9)) if id != pad], dtype=np.int64)], form, pad, torch.device("cpu"))
 
 
 def _random(model: nn.Module, targets: Sequence[str]) -> Factors:

@@ -9,7 +9,6 @@ Shapes: x (..., d_in), A (r, d_in), C (r, r) or (r,), B (d_out, r), D (d_out,) o
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -112,15 +111,6 @@ class Adapted:
             before = self._before[name]
             if before is not None:
                 module.forward = before
-
-    def twin(self) -> "Adapted":
-        """The model once more, on the same parameters, with slots of its own."""
-        self.release()
-        try:
-            model = deepcopy(self.model, {id(x): x for x in (*self.model.parameters(), *self.model.buffers())})
-        finally:
-            self.attach()
-        return Adapted(model, list(self.modules))
 
     def _forward(self, name: str, module: nn.Module, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         bound = self.bound.get(name, ())

@@ -28,7 +28,7 @@ from fedlora.errors import BadInput, first_line, some
 from fedlora.models import attention
 from fedlora.models.casting import cast
 from fedlora.models.heads import Body, logits, logits_of, padding, text_config
-from fedlora.models.packing import Form, Packing, Positions, Reads, Shared, pack, sharing
+from fedlora.models.packing import Form, Inputs, Packing, Positions, Reads, Shared, pack, sharing
 from fedlora.models.quantised import compute_in, is_packed
 from fedlora.models.quiet import quiet
 
@@ -421,6 +421,16 @@ def token_types_count(model: Any, tokenizer: Any) -> bool:
 def _vocabulary(model: Any, words: int | None) -> int:
     rows = rows_of_embedding(model) or getattr(text_config(model), "vocab_size", None)
     return min((int(n) for n in (rows, words) if n is not None), default=2)
+
+
+def made_up(model: nn.Module, form: Form, dtype: torch.dtype = torch.float32) -> Inputs:
+    """An input of one example, on the CPU."""
+    device = torch.device("cpu")
+    if form.shared is Shared.STACKED:
+        pixels = torch.randn(form.shape, generator=torch.Generator().manual_seed(0)).numpy()
+        return pack([pixels], form, 0, device, dtype)
+    words, pad = rows_of_embedding(model) or 9, padding(model)
+    return pack([np.array([id for id in range(min(words, 9)) if id != pad], dtype=np.int64)], form, pad, device, dtype)
 
 
 def rows_of_embedding(model: Any) -> int | None:

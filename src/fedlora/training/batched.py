@@ -23,14 +23,13 @@ from fedlora.data.encoded import Encoded
 from fedlora.models.base import ResidentBase
 from fedlora.models.checkpointing import checkpointing, switch_on
 from fedlora.models.generate import Hear, stops
-from fedlora.models.heads import padding
+from fedlora.models.heads import padding, text_config
 from fedlora.models.load import Pretrained
 from fedlora.models.packing import Form
-from fedlora.models.slots import is_linear, layer_shape
 from fedlora.models.trial import try_model
 from fedlora.tasks.base import Objective, Running
 from fedlora.training.forward import Forward
-from fedlora.training.lanes import Lanes, spread
+from fedlora.training.lanes import Lanes
 from fedlora.training.learner import Job, Learner, Outcome, on_device, penalty
 from fedlora.training.observe import observe
 from fedlora.training.passes import Part, by_tokens, fill
@@ -39,7 +38,7 @@ from fedlora.types import BASE, BaseUpdate, Observe, Observed, Pool
 
 # Tokens in one step: what is fastest on a CPU, what keeps a GPU busy. On "meta" there are only shapes.
 ROWS = {"cpu": 4096, "cuda": 32768, "meta": 0}
-WIDE = 200_000  # numbers that enter and leave the linear layers for a token, above which a step on a CPU keeps too much memory:
+WIDE = 12_000  # numbers that a token's states have, over all layers, above which a step on a CPU would keep too much memory:
 ROWS_OF_WIDE = 2048  # then it has as many tokens, and is hardly slower, for products of such models are large anyway
 
 
@@ -87,7 +86,7 @@ class Trainer:
         self.base = ResidentBase(pretrained, targets, device, dtype)
         rows = rows_of_step(self.base.model, device)
         self.forward = Forward(self.base.adapted, device, dtype, form, self.pad, objective, settings.rows or rows)
-        self._lanes = Lanes(self._lane(self.forward), lambda: self._lane(self.forward.twin()))
+        self._lanes = Lanes(self._lane(self.forward), self._another_lane)
         stop = stops(pretrained.model, pretrained.processor) if form.tokens else ()
         self.scorer = Scorer(self.base, self.forward, pretrained.first, rows, stop)
         self.shapes, self.params, self.pretrained = self.base.shapes, self.base.params, self.base.pretrained
@@ -207,7 +206,7 @@ class Trainer:
                 for i, where in group
             ]
             begun.update(i for i, _ in group)
-            lanes = spread([int(share.batch.sizes.sum()) for share in shares], self._threads)
+            lanes = self._lanes.spread([int(share.batch.sizes.sum()) for share in shares])
             found = self._lanes.run(self._descend, [[shares[j] for j in own] for own in lanes])
             for own, given in zip(lanes, found, strict=True):
                 for j, loss in zip(own, given, strict=True):
@@ -218,13 +217,12 @@ class Trainer:
             learner.took(loss, weight)
         return sum(map(len, data))
 
-    @property
-    def _threads(self) -> int:
-        """Among which the clients of a step are spread."""
-        return torch.get_num_threads() if self.device.type == "cpu" else 1
-
     def _lane(self, forward: Forward) -> Lane:
         return Lane(forward, switch_on(forward.adapted) if self.settings.checkpointing else [])
+
+    def _another_lane(self) -> Lane | None:
+        twin = self.forward.twin() if self.device.type == "cpu" else None
+        return None if twin is None else self._lane(twin)
 
     def _descend(self, lane: Lane, shares: Sequence[Share]) -> list[Tensor]:
         """Add the gradients of some learners' examples to theirs; returns each one's loss."""
@@ -263,8 +261,10 @@ class Trainer:
 
 def rows_of_step(model: nn.Module, device: torch.device) -> int:
     """Tokens in one step, where the configuration does not say."""
-    wide = sum(sum(layer_shape(module)) for module in model.modules() if is_linear(module)) > WIDE
-    return ROWS_OF_WIDE if wide and device.type == "cpu" else ROWS[device.type]
+    config = text_config(model)
+    layers, size = (getattr(config, name, None) for name in ("num_hidden_layers", "hidden_size"))
+    small = isinstance(layers, int) and isinstance(size, int) and layers * size <= WIDE
+    return ROWS_OF_WIDE if device.type == "cpu" and not small else ROWS[device.type]
 
 
 def _trains_base(job: Job) -> bool:

@@ -34,18 +34,28 @@ def spread(sizes: Sequence[int], threads: int) -> list[list[int]]:
 
 
 class Lanes(Generic[Place]):
-    """Places to work in, each used by one thread at a time: the first one, and others that `another` makes when they are needed."""
+    """Places to work in, each used by one thread at a time: the first one, and others that `another` makes when they are needed;
+    None where there can be none."""
 
-    def __init__(self, first: Place, another: Callable[[], Place]) -> None:
-        self._places, self._another = [first], another
+    def __init__(self, first: Place, another: Callable[[], Place | None]) -> None:
+        self._places, self._another, self._alone = [first], another, False
         self._pool: ThreadPoolExecutor | None = None
 
+    def spread(self, sizes: Sequence[int]) -> list[list[int]]:
+        """As `spread` does it, for as many threads as this one has, and one group where there is no other place."""
+        groups = spread(sizes, 1 if self._alone else torch.get_num_threads())
+        while len(self._places) < len(groups):
+            place = self._another()
+            if place is None:
+                self._alone = True
+                return spread(sizes, 1)
+            self._places.append(place)
+        return groups
+
     def run(self, work: Callable[[Place, Work], Found], parts: Sequence[Work]) -> list[Found]:
-        """What `work` makes of each part, all at the same time, the threads of this one being shared out among them."""
+        """What `work` makes of the part of each group, all at the same time, this one's threads being shared out among them."""
         if len(parts) == 1:
             return [work(self._places[0], parts[0])]
-        while len(self._places) < len(parts):
-            self._places.append(self._another())
         if self._pool is None:
             self._pool = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="lane")
         threads = torch.get_num_threads()
@@ -54,7 +64,7 @@ class Lanes(Generic[Place]):
             torch.set_num_threads(threads // len(parts))  # of this thread alone
             return work(place, part)
 
-        futures = [self._pool.submit(one, place, part) for place, part in zip(self._places, parts, strict=False)]
+        futures = [self._pool.submit(one, place, part) for place, part in zip(self._places[: len(parts)], parts, strict=True)]
         try:
             return [future.result() for future in futures]
         finally:
