@@ -26,7 +26,7 @@ from fedlora.models import packing, vision
 from fedlora.models.slots import find_targets
 from fedlora.runs.prepare import fresh_adapter
 from fedlora.tasks.texts import encode
-from fedlora.training import forward, lanes
+from fedlora.training import forward, replicas
 from fedlora.training.batched import Trainer
 from fedlora.training.learner import Job, Outcome
 from fedlora.types import Client, Factors, Observe, Reply, Setup
@@ -116,7 +116,7 @@ def in_threads(trainer: Trainer, jobs: Sequence[Job], rows: int) -> list[Outcome
     """Half of the clients of a step in a thread each, however uneven the halves are."""
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lanes, "EVEN", 2.0)
+        patch.setattr(replicas, "EVEN", 2.0)
         torch.set_num_threads(2)
         try:
             return together(trainer, jobs, rows)

@@ -1,7 +1,7 @@
 """Local training: Train requests of many clients over one base model that stays in memory.
 
 Clients train together: a step takes the next batch of each of several clients, side by side in one forward and backward pass, each
-passing through its own slots; on a CPU in one pass a thread, where the clients can be shared out evenly (`lanes`). A client that
+passing through its own slots; on a CPU in one pass a thread, where the clients can be shared out evenly (`replicas`). A client that
 has finished makes room for the next one. How many take part in a step follows from the number of tokens in their batches alone,
 so a run that is repeated or resumed makes the same steps.
 
@@ -29,10 +29,10 @@ from fedlora.models.packing import Form
 from fedlora.models.trial import try_model
 from fedlora.tasks.base import Objective, Running
 from fedlora.training.forward import Forward
-from fedlora.training.lanes import Lanes
 from fedlora.training.learner import Job, Learner, Outcome, on_device, penalty
 from fedlora.training.observe import observe
 from fedlora.training.passes import Part, by_tokens, fill
+from fedlora.training.replicas import Replicas
 from fedlora.training.score import ScoreJob, Scorer, Untrained
 from fedlora.types import BASE, BaseUpdate, Observe, Observed, Pool
 
@@ -43,7 +43,7 @@ ROWS_OF_WIDE = 2048  # then it has as many tokens, and is hardly slower, for pro
 
 
 @dataclass(frozen=True)
-class Lane:
+class Replica:
     """A way to run the model, and its blocks that are checkpointed."""
 
     forward: Forward
@@ -86,7 +86,7 @@ class Trainer:
         self.base = ResidentBase(pretrained, targets, device, dtype)
         rows = rows_of_step(self.base.model, device)
         self.forward = Forward(self.base.adapted, device, dtype, form, self.pad, objective, settings.rows or rows)
-        self._lanes = Lanes(self._lane(self.forward), self._another_lane)
+        self._replicas = Replicas(self._replica(self.forward), self._another)
         stop = stops(pretrained.model, pretrained.processor) if form.tokens else ()
         self.scorer = Scorer(self.base, self.forward, pretrained.first, rows, stop)
         self.shapes, self.params, self.pretrained = self.base.shapes, self.base.params, self.base.pretrained
@@ -206,9 +206,9 @@ class Trainer:
                 for i, where in group
             ]
             begun.update(i for i, _ in group)
-            lanes = self._lanes.spread([int(share.batch.sizes.sum()) for share in shares])
-            found = self._lanes.run(self._descend, [[shares[j] for j in own] for own in lanes])
-            for own, given in zip(lanes, found, strict=True):
+            groups = self._replicas.spread([int(share.batch.sizes.sum()) for share in shares])
+            found = self._replicas.run(self._descend, [[shares[j] for j in own] for own in groups])
+            for own, given in zip(groups, found, strict=True):
                 for j, loss in zip(own, given, strict=True):
                     i, _ = group[j]
                     losses[i] = losses[i] + loss
@@ -217,17 +217,17 @@ class Trainer:
             learner.took(loss, weight)
         return sum(map(len, data))
 
-    def _lane(self, forward: Forward) -> Lane:
-        return Lane(forward, switch_on(forward.adapted) if self.settings.checkpointing else [])
+    def _replica(self, forward: Forward) -> Replica:
+        return Replica(forward, switch_on(forward.adapted) if self.settings.checkpointing else [])
 
-    def _another_lane(self) -> Lane | None:
-        twin = self.forward.twin() if self.device.type == "cpu" else None
-        return None if twin is None else self._lane(twin)
+    def _another(self) -> Replica | None:
+        replica = self.forward.replica() if self.device.type == "cpu" else None
+        return None if replica is None else self._replica(replica)
 
-    def _descend(self, lane: Lane, shares: Sequence[Share]) -> list[Tensor]:
+    def _descend(self, replica: Replica, shares: Sequence[Share]) -> list[Tensor]:
         """Add the gradients of some learners' examples to theirs; returns each one's loss."""
-        with checkpointing(lane.blocks):
-            given = lane.forward.outputs(*self._passing(shares))
+        with checkpointing(replica.blocks):
+            given = replica.forward.outputs(*self._passing(shares))
         losses: list[Tensor] = []
         total = torch.zeros((), device=self.device)
         for share, outputs in zip(shares, given, strict=True):

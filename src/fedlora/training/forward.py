@@ -14,8 +14,8 @@ from fedlora.data.encoded import Encoded
 from fedlora.models.heads import Body, Head, Whole
 from fedlora.models.likelihood import Likelihood
 from fedlora.models.packing import Form, Inputs, Shared, by_size, following, pack
+from fedlora.models.replica import replica
 from fedlora.models.slots import Adapted, Weight, bind, bind_routers
-from fedlora.models.twin import twin
 from fedlora.tasks.base import Objective
 from fedlora.training.passes import Part, filled_up, in_order, passes, take
 from fedlora.types import Mix
@@ -41,9 +41,9 @@ class Forward:
         self._body, self._head, self._whole = Body(model, form), Head(model, form), Whole(model, form)
         self._likelihood = Likelihood(model)
 
-    def twin(self) -> "Forward | None":
-        """Another one on the same parameters, which can run at the same time, where the model can have a twin."""
-        adapted = twin(self.adapted, self.form, self.dtype)
+    def replica(self) -> "Forward | None":
+        """Another one on the same parameters, which can run at the same time, where the model can have a replica."""
+        adapted = replica(self.adapted, self.form, self.dtype)
         if adapted is None:
             return None
         return Forward(adapted, self.device, self.dtype, self.form, self.pad, self.objective, self.rows)

@@ -33,7 +33,7 @@ def spread(sizes: Sequence[int], threads: int) -> list[list[int]]:
     return [list(range(len(sizes)))]
 
 
-class Lanes(Generic[Place]):
+class Replicas(Generic[Place]):
     """Places to work in, each used by one thread at a time: the first one, and others that `another` makes when they are needed;
     None where there can be none."""
 
@@ -57,7 +57,7 @@ class Lanes(Generic[Place]):
         if len(parts) == 1:
             return [work(self._places[0], parts[0])]
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="lane")
+            self._pool = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="replica")
         threads = torch.get_num_threads()
 
         def one(place: Place, part: Work) -> Found:

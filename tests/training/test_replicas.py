@@ -18,8 +18,8 @@ from fedlora.data.encoded import Encoded
 from fedlora.models.load import from_config
 from fedlora.models.slots import find_targets
 from fedlora.training.batched import Trainer, rows_of_step
-from fedlora.training.lanes import Lanes, spread
 from fedlora.training.learner import Job, Outcome
+from fedlora.training.replicas import Replicas, spread
 from fedlora.types import BaseUpdate, Factors, Train
 
 AB = frozenset({("shared", "A"), ("shared", "B")})
@@ -63,8 +63,8 @@ def test_everybody_is_in_one_group_and_no_group_is_much_above_its_share(sizes: l
 
 def test_parts_run_at_the_same_time_each_with_its_share_of_the_threads_and_in_a_place_of_its_own(two_threads: None) -> None:
     made = iter(["second"])
-    lanes = Lanes("first", lambda: next(made))
-    assert lanes.spread([5, 7]) == [[0, 1]] and lanes.spread([6, 7]) == [[1], [0]]
+    replicas = Replicas("first", lambda: next(made))
+    assert replicas.spread([5, 7]) == [[0, 1]] and replicas.spread([6, 7]) == [[1], [0]]
     meet = threading.Barrier(2, timeout=60)  # neither goes on before the other is there
     for _ in range(3):
 
@@ -72,28 +72,28 @@ def test_parts_run_at_the_same_time_each_with_its_share_of_the_threads_and_in_a_
             meet.wait()
             return place, part, torch.get_num_threads()
 
-        assert lanes.run(work, [5, 7]) == [("first", 5, 1), ("second", 7, 1)]
+        assert replicas.run(work, [5, 7]) == [("first", 5, 1), ("second", 7, 1)]
     other: list[int] = []
     thread = threading.Thread(target=lambda: other.append(torch.get_num_threads()))
     thread.start()
     thread.join()
     assert (torch.get_num_threads(), other) == (2, [2])
-    here = lanes.run(lambda place, part: (place, part, torch.get_num_threads(), threading.current_thread()), [9])
+    here = replicas.run(lambda place, part: (place, part, torch.get_num_threads(), threading.current_thread()), [9])
     assert here == [("first", 9, 2, threading.main_thread())]
 
 
-def test_what_fails_in_a_lane_fails_here_once_all_have_ended(two_threads: None) -> None:
+def test_what_fails_in_a_replica_fails_here_once_all_have_ended(two_threads: None) -> None:
     ended: list[int] = []
 
     def work(place: int, part: int) -> None:
         if part == 0:
-            raise ValueError("of a lane")
+            raise ValueError("of a replica")
         threading.Event().wait(0.2)
         ended.append(part)
 
-    with pytest.raises(ValueError, match="of a lane"):
-        lanes = Lanes(0, lambda: 1)
-        lanes.run(work, [i for (i,) in lanes.spread([1, 1])])
+    with pytest.raises(ValueError, match="of a replica"):
+        replicas = Replicas(0, lambda: 1)
+        replicas.run(work, [i for (i,) in replicas.spread([1, 1])])
     assert ended == [1] and torch.get_num_threads() == 2
 
 
@@ -175,8 +175,8 @@ def test_clients_in_two_threads_learn_what_they_learn_alone(
 
 def test_where_there_is_no_other_place_all_share_the_one_there_is(two_threads: None) -> None:
     asked: list[int] = []
-    lanes = Lanes(0, lambda: asked.append(1))
-    assert [lanes.spread([6, 6]) for _ in range(3)] == [[[0, 1]]] * 3 and asked == [1]
+    replicas = Replicas(0, lambda: asked.append(1))
+    assert [replicas.spread([6, 6]) for _ in range(3)] == [[[0, 1]]] * 3 and asked == [1]
 
 
 def closure(model: Any) -> None:
@@ -194,11 +194,11 @@ def lock(model: Any) -> None:
 
 
 @pytest.mark.parametrize("change", [closure, no_leaf, lock])
-def test_a_model_that_can_have_no_twin_trains_its_clients_together(change: Any, two_threads: None) -> None:
+def test_a_model_that_can_have_no_replica_trains_its_clients_together(change: Any, two_threads: None) -> None:
     own = trainer(optimizer="sgd", change=change)
     adapted = own.base.adapted
     before = [module.__dict__["forward"] for module in adapted.modules.values()]
-    assert own.forward.twin() is None
+    assert own.forward.replica() is None
     ask = Train({"shared": adapter(own, 5)}, AB)
     for one, two in zip(trained(own, ask, at_once=False), trained(own, ask, at_once=True), strict=True):
         for name, x in tensors(one).items():
@@ -210,14 +210,14 @@ def test_a_model_that_can_have_no_twin_trains_its_clients_together(change: Any, 
 def test_the_threads_share_the_models_parameters_and_nothing_that_a_pass_changes(two_threads: None) -> None:
     """A second model in memory would be a second model too much."""
     own = trainer()
-    twin = own.forward.twin()
-    assert twin is not None
-    assert not {*own.base.model.modules()} & {*twin.adapted.model.modules()}
-    buffers = zip(own.base.model.buffers(), twin.adapted.model.buffers(), strict=True)
+    replica = own.forward.replica()
+    assert replica is not None
+    assert not {*own.base.model.modules()} & {*replica.adapted.model.modules()}
+    buffers = zip(own.base.model.buffers(), replica.adapted.model.buffers(), strict=True)
     assert all(a is not b and torch.equal(a, b) for a, b in buffers)
-    mine, other = dict(own.base.model.named_parameters()), dict(twin.adapted.model.named_parameters())
+    mine, other = dict(own.base.model.named_parameters()), dict(replica.adapted.model.named_parameters())
     assert mine.keys() == other.keys() and all(mine[name] is other[name] for name in mine)
-    assert twin.adapted.model is not own.base.model
+    assert replica.adapted.model is not own.base.model
     assert all("forward" in module.__dict__ for module in own.base.adapted.modules.values())
 
 

@@ -14,7 +14,7 @@ from fedlora.models.slots import Adapted
 from fedlora.models.trial import made_up
 
 
-def twin(adapted: Adapted, form: Form, dtype: torch.dtype) -> Adapted | None:
+def replica(adapted: Adapted, form: Form, dtype: torch.dtype) -> Adapted | None:
     """The model with modules, buffers and slots of its own and the same parameters; None where it cannot have that: it cannot be
     copied, or its copy still calls a layer of the original, as a hook does that keeps one in a closure."""
     adapted.release()
