@@ -6,7 +6,7 @@ from pathlib import Path
 import fedlora
 
 SOURCE = Path(fedlora.__file__).parent
-LEAVES = {"tables", "errors", "listed", "names", "scores", "seeds"}
+LEAVES = {"collector", "tables", "errors", "listed", "names", "scores", "seeds"}
 VALUES = {"types", "algebra", "history", *LEAVES}  # what methods are written in
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -16,6 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "scores": set(),
     "seeds": set(),
     "signals": set(),
+    "collector": set(),
     "recipes": set(),
     "algebra": set(),
     "listener": {"tasks/metrics"},

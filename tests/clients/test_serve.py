@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 import torch
 
-from fedlora.clients.serve import answered
+from fedlora.clients import serve
+from fedlora.clients.serve import answered, bundles
 from fedlora.clients.worker import Worker
 from fedlora.messages import Answer, Ask, Envelope, TrainAsk
 from fedlora.types import Client, Reply
@@ -44,3 +46,24 @@ def test_who_is_asked_again_is_not_trained_again_and_earlier_rounds_are_forgotte
     for round in range(2, 50):
         ask(round, [3 * round, 3 * round + 1], round + 2)
     assert set(last) == {3 * 49, 3 * 49 + 1}
+
+
+def test_answers_that_come_fast_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(serve.time, "monotonic", lambda: now[0])
+
+    def after(waits: Sequence[float], size: int) -> list[int]:
+        """How many answers of this size go together, each coming so many seconds after the one before."""
+
+        def come() -> Iterator[bytes]:
+            for wait in waits:
+                now[0] += wait
+                yield bytes(size)
+
+        return list(map(len, bundles(come())))
+
+    assert after([0.0] * 10, 1 << 20) == [4, 4, 2]
+    assert after([0.0] * 3, 5 << 20) == [1, 1, 1]
+    assert after([0.04] * 7, 10) == [4, 3]
+    assert after([60.0, 60.0, 0.0], 10) == [2, 1]
+    assert after([], 10) == []

@@ -1,6 +1,5 @@
 """Finding and loading models; heads drawn from the seed."""
 
-import gc
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +17,6 @@ from fedlora.errors import BadInput
 from fedlora.models import load as loading
 from fedlora.models.load import from_config, locate, public_name
 from fedlora.models.peft import modules_to_save, save_model
-from fedlora.models.quiet import uncollected
 from fedlora.types import Factors, Model
 
 
@@ -217,14 +215,3 @@ def test_token_types_that_count_are_said(tmp_path: Path) -> None:
         file.write_text(json.dumps(json.loads(file.read_text()) | names))
         notes = tiny.load_model(ModelConfig(source=str(tmp_path / kind)), tiny.CLASSES, 0).notes
         assert any("token types" in note for note in notes) == said
-
-
-@pytest.mark.parametrize("was", [True, False])
-def test_the_collector_is_left_as_it_was(was: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-    monkeypatch.setattr(gc, "isenabled", lambda: was)
-    monkeypatch.setattr(gc, "disable", lambda: seen.append("off"))
-    monkeypatch.setattr(gc, "enable", lambda: seen.append("on"))
-    with pytest.raises(ValueError), uncollected():
-        raise ValueError
-    assert seen == (["off", "on"] if was else ["off"])

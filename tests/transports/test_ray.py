@@ -39,7 +39,7 @@ def processes_of_ray() -> set[int]:
                 line = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if b"raylet" in line or b"gcs_server" in line or line.startswith(b"ray::"):
+            if b"/ray/" in line or line.startswith(b"ray::"):  # its servers, and what watches their logs
                 found.add(int(entry.name))
     return found
 

@@ -4,7 +4,8 @@ A tuple of asks comes in two parts (`whole`), so that what several workers are t
 answer, is its length, eight bytes, and its bytes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import IO, Any
 
@@ -18,6 +19,8 @@ from fedlora.transforms import pipeline
 from fedlora.types import Method, Reply
 
 LENGTH = 8  # bytes
+BUNDLE = 1 << 22  # bytes that fill a bundle
+HELD = 0.1  # seconds for which an answer waits for the next one to join it; however late that one is, both go then
 
 
 def classes(method: Method) -> list[type[Any]]:
@@ -86,6 +89,21 @@ def answered(worker: Worker, asks: Sequence[Ask], last: dict[int, tuple[str, Rep
         if isinstance(answer.body, Reply):
             last[answer.client] = digests[answer.client], answer.body
         yield answer
+
+
+def bundles(answers: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Answers that come fast, several together, where each thing that is sent costs about as much as a step."""
+    bundle: list[bytes] = []
+    due = 0.0
+    for answer in answers:
+        if not bundle:
+            due = time.monotonic() + HELD
+        bundle.append(answer)
+        if sum(map(len, bundle)) >= BUNDLE or time.monotonic() >= due:
+            yield bundle
+            bundle = []
+    if bundle:
+        yield bundle
 
 
 def _digests(asks: Sequence[Ask]) -> dict[int, str]:

@@ -35,6 +35,11 @@ class Encoded:
         return len(self.inputs)
 
     @property
+    def tokens(self) -> int:
+        """Of all examples."""
+        return int(self.sizes.sum())
+
+    @property
     def domain_index(self) -> np.ndarray:
         """`domains`, and zeros in a run of one."""
         return self.domains if len(self.domains) else np.zeros(len(self), dtype=np.int64)

@@ -1,6 +1,5 @@
-"""Other libraries' words kept from the user, where ours say what there is to say, and the collector off their backs."""
+"""Other libraries' words kept from the user, where ours say what there is to say."""
 
-import gc
 import logging
 import warnings
 from collections.abc import Iterator
@@ -25,16 +24,3 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
         if bars:
             hf_logging.enable_progress_bar()
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """No garbage collection within. Importing transformers and PEFT makes a million objects that stay; to look through them again
-    and again takes a quarter of the time of loading a model."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()

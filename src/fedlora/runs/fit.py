@@ -91,7 +91,7 @@ def estimate(
     held = 0 if "full" in asks else trained * (2 if "slots" in asks else 1)
     size = min(config.train.batch_size, max(whole))
     batch = _typical(train, size)
-    tokens = max(1, int(batch.sizes.sum()))
+    tokens = max(1, batch.tokens)
     together = min(len(whole), -(-trainer.rows // tokens)) if "full" not in asks else 1
     under_way = max(together, min(len(whole), WAVE_BYTES // max(1, 4 * trained) + 1))
     merged = sum(o * i for o, i in setup.shapes.values()) if "base" in asks else 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.clients.watch import similarity
+from fedlora.collector import settled
 from fedlora.config import Config, as_tables, to_toml
 from fedlora.data.given import KEPT
 from fedlora.disk import alone, founding, write_whole
@@ -116,6 +117,7 @@ def execute_kind(
         with (
             kind.connected(context, out, checkpoint.started(out / CHECKPOINT), listener) as connection,
             tracked(context, out, record.rows(), listener) as followed,
+            settled(),
         ):
             last = play(context, connection, saved, record, out, followed, profile)
             listener.stage("writing the result")

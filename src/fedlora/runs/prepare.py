@@ -11,6 +11,7 @@ import torch
 
 from fedlora import methods, seeds, tasks
 from fedlora.algebra.tensors import flat
+from fedlora.collector import uncollected
 from fedlora.config import Config, HeadMode, Partition, Strata
 from fedlora.data.dataset import Dataset, Schema, Split
 from fedlora.data.domains import deal
@@ -23,7 +24,6 @@ from fedlora.models.load import Given, Pretrained, doing
 from fedlora.models.memory import Room, room
 from fedlora.models.peft import held_by_peft, rehearse
 from fedlora.models.quantised import bits, move
-from fedlora.models.quiet import uncollected
 from fedlora.models.slots import find_targets
 from fedlora.models.trial import Findings, in_full
 from fedlora.runs import fit

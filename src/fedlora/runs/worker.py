@@ -17,6 +17,7 @@ from filelock import FileLock
 from fedlora import wire
 from fedlora.clients.serve import classes, serve, write
 from fedlora.clients.worker import Worker
+from fedlora.collector import settled
 from fedlora.config import Config, read_run
 from fedlora.data.given import KEPT
 from fedlora.disk import digest, private, write_whole
@@ -101,7 +102,7 @@ def _over_ray(share: Any, context: RunContext, worker: Worker, out: Path, listen
 
 def _numbers(context: RunContext, count: int) -> dict[int, int]:
     """Who plays which client, so that workers have as many tokens to train on."""
-    return balanced({client.id: int(context.train[client.id].sizes.sum()) for client in context.setup.clients}, count)
+    return balanced({client.id: context.train[client.id].tokens for client in context.setup.clients}, count)
 
 
 def _of_model(config: Config) -> list[Path]:
@@ -173,7 +174,8 @@ def _worker(out: Path, config: Config, number: int) -> Iterator[Worker]:
     with FileLock(out / STATES / f"worker-{number}.lock"):
         context = prepare(config, Quiet(), out)
         context.trainer.rows = check_roster(context.roster, out)
-        yield make_worker(context, out / STATES, number)
+        with settled():
+            yield make_worker(context, out / STATES, number)
 
 
 def main(out: Path, number: int, threads: int) -> None:

@@ -193,29 +193,25 @@ class Trainer:
     def _step(self, learners: Sequence[Learner]) -> int:
         """One step of each learner; returns how many examples they saw. Batches that are longer than `train.micro_tokens` pass in
         pieces, whose gradients add up."""
-        data = [learner.job.data.take(learner.where) for learner in learners if learner.where is not None]
-        weights = [float(self.objective.weights(batch).sum()) for batch in data]
-        losses = [torch.zeros((), device=self.device) for _ in learners]
-        tokens = [int(batch.sizes.sum()) for batch in data]
-        micro = self.settings.micro_tokens or sum(tokens)
-        pieces = [(i, where) for i, batch in enumerate(data) for where in by_tokens(batch.sizes, micro)]
-        begun: set[int] = set()
-        for group in fill(pieces, lambda piece: int(data[piece[0]].sizes[piece[1]].sum()), micro):
-            shares = [
-                Share(learners[i], data[i] if len(where) == len(data[i]) else data[i].take(where), weights[i], i not in begun)
-                for i, where in group
-            ]
-            begun.update(i for i, _ in group)
-            groups = self._replicas.spread([int(share.batch.sizes.sum()) for share in shares])
-            found = self._replicas.run(self._descend, [[shares[j] for j in own] for own in groups])
+        batches = [learner.job.data.take(learner.where) for learner in learners if learner.where is not None]
+        weights = [float(self.objective.weights(batch).sum()) for batch in batches]
+        micro = self.settings.micro_tokens or sum(batch.tokens for batch in batches)
+        pieces = [
+            Share(learner, batch if len(where) == len(batch) else batch.take(where), weight, int(where[0]) == 0)
+            for learner, batch, weight in zip(learners, batches, weights, strict=True)
+            for where in by_tokens(batch.sizes, micro)
+        ]
+        losses = {learner: torch.zeros((), device=self.device) for learner in learners}
+        for shares in fill(pieces, lambda share: share.batch.tokens, micro):
+            groups = self._replicas.spread([share.batch.tokens for share in shares])
+            found = self._replicas.run(self._descend, [[shares[i] for i in own] for own in groups])
             for own, given in zip(groups, found, strict=True):
-                for j, loss in zip(own, given, strict=True):
-                    i, _ = group[j]
-                    losses[i] = losses[i] + loss
-        for learner, loss, weight in zip(learners, losses, weights, strict=True):
+                for i, loss in zip(own, given, strict=True):
+                    losses[shares[i].learner] = losses[shares[i].learner] + loss
+        for learner, weight in zip(learners, weights, strict=True):
             learner.step()
-            learner.took(loss, weight)
-        return sum(map(len, data))
+            learner.took(losses[learner], weight)
+        return sum(map(len, batches))
 
     def _replica(self, forward: Forward) -> Replica:
         return Replica(forward, switch_on(forward.adapted) if self.settings.checkpointing else [])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from fedlora.types import Factors, Gate
 
 ALIGNED = 32  # what a client's tokens in a pass are filled up to a multiple of
 
+Some = TypeVar("Some")
 Piece = tuple[int, np.ndarray]  # of which part, and the positions of some of its texts
 
 
@@ -74,9 +76,9 @@ def by_tokens(sizes: np.ndarray, limit: int) -> Iterator[np.ndarray]:
             start = end
 
 
-def fill(pieces: Iterable[Piece], size: Callable[[Piece], int], limit: int) -> Iterator[list[Piece]]:
+def fill(pieces: Iterable[Some], size: Callable[[Some], int], limit: int) -> Iterator[list[Some]]:
     """Consecutive pieces in groups of at most `limit`, or of one piece."""
-    group: list[Piece] = []
+    group: list[Some] = []
     total = 0
     for piece in pieces:
         if group and total + size(piece) > limit:

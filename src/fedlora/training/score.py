@@ -152,7 +152,7 @@ class Scorer:
                 yield waiting
                 waiting, rows = [], 0
             waiting.append((job, self.part(job)))
-            rows += int(job.data.sizes.sum())
+            rows += job.data.tokens
         if waiting:
             yield waiting
         self.base.drop(False)

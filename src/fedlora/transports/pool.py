@@ -28,8 +28,8 @@ class Peer(Protocol):
     def ask(self, shared: Any, own: bytes) -> None:
         """Send asks in two parts (`fedlora.clients.serve`); what comes of it goes into the queue that it was started with."""
 
-    def take(self, said: Any) -> bytes:
-        """The bytes of what it has put there. Gone: there are none any more."""
+    def take(self, said: Any) -> Sequence[bytes]:
+        """The messages that it has put there at once. Gone: there are none any more."""
 
     def stop(self) -> None: ...
 
@@ -83,20 +83,19 @@ class Pool:
                 if number is None:  # of one that was given up
                     continue
                 try:
-                    answer = self._read(number, said)
+                    messages = self._taken(number, said)
                 except Gone as gone:
                     why = str(gone)
                     if any(owing.get(id) == number for id in waiting):
                         self.note(f"{why}; what it has not answered is asked again")
                     owing = {id: own for id, own in owing.items() if own != number}
                     continue
-                if answer is None:
-                    continue
-                if answer.client in waiting and answer.envelope == waiting[answer.client].envelope:
-                    ask = waiting.pop(answer.client)
-                    if isinstance(answer.body, Reply):
-                        self.on_examples(ask.client.num_examples)
-                yield answer
+                for answer in self._read(number, messages):
+                    if answer.client in waiting and answer.envelope == waiting[answer.client].envelope:
+                        ask = waiting.pop(answer.client)
+                        if isinstance(answer.body, Reply):
+                            self.on_examples(ask.client.num_examples)
+                    yield answer
             if not waiting:
                 return
         for id, ask in waiting.items():
@@ -143,24 +142,26 @@ class Pool:
             self.peers[number].ask(told, data)
         return {ask.client.id: number for number, asks in by_worker.items() for ask in asks}
 
-    def _read(self, number: int, said: Any) -> Answer | None:
-        """A worker's answer, or None where it is damaged: who owes one is then asked again.
-
-        Raises:
-            Gone: there is none, for the worker is gone.
-            BadInput: it cannot start.
-        """
+    def _taken(self, number: int, said: Any) -> Sequence[bytes]:
+        """What a worker says. Gone: there is nothing, for the worker is gone."""
         if said is None:
             raise Gone(f"worker {1 + number} died")
         try:
-            answer = wire.decode(self.peers[number].take(said), self.classes)
+            return self.peers[number].take(said)
         except Gone as gone:
             raise Gone(f"worker {1 + number} {gone}") from gone
-        except ValueError:
-            return None
-        if isinstance(answer, Unstarted):
-            raise BadInput(f"worker {1 + number} cannot start: {answer.why}")
-        return answer if isinstance(answer, Answer) and type(answer.client) is int else None
+
+    def _read(self, number: int, messages: Sequence[bytes]) -> Iterator[Answer]:
+        """A worker's answers; one that is damaged is left out, and asked for again in time. BadInput: the worker cannot start."""
+        for data in messages:
+            try:
+                answer = wire.decode(data, self.classes)
+            except ValueError:
+                continue
+            if isinstance(answer, Unstarted):
+                raise BadInput(f"worker {1 + number} cannot start: {answer.why}")
+            if isinstance(answer, Answer) and type(answer.client) is int:
+                yield answer
 
 
 def balanced(loads: Mapping[int, int], count: int) -> dict[int, int]:

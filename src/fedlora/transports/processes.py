@@ -30,8 +30,8 @@ class _Process:
             write(self.popen.stdin, shared)
             write(self.popen.stdin, own)
 
-    def take(self, said: bytes) -> bytes:
-        return said
+    def take(self, said: bytes) -> Sequence[bytes]:
+        return [said]
 
     def stop(self) -> None:
         assert self.popen.stdin is not None and self.popen.stdout is not None

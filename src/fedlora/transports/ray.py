@@ -1,13 +1,13 @@
 """Workers on a Ray cluster, or on this machine by Ray: the one module that imports ray.
 
 A worker is an actor with a share of the processors, or a GPU of its own. Replies stay in Ray's object store until they are read,
-one at a time; what a round sends to all is put there once.
+a bundle at a time; what a round sends to all is put there once.
 """
 
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from threading import Thread
@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from fedlora import wire
-from fedlora.clients.serve import answered, classes, whole
+from fedlora.clients.serve import answered, bundles, classes, whole
 from fedlora.clients.worker import Worker
 from fedlora.errors import BadInput, first_line
 from fedlora.messages import Unstarted
@@ -25,7 +25,7 @@ from fedlora.types import Reply
 
 LOCAL = "local"  # the address of a Ray of our own
 SOON = 5.0  # seconds in which a cluster's machine answers
-AHEAD = 16  # replies of a worker that may wait to be read
+AHEAD = 16  # bundles of a worker that may wait to be read
 PASSED = ("HF_", "FEDLORA_", "TOKENIZERS_", "TRANSFORMERS_", "ONEDNN_")  # beginnings of environment variables that workers get
 
 
@@ -140,13 +140,13 @@ class Host:
         except BadInput as error:
             self._worker = Unstarted(str(error))
 
-    def answer(self, shared: bytes, own: bytes) -> Iterator[bytes]:
-        """Each answer as it comes."""
+    def answer(self, shared: bytes, own: bytes) -> Iterator[list[bytes]]:
+        """The answers as they come."""
         if isinstance(self._worker, Unstarted):
-            yield wire.encode(self._worker)
+            yield [wire.encode(self._worker)]
             return
-        for answer in answered(self._worker, whole(shared, own, classes(self._worker.method)), self._last):
-            yield wire.encode(answer)
+        asks = whole(shared, own, classes(self._worker.method))
+        yield from bundles(map(wire.encode, answered(self._worker, asks, self._last)))
 
 
 class _Actor:
@@ -162,9 +162,9 @@ class _Actor:
         method = self._actor.answer.options(num_returns="streaming", _generator_backpressure_num_objects=AHEAD)
         Thread(target=self._listen, args=(method.remote(shared, own),), daemon=True).start()
 
-    def take(self, said: Any) -> bytes:
+    def take(self, said: Any) -> Sequence[bytes]:
         try:
-            found: bytes = _got(said)
+            found: list[bytes] = _got(said)
             return found
         except Gone:  # were it its own exception, the next ask would meet it again
             self.alive = False
