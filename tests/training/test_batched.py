@@ -16,6 +16,7 @@ from fedlora.data.encoded import Encoded
 from fedlora.models.load import Pretrained, from_config
 from fedlora.models.slots import find_targets
 from fedlora.tasks.texts import encode
+from fedlora.training import learner
 from fedlora.training.batched import Trainer
 from fedlora.training.learner import Job, batches
 from fedlora.types import BASE, FULL, BaseUpdate, Factors, Model, TailNorm, Train
@@ -301,3 +302,26 @@ def test_with_rows_of_1_each_client_trains_by_itself_and_to_the_same_bits(pretra
     steps.clear()
     dict(trainer.train(deque(jobs), steps.append))
     assert len(steps) == max(-(-len(job.data) // SETTINGS.batch_size) for job in jobs)
+
+
+def test_few_clients_share_a_step_where_each_trains_much(
+    pretrained: Pretrained, data: Encoded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of eight have room, of one text each."""
+    trainer = make(pretrained)
+    ask = Train({"shared": adapter(trainer)}, AB, epochs=1)
+    trained = 4 * sum(map(sum, trainer.shapes.values()))
+    together: list[int] = []
+    step = trainer._step
+    monkeypatch.setattr(trainer, "_step", lambda learners: together.append(len(learners)) or step(learners))
+
+    def played() -> list[int]:
+        together.clear()
+        list(trainer.train(deque(Job(ask, data.take(np.array([i])), i, {}) for i in range(8))))
+        return together
+
+    assert played() == [8]
+    monkeypatch.setattr(learner, "TRAINED_OF_ROW", 2.5 * trained / trainer.rows)
+    assert played() == [3, 3, 2]
+    monkeypatch.setattr(learner, "TRAINED_OF_ROW", 0.9 * trained / trainer.rows)
+    assert played() == [1] * 8

@@ -21,6 +21,7 @@ from fedlora.models.quiet import quiet
 from fedlora.server.sampling import sampler
 from fedlora.tasks.base import Task
 from fedlora.training.batched import Trainer
+from fedlora.training.learner import rows_of
 from fedlora.training.precision import dtype_of, pick_device
 from fedlora.types import FULL, Factors, Method, Setup, Train
 
@@ -92,7 +93,7 @@ def estimate(
     size = min(config.train.batch_size, max(whole))
     batch = _typical(train, size)
     tokens = max(1, batch.tokens)
-    together = min(len(whole), -(-trainer.rows // tokens)) if "full" not in asks else 1
+    together = min(len(whole), -(-trainer.rows // rows_of(tokens, trained))) if "full" not in asks else 1
     under_way = max(together, min(len(whole), WAVE_BYTES // max(1, 4 * trained) + 1))
     merged = sum(o * i for o, i in setup.shapes.values()) if "base" in asks else 0
     parts = list(memory.base_parts(list(base.pretrained.values()), device, dtype, merged))

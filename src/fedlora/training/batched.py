@@ -2,8 +2,8 @@
 
 Clients train together: a step takes the next batch of each of several clients, side by side in one forward and backward pass, each
 passing through its own slots; on a CPU in one pass a thread, where the clients can be shared out evenly (`replicas`). A client that
-has finished makes room for the next one. How many take part in a step follows from the number of tokens in their batches alone,
-so a run that is repeated or resumed makes the same steps.
+has finished makes room for the next one. How many take part in a step follows from their tokens and from how much they train
+alone, so a run that is repeated or resumed makes the same steps.
 
 The frozen model computes in `dtype` (bfloat16 where the hardware has it); what trains is kept, differentiated into and stepped in
 float32. Dropout is off. A masked entry has no gradient and is put back after each step, so weight decay cannot move it either.
