@@ -50,3 +50,14 @@ def test_after_it_what_stayed_can_be_garbage() -> None:
         assert gone() is not None
     gc.collect()
     assert gone() is None
+
+
+def test_what_somebody_else_has_frozen_stays_so() -> None:
+    gc.freeze()
+    try:
+        count = gc.get_freeze_count()
+        with settled():
+            gc.collect()
+        assert 0 < gc.get_freeze_count() <= count
+    finally:
+        gc.unfreeze()

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-Place = TypeVar("Place")
+Replica = TypeVar("Replica")
 Work = TypeVar("Work")
 Found = TypeVar("Found")
 
@@ -33,38 +33,38 @@ def spread(sizes: Sequence[int], threads: int) -> list[list[int]]:
     return [list(range(len(sizes)))]
 
 
-class Replicas(Generic[Place]):
-    """Places to work in, each used by one thread at a time: the first one, and others that `another` makes when they are needed;
+class Replicas(Generic[Replica]):
+    """Replicas of a model, each used by one thread at a time: the first one, and others that `another` makes when they are needed;
     None where there can be none."""
 
-    def __init__(self, first: Place, another: Callable[[], Place | None]) -> None:
-        self._places, self._another, self._alone = [first], another, False
+    def __init__(self, first: Replica, another: Callable[[], Replica | None]) -> None:
+        self._replicas, self._another, self._alone = [first], another, False
         self._pool: ThreadPoolExecutor | None = None
 
     def spread(self, sizes: Sequence[int]) -> list[list[int]]:
-        """As `spread` does it, for as many threads as this one has, and one group where there is no other place."""
+        """As `spread` does it, for as many threads as this one has, and one group where there is no other replica."""
         groups = spread(sizes, 1 if self._alone else torch.get_num_threads())
-        while len(self._places) < len(groups):
-            place = self._another()
-            if place is None:
+        while len(self._replicas) < len(groups):
+            replica = self._another()
+            if replica is None:
                 self._alone = True
                 return spread(sizes, 1)
-            self._places.append(place)
+            self._replicas.append(replica)
         return groups
 
-    def run(self, work: Callable[[Place, Work], Found], parts: Sequence[Work]) -> list[Found]:
+    def run(self, work: Callable[[Replica, Work], Found], parts: Sequence[Work]) -> list[Found]:
         """What `work` makes of the part of each group, all at the same time, this one's threads being shared out among them."""
         if len(parts) == 1:
-            return [work(self._places[0], parts[0])]
+            return [work(self._replicas[0], parts[0])]
         if self._pool is None:
             self._pool = ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="replica")
         threads = torch.get_num_threads()
 
-        def one(place: Place, part: Work) -> Found:
+        def one(replica: Replica, part: Work) -> Found:
             torch.set_num_threads(threads // len(parts))  # of this thread alone
-            return work(place, part)
+            return work(replica, part)
 
-        futures = [self._pool.submit(one, place, part) for place, part in zip(self._places[: len(parts)], parts, strict=True)]
+        futures = [self._pool.submit(one, replica, part) for replica, part in zip(self._replicas[: len(parts)], parts, strict=True)]
         try:
             return [future.result() for future in futures]
         finally:
